@@ -1,0 +1,61 @@
+"""How every program starts: flags are parsed, bad input ends in one line on standard error and exit status 2."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+
+from rmjax.core.errors import InputError
+
+# XLA's CPU backend gains from transparent huge pages; glibc reads this before main, hence the re-execution.
+_HUGE_PAGES = "glibc.malloc.hugetlb=1"
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+    """Runs `main` under absl, with errors of input and flags as one clear line.
+
+    Args:
+      main: takes the arguments that are no flags.
+    """
+    app.run(_guarded(main), flags_parser=_parse)
+
+
+def use_huge_pages() -> None:
+    """Re-executes the program once with glibc's huge-page allocation, unless the user has set tunables.
+
+    Linux with glibc 2.35 or newer; elsewhere the variable is ignored. Call before anything is imported that is slow.
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = _HUGE_PAGES
+        os.execv(sys.executable, sys.orig_argv)
+
+
+def _guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], None]:
+    def call(arguments: Sequence[str]) -> None:
+        if len(arguments) > 1:
+            _fail(f"unexpected argument {arguments[1]!r}; see --help")
+        try:
+            main(arguments)
+        except InputError as error:
+            _fail(str(error))
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+
+    return call
+
+
+def _parse(argv: Sequence[str]) -> Sequence[str]:
+    logging.set_verbosity(logging.WARNING)
+    try:
+        return app.parse_flags_with_usage(argv) if "--help" in argv or "-h" in argv else flags.FLAGS(argv)
+    # A config file is run while flags are parsed; a wrong override raises whatever ml_collections raises.
+    except (flags.Error, InputError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        message = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
+        _fail(" ".join(message.split()))
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)

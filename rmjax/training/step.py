@@ -1,0 +1,108 @@
+"""The train state and the one jitted step over it, on whatever mesh is in force."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rmjax.core.mesh import ROWS, replicated, state_shardings
+from rmjax.models.decoder import Params, RewardModel
+from rmjax.training.objectives import Objective, Sums
+
+State = dict[str, Any]  # step: int32 [], params, opt_state
+Batch = dict[str, jax.Array]  # packed rows, stacked: [M, B, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """What a step computes: model, objective, optimizer, and the mesh it runs on."""
+
+    model: RewardModel
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    grad_clip: float
+    mesh: Mesh
+
+    def init(self, params: Params) -> State:
+        """Returns the state before the first step."""
+        return {"step": jnp.zeros((), jnp.int32), "params": params, "opt_state": self.optimizer.init(params)}
+
+    def abstract_state(self) -> State:
+        """Returns shapes, dtypes and shardings of the whole state."""
+        state = jax.eval_shape(lambda: self.init(self.model.init(jax.random.key(0))))
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            state,
+            state_shardings(self.mesh, state),
+        )
+
+    def compile_step(self) -> Callable[[State, Batch, jax.Array], tuple[State, dict[str, Any]]]:
+        """Returns `step(state, batch, microbatches) -> (state, report)`; the given state is donated.
+
+        `microbatches` says how many of the M stacked microbatches hold comparisons: one program serves any number.
+        `report` holds the objective's sums and `grad_norm` (before clipping).
+        """
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
+        return jax.jit(
+            self._step,
+            donate_argnums=0,
+            in_shardings=(shardings, None, None),
+            out_shardings=(shardings, replicated(self.mesh)),
+        )
+
+    def compile_evaluation(self) -> Callable[[Params, Batch, jax.Array], Sums]:
+        """Returns `evaluate(params, batch, microbatches)`: the objective's sums, without a gradient."""
+
+        def evaluate(params: Params, batch: Batch, microbatches: jax.Array) -> Sums:
+            return _accumulate(lambda rows: self._sums(params, rows), batch, microbatches)
+
+        return jax.jit(evaluate, out_shardings=replicated(self.mesh))
+
+    def _sums(self, params: Params, rows: Batch) -> Sums:
+        return self.objective(self.model.rewards(params, rows), rows)
+
+    def _step(self, state: State, batch: Batch, microbatches: jax.Array) -> tuple[State, dict[str, Any]]:
+        params = state["params"]
+
+        def gradient(rows: Batch) -> tuple[Sums, Params]:
+            def loss_sum(params: Params) -> tuple[jax.Array, Sums]:
+                sums = self._sums(params, rows)
+                return sums["loss"][0], sums
+
+            gradients, sums = jax.grad(loss_sum, has_aux=True)(params)
+            return sums, gradients
+
+        sums, gradients = _accumulate(gradient, batch, microbatches)
+        gradients = jax.tree.map(lambda g: g / sums["loss"][1].astype(g.dtype), gradients)
+        grad_norm = optax.global_norm(gradients)
+        if self.grad_clip > 0:
+            scale = jnp.minimum(1.0, self.grad_clip / jnp.maximum(grad_norm, 1e-30))
+            gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
+        updates, opt_state = self.optimizer.update(gradients, state["opt_state"], params)
+        state = {"step": state["step"] + 1, "params": optax.apply_updates(params, updates), "opt_state": opt_state}
+        return state, {"sums": sums, "grad_norm": grad_norm}
+
+
+def _accumulate(function: Callable[[Batch], Any], batch: Batch, microbatches: jax.Array) -> Any:
+    """Returns the sum of `function(rows)` over the first `microbatches` of the stacked batch."""
+    stacked = next(iter(batch.values())).shape[0]
+
+    def rows(i: Any) -> Batch:
+        return {name: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False) for name, leaf in batch.items()}
+
+    first = function(rows(0))
+    if stacked == 1:
+        return first
+    add = lambda i, total: jax.tree.map(jnp.add, total, function(rows(i)))
+    return jax.lax.fori_loop(1, microbatches, add, first)
+
+
+def batch_sharding(mesh: Mesh, name: str) -> NamedSharding:
+    """Returns where a stacked batch's array [M, B, ...] lies: rows split, and tokens too along `sequence`."""
+    per_token = name in ("tokens", "group", "branch", "position")
+    return NamedSharding(mesh, P(None, ROWS, "sequence") if per_token else P(None, ROWS))
