@@ -52,6 +52,7 @@ def default() -> ml_collections.ConfigDict:
     data.train = ("synthetic",)  # paths, globs, or `synthetic` for the built-in data
     data.validation = ("synthetic",)
     data.format = "auto"  # auto, or a name of rmjax/data/formats.py
+    data.strings = "joined"  # joined | chat: prompt and response strings as one text, or as two chat messages
     data.tokenizer = ""  # Hugging Face directory or hub name; empty: the model's
     data.max_length = 1024  # tokens of the longest conversation of a comparison
     data.row_length = 0  # tokens of a packed row; 0: chosen from the lengths

@@ -30,10 +30,9 @@ def make_schedule(config: ml_collections.ConfigDict, steps: int) -> optax.Schedu
     return optax.join_schedules([ramp, after], [warmup]) if warmup else after
 
 
-def make_optimizer(config: ml_collections.ConfigDict, steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: ml_collections.ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Returns the gradient transformation of `config.optimizer`; clipping is the train step's own."""
     check_choice("optimizer.name", config.name, ("adamw", "lion"))
-    schedule = make_schedule(config, steps)
     options: dict[str, Any] = {"weight_decay": config.weight_decay, "mask": decay_mask}
     if config.name == "lion":
         return optax.lion(schedule, config.b1, config.b2, **options)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -25,6 +26,7 @@ class Trainer:
     model: RewardModel
     objective: Objective
     optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
     grad_clip: float
     mesh: Mesh
 
@@ -45,7 +47,7 @@ class Trainer:
         """Returns `step(state, batch, microbatches) -> (state, report)`; the given state is donated.
 
         `microbatches` says how many of the M stacked microbatches hold comparisons: one program serves any number.
-        `report` holds the objective's sums and `grad_norm` (before clipping).
+        `report` holds the objective's sums, `grad_norm` (before clipping) and `learning_rate`.
         """
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
         return jax.jit(
@@ -85,7 +87,8 @@ class Trainer:
             gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
         updates, opt_state = self.optimizer.update(gradients, state["opt_state"], params)
         state = {"step": state["step"] + 1, "params": optax.apply_updates(params, updates), "opt_state": opt_state}
-        return state, {"sums": sums, "grad_norm": grad_norm}
+        report = {"sums": sums, "grad_norm": grad_norm, "learning_rate": self.schedule(state["step"] - 1)}
+        return state, report
 
 
 def _accumulate(function: Callable[[Batch], Any], batch: Batch, microbatches: jax.Array) -> Any:
@@ -100,6 +103,12 @@ def _accumulate(function: Callable[[Batch], Any], batch: Batch, microbatches: ja
         return first
     add = lambda i, total: jax.tree.map(jnp.add, total, function(rows(i)))
     return jax.lax.fori_loop(1, microbatches, add, first)
+
+
+def local_rows(mesh: Mesh, rows: int) -> np.ndarray:
+    """Returns which of a microbatch's `rows` the devices of this process hold, sorted."""
+    parts = NamedSharding(mesh, P(ROWS)).addressable_devices_indices_map((rows,)).values()
+    return np.unique(np.concatenate([np.arange(rows)[part] for part in parts]))
 
 
 def batch_sharding(mesh: Mesh, name: str) -> NamedSharding:

@@ -1,0 +1,168 @@
+"""The batch plan: which comparisons make step n, in which rows, in which microbatches.
+
+A pure function of (seed, token lengths), computed alike on every host. Which comparisons a step takes depends on the seed
+and their number alone; how they are packed changes the order of additions and nothing else.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from rmjax.core.errors import InputError
+from rmjax.data.packing import pack
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchPlan:
+    """The plan of a run.
+
+    Attributes:
+      lengths: unique tokens of each comparison, int [n].
+      readouts, edges: how many each comparison has, int [n].
+      batch_size: comparisons a step, exactly; only a plan by epochs may end on a shorter step.
+      num_steps: steps of the run.
+      total: comparisons over all steps; beyond one epoch's n the order is drawn anew.
+      row_length: tokens of a row.
+      microbatch_rows: rows of a microbatch, over all devices.
+      seed: of the order; None keeps the data's own order (evaluation).
+    """
+
+    lengths: np.ndarray
+    readouts: np.ndarray
+    edges: np.ndarray
+    batch_size: int
+    num_steps: int
+    total: int
+    row_length: int
+    microbatch_rows: int
+    seed: int | None
+
+    def comparisons(self, step: int) -> np.ndarray:
+        """Returns the indices of the comparisons of `step` (from 0), int64."""
+        n = len(self.lengths)
+        first = step * self.batch_size
+        last = min(first + self.batch_size, self.total)
+        parts = []
+        while first < last:
+            epoch, offset = divmod(first, n)
+            take = min(n - offset, last - first)
+            parts.append(_order(self.seed, epoch, n)[offset : offset + take])
+            first += take
+        return np.concatenate(parts)
+
+    def rows(self, step: int) -> list[list[int]]:
+        """Returns the step's comparisons packed into rows, first-fit decreasing."""
+        chosen = self.comparisons(step)
+        return [[int(chosen[i]) for i in row] for row in pack(self.lengths[chosen], self.row_length)]
+
+    def microbatches(self, step: int) -> int:
+        """Returns how many microbatches the step's rows fill."""
+        return math.ceil(len(self.rows(step)) / self.microbatch_rows)
+
+    @functools.cached_property
+    def sizes(self) -> "PlanSizes":
+        """Static sizes of the batch arrays and the cost of the plan, from one pass over all steps."""
+        rows = readouts = edges = microbatches = slots = tokens = 0
+        for step in range(self.num_steps):
+            packed = self.rows(step)
+            rows = max(rows, len(packed))
+            needed = math.ceil(len(packed) / self.microbatch_rows)
+            microbatches = max(microbatches, needed)
+            slots += needed * self.microbatch_rows * self.row_length
+            for row in packed:
+                readouts = max(readouts, int(self.readouts[row].sum()))
+                edges = max(edges, int(self.edges[row].sum()))
+                tokens += int(self.lengths[row].sum())
+        return PlanSizes(microbatches, readouts, edges, tokens, slots)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanSizes:
+    """Sizes over a whole plan: the most microbatches a step needs, the largest readout and edge tables of a row,
+    and the unique tokens against the token slots that are computed for them.
+    """  # noqa: D205
+
+    microbatches: int
+    readouts: int
+    edges: int
+    tokens: int
+    slots: int
+
+    @property
+    def fill(self) -> float:
+        """Share of the computed token slots that hold a token."""
+        return self.tokens / max(self.slots, 1)
+
+
+@functools.lru_cache(maxsize=4)
+def _order(seed: int | None, epoch: int, n: int) -> np.ndarray:
+    if seed is None:
+        return np.arange(n)
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(n)
+
+
+def training_plan(
+    lengths: np.ndarray,
+    readouts: np.ndarray,
+    edges: np.ndarray,
+    *,
+    batch_size: int,
+    steps: int,
+    epochs: float,
+    row_length: int,
+    microbatch_rows: int,
+    seed: int,
+) -> BatchPlan:
+    """Plans `steps` full steps, or `epochs` passes whose very last step may be short.
+
+    Raises:
+      InputError: no comparisons, or not exactly one of steps and epochs.
+    """
+    if not len(lengths):
+        raise InputError("the training data has no usable comparison left; see the counts above")
+    if (steps > 0) == (epochs > 0):
+        raise InputError(f"train.steps is {steps} and train.epochs is {epochs}; set exactly one of them")
+    total = steps * batch_size if steps else max(1, round(len(lengths) * epochs))
+    num_steps = math.ceil(total / batch_size)
+    return BatchPlan(lengths, readouts, edges, batch_size, num_steps, total, row_length, microbatch_rows, seed)
+
+
+def evaluation_plan(
+    lengths: np.ndarray, readouts: np.ndarray, edges: np.ndarray, *, batch_size: int, row_length: int,
+    microbatch_rows: int,
+) -> BatchPlan:  # fmt: skip
+    """Plans one pass over all comparisons in their own order."""
+    if not len(lengths):
+        raise InputError("the validation data has no usable comparison left; see the counts above")
+    steps = math.ceil(len(lengths) / batch_size)
+    return BatchPlan(lengths, readouts, edges, batch_size, steps, len(lengths), row_length, microbatch_rows, None)
+
+
+def choose_row_length(lengths: np.ndarray, batch_size: int, microbatch_rows: int, multiple: int = 1) -> int:
+    """Returns the row length at which a step wastes the fewest token slots.
+
+    Candidates are multiples of 64 (128 above 1,024) that hold the longest comparison, up to four times as long; each is
+    tried on up to 16 steps' worth of comparisons. Attention never costs what other groups in a row would, so the
+    slots are the cost.
+
+    Args:
+      lengths: unique tokens of each comparison.
+      batch_size: comparisons a step.
+      microbatch_rows: rows are computed in multiples of this.
+      multiple: the row length must also be divisible by this (the mesh's sequence axis).
+    """
+    longest = int(np.max(lengths))
+    unit = math.lcm(64 if longest <= 1024 else 128, multiple)
+    shortest = math.ceil(longest / unit) * unit
+    order = _order(0, 0, len(lengths))
+    samples = [lengths[order[i : i + batch_size]] for i in range(0, min(len(order), 16 * batch_size), batch_size)]
+
+    def slots(row_length: int) -> int:
+        counts = (math.ceil(len(pack(sample, row_length)) / microbatch_rows) for sample in samples)
+        return sum(counts) * row_length
+
+    candidates: Sequence[int] = range(shortest, max(4 * shortest, 512) + 1, unit)
+    return min(candidates, key=lambda row_length: (slots(row_length), row_length))
