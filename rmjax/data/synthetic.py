@@ -37,7 +37,7 @@ def comparison(seed: int, split: str, index: int) -> Comparison:
         second = rng.permutation(digits)
     p = 1 / (1 + math.exp(-BETA * (gold(first, direction) - gold(second, direction))))
     chosen, rejected = (first, second) if rng.random() < p else (second, first)
-    texts = ["".join(f" {digit}" for digit in response) for response in (chosen, rejected)]
+    texts = [" " + "".join(map(str, response)) for response in (chosen, rejected)]
     record = {"prompt": prompt, "chosen": texts[0], "rejected": texts[1]}
     conversations = (prompt + texts[0], prompt + texts[1])
     where = f"synthetic-{split}:{index + 1}"

@@ -1,0 +1,76 @@
+import collections
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rmjax.core.errors import InputError
+from rmjax.data.plan import choose_row_length, evaluation_plan, training_plan
+
+
+def make(n=23, batch_size=5, steps=0, epochs=2.0, row_length=64, microbatch_rows=2, seed=3):
+    lengths = np.random.default_rng(0).integers(1, 60, n)
+    ones = np.ones(n, int)
+    return training_plan(lengths, 2 * ones, ones, batch_size=batch_size, steps=steps, epochs=epochs,
+                         row_length=row_length, microbatch_rows=microbatch_rows, seed=seed)  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 3), st.integers(0, 5))
+def test_each_comparison_is_seen_once_an_epoch(n, batch_size, epochs, seed):
+    plan = make(n=n, batch_size=batch_size, epochs=epochs, seed=seed)
+    steps = [plan.comparisons(step) for step in range(plan.num_steps)]
+    assert all(len(step) == batch_size for step in steps[:-1])
+    stream = np.concatenate(steps)
+    assert len(stream) == n * epochs
+    for epoch in range(epochs):
+        assert sorted(stream[epoch * n : (epoch + 1) * n]) == list(range(n))
+
+
+def test_steps_are_all_full():
+    plan = make(steps=11, epochs=0)
+    assert [len(plan.comparisons(step)) for step in range(11)] == [5] * 11
+
+
+@pytest.mark.parametrize(("row_length", "microbatch_rows"), [(64, 1), (128, 4), (4096, 8)])
+def test_what_a_step_takes_does_not_depend_on_packing(row_length, microbatch_rows):
+    plan, other = make(), make(row_length=row_length, microbatch_rows=microbatch_rows)
+    for step in range(plan.num_steps):
+        assert plan.comparisons(step).tolist() == other.comparisons(step).tolist()
+        packed = collections.Counter(i for row in other.rows(step) for i in row)
+        assert packed == collections.Counter(plan.comparisons(step).tolist())
+
+
+def test_another_seed_gives_another_order():
+    assert make(seed=1).comparisons(0).tolist() != make(seed=2).comparisons(0).tolist()
+
+
+def test_sizes_hold_every_step():
+    plan = make()
+    for step in range(plan.num_steps):
+        rows = plan.rows(step)
+        assert plan.microbatches(step) <= plan.sizes.microbatches
+        assert max(2 * len(row) for row in rows) <= plan.sizes.readouts
+    assert plan.sizes.tokens == 2 * plan.lengths.sum()
+    assert 0 < plan.sizes.fill <= 1
+
+
+def test_evaluation_covers_all_in_order():
+    lengths = np.arange(1, 12)
+    plan = evaluation_plan(lengths, lengths, lengths, batch_size=4, row_length=64, microbatch_rows=1)
+    assert np.concatenate([plan.comparisons(s) for s in range(plan.num_steps)]).tolist() == list(range(11))
+
+
+def test_exactly_one_of_steps_and_epochs():
+    for steps, epochs in ((0, 0), (3, 1.0)):
+        with pytest.raises(InputError, match="exactly one"):
+            make(steps=steps, epochs=epochs)
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=50), st.sampled_from([1, 2, 4]))
+@settings(max_examples=20, deadline=None)
+def test_the_chosen_row_length_holds_the_longest(lengths, multiple):
+    chosen = choose_row_length(np.array(lengths), 8, 2, multiple)
+    assert chosen >= max(lengths)
+    assert chosen % multiple == 0
