@@ -17,7 +17,7 @@ def get_config():
     config.model.num_kv_heads = 2
     config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_steps = 20
-    config.train.steps = 900
+    config.train.steps = 700
     config.optimizer.b2 = 0.98
     config.train.batch_size = 64
     return config

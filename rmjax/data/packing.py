@@ -38,8 +38,8 @@ def make_tree(
     sequences = [np.asarray(s, np.int32) for s in sequences]
     if not sequences or not all(map(len, sequences)):
         raise InputError(
-            f"a comparison's responses have {[len(s) for s in sequences]} tokens; expected at least one response and at "
-            "least one token in each: remove the empty response"
+            f"a comparison's responses have {[len(s) for s in sequences]} tokens; expected at least one response "
+            "and at least one token in each: remove the empty response"
         )
     shared = 0
     if len(sequences) > 1:
@@ -78,7 +78,7 @@ def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
             f"expected at most row_length = {row_length}: raise data.row_length, or set it to 0 to have it chosen"
         )
     leaves = 1 << (len(lengths) - 1).bit_length()
-    room = [row_length] * (2 * leaves)  # room[1] is the root, room[leaves + row] a row's room, each node its children's maximum
+    room = [row_length] * (2 * leaves)  # a heap: room[leaves + row] is a row's, any other node its children's maximum
     rows: list[list[int]] = []
     for index, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
         node = 1

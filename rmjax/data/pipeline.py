@@ -39,5 +39,6 @@ def make_iterator(
 
     A few steps are made ahead by threads; which step comes next is all of its state.
     """
-    steps = grain.MapDataset.range(first_step, plan.num_steps).map(lambda step: materialise(dataset, plan, int(step), rows))
+    steps = grain.MapDataset.range(first_step, plan.num_steps)
+    steps = steps.map(lambda step: materialise(dataset, plan, int(step), rows))
     return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))

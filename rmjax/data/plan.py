@@ -1,7 +1,7 @@
 """The batch plan: which comparisons make step n, in which rows, in which microbatches.
 
-A pure function of (seed, token lengths), computed alike on every host. Which comparisons a step takes depends on the seed
-and their number alone; how they are packed changes the order of additions and nothing else.
+A pure function of (seed, token lengths), computed alike on every host. Which comparisons a step takes depends on the
+seed and their number alone; how they are packed changes the order of additions and nothing else.
 """
 
 import dataclasses
@@ -81,9 +81,13 @@ class BatchPlan:
 
 @dataclasses.dataclass(frozen=True)
 class PlanSizes:
-    """Sizes over a whole plan: the most microbatches a step needs, the largest readout and edge tables of a row,
-    and the unique tokens against the token slots that are computed for them.
-    """  # noqa: D205
+    """Sizes over a whole plan.
+
+    Attributes:
+      microbatches: the most that a step needs.
+      readouts, edges: of the largest tables of a row.
+      tokens, slots: unique tokens, and the token slots that are computed for them.
+    """
 
     microbatches: int
     readouts: int

@@ -21,7 +21,7 @@ from rmjax.data.schema import Comparison, Edge, Tree
 from rmjax.data.tokenizer import Tokenizer
 
 SYNTHETIC = "synthetic"
-_VERSION = 1  # of the cache; raise it when the arrays or the rules that make them change
+_VERSION = 2  # of the cache; raise it when the arrays or the rules that make them change
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +52,14 @@ class Report:
     unique_tokens: int = 0
     longest: int = 0
     cached: bool = False
+    cache_fault: str = ""  # why the tokens could not be cached
 
     def __str__(self) -> str:
         lost = [f"{count} skipped ({reason})" for reason, count in self.skipped.items()]
         lost += [f"{self.dropped_overlong} dropped as longer than max_length"] if self.dropped_overlong else []
         lost += [f"{self.truncated} prompts truncated"] if self.truncated else []
         lost += [f"{self.blank_lines} blank lines"] if self.blank_lines else []
+        lost += [f"tokens not cached ({self.cache_fault})"] if self.cache_fault else []
         shared = 1 - self.unique_tokens / max(self.tokens, 1)
         return (
             f"{self.source}: {self.kept:,} comparisons of {self.records:,} records ({self.format}"
@@ -95,10 +97,11 @@ class TokenizedDataset:
         """Flattens trees."""
         offsets = lambda counts: np.concatenate([[0], np.cumsum(np.asarray(list(counts), np.int64))])
         edges = [(e.winner, e.loser, e.margin, e.weight) for tree in trees for e in tree.edges]
+        parts = [part for tree in trees for part in (tree.prefix, *tree.branches)]
         return cls(
-            np.concatenate([part for tree in trees for part in (tree.prefix, *tree.branches)] or [np.zeros(0, np.int32)]),
+            np.concatenate([np.zeros(0, np.int32), *parts]),
             offsets(tree.length for tree in trees),
-            np.array([len(part) for tree in trees for part in (tree.prefix, *tree.branches)], np.int32),
+            np.array([len(part) for part in parts], np.int32),
             offsets(1 + len(tree.branches) for tree in trees),
             np.array([readout for tree in trees for readout in tree.readouts], np.int32).reshape(-1, 2),
             offsets(len(tree.readouts) for tree in trees),
@@ -131,7 +134,7 @@ class TokenizedDataset:
         cut = lambda array, offsets: array[offsets[i] : offsets[i + 1]]
         parts = np.split(cut(self.tokens, self.token_offsets), np.cumsum(cut(self.segments, self.segment_offsets))[:-1])
         readouts = tuple((int(k), int(j)) for k, j in cut(self.readouts, self.readout_offsets))
-        edges = tuple(Edge(int(w), int(l), float(m), float(s)) for w, l, m, s in cut(self.edges, self.edge_offsets))
+        edges = tuple(Edge(int(w), int(r), float(m), float(s)) for w, r, m, s in cut(self.edges, self.edge_offsets))
         return Tree(parts[0], tuple(parts[1:]), readouts, edges)
 
 
@@ -145,19 +148,22 @@ def tokenize(
     long the comparison is dropped, and counted.
 
     Raises:
-      InputError: a comparison is overlong and `on_overlong` is `error`.
+      InputError: a comparison is overlong and `on_overlong` is `error`; or it gives no tokens, or equal ones for the
+        better and the worse response, or the chat template refuses it, and `on_bad_record` is `error`.
     """
     check_choice("data.on_overlong", options.on_overlong, ("drop", "truncate_prompt", "error"))
-    flat = [conversation for comparison in comparisons for conversation in comparison.conversations]
-    close = comparisons[0].close if comparisons else True
-    encoded = iter(tokenizer.encode(flat, close, progress=f"tokenising {report.source}"))
+    comparisons, texts, closed = _render(comparisons, tokenizer, options, report)
+    encoded = iter(tokenizer.encode_texts(texts, closed, progress=f"tokenising {report.source}"))
     trees, ceiling, where = [], [], []
     for comparison in comparisons:
         sequences = [next(encoded) for _ in comparison.conversations]
-        try:
-            tree = make_tree(sequences, comparison.edges, comparison.labels)
-        except InputError as error:
-            raise InputError(f"{comparison.where}: {error}") from error
+        if not all(map(len, sequences)):
+            _refuse(comparison, "a response gives no tokens", options, report)
+            continue
+        if any(np.array_equal(sequences[edge.winner], sequences[edge.loser]) for edge in comparison.edges):
+            _refuse(comparison, "the better and the worse response give the same tokens", options, report)
+            continue
+        tree = make_tree(sequences, comparison.edges, comparison.labels)
         whole = sum(map(len, sequences))
         if tree.longest > options.max_length:
             if options.on_overlong == "error":
@@ -177,6 +183,33 @@ def tokenize(
         where.append(comparison.where)
     report.kept = len(trees)
     return TokenizedDataset.build(trees, ceiling, where)
+
+
+def _render(
+    comparisons: Sequence[Comparison], tokenizer: Tokenizer, options: Options, report: Report
+) -> tuple[list[Comparison], list[str], list[bool]]:
+    """Returns the comparisons that the chat template accepts, the texts of their conversations, and which to close."""
+    if any(not isinstance(text, str) for comparison in comparisons for text in comparison.conversations):
+        tokenizer.check_template()
+    kept, texts, closed = [], [], []
+    for comparison in comparisons:
+        try:
+            rendered = [text if isinstance(text, str) else tokenizer.render(text) for text in comparison.conversations]
+        except InputError as error:
+            _refuse(comparison, str(error), options, report)
+            continue
+        kept.append(comparison)
+        texts += rendered
+        closed += [comparison.close and isinstance(text, str) for text in comparison.conversations]
+    return kept, texts, closed
+
+
+def _refuse(comparison: Comparison, reason: str, options: Options, report: Report) -> None:
+    """Raises, or counts the comparison as skipped: what `on_bad_record` says."""
+    if options.on_bad_record == "error":
+        raise InputError(f"{comparison.where}: {reason} (or set data.on_bad_record to skip)")
+    kind = reason.split(" (")[0]
+    report.skipped[kind] = report.skipped.get(kind, 0) + 1
 
 
 def _truncate(tree: Tree, max_length: int, tokenizer: Tokenizer) -> tuple[Tree | None, int]:
@@ -226,7 +259,10 @@ def load_dataset(
     report.format, report.records, report.blank_lines = read.format, read.records, read.blank
     report.skipped = dict(collections.Counter(read.skipped))
     dataset = tokenize(_limit(comparisons, options.limit), tokenizer, options, report)
-    _write_cache(cache, dataset, report)
+    try:
+        _write_cache(cache, dataset, report)
+    except OSError as error:  # a full disk, a home that cannot be written: slower next time, not wrong
+        report.cache_fault = str(error)
     return dataset, report
 
 
@@ -247,7 +283,8 @@ def _cache_path(
 
 
 def _write_cache(path: pathlib.Path, dataset: TokenizedDataset, report: Report) -> None:
-    arrays = {field.name: getattr(dataset, field.name) for field in dataclasses.fields(dataset) if field.name != "where"}
+    names = [field.name for field in dataclasses.fields(dataset) if field.name != "where"]
+    arrays = {name: getattr(dataset, name) for name in names}
     text = json.dumps({"where": dataset.where, "report": dataclasses.asdict(report)}).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     # Written beside and renamed: a reader never sees half a file, nor two writers' halves.

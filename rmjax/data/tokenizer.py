@@ -60,11 +60,15 @@ class Tokenizer:
         if not path:
             return cls(byte_level(), "built-in byte level")
         try:
-            return cls(transformers.AutoTokenizer.from_pretrained(path), path)
+            base = transformers.AutoTokenizer.from_pretrained(path)
         except Exception as error:  # transformers raises whatever its parsers raise
             message = " ".join(str(error).split())[:200]
-            raise InputError(f"tokenizer {path!r} could not be loaded ({message}); give the directory of a Hugging Face "
-                             "tokenizer as config.data.tokenizer") from error  # fmt: skip
+            raise InputError(f"tokenizer {path!r} could not be loaded ({message}); give the directory of a Hugging "
+                             "Face tokenizer as config.data.tokenizer") from error  # fmt: skip
+        if not base.is_fast:
+            raise InputError(f"tokenizer {path!r} is a {type(base).__name__}, which has no tokenizer.json; expected "
+                             "one with it: convert the tokenizer, or set config.data.tokenizer")  # fmt: skip
+        return cls(base, path)
 
     def __len__(self) -> int:
         return len(self.base)
@@ -79,8 +83,14 @@ class Tokenizer:
         """Raises InputError if the tokenizer can give ids that the model's embedding [vocab_size, D] does not have."""
         largest = max(self.base.get_vocab().values())
         if largest >= vocab_size:
-            raise InputError(f"tokenizer {self.name!r} has {len(self)} tokens, ids up to {largest}; the model's vocab_size "
-                             f"is {vocab_size}: use the tokenizer that belongs to the model")  # fmt: skip
+            raise InputError(f"tokenizer {self.name!r} has {len(self)} tokens, ids up to {largest}; the model's "
+                             f"vocab_size is {vocab_size}: use the tokenizer that belongs to the model")  # fmt: skip
+
+    def check_template(self) -> None:
+        """Raises InputError if there is no chat template."""
+        if not self.base.chat_template:
+            raise InputError(f"tokenizer {self.name!r} has no chat template, but the data holds chat messages: set "
+                             "config.data.tokenizer to one that has one, or give strings")  # fmt: skip
 
     def render(self, messages: list[Message]) -> str:
         """Returns the conversation as the chat template writes it.
@@ -88,9 +98,7 @@ class Tokenizer:
         Raises:
           InputError: there is no template, or it refuses these messages.
         """
-        if not self.base.chat_template:
-            raise InputError(f"tokenizer {self.name!r} has no chat template, but the data holds chat messages: set "
-                             "config.data.tokenizer to one that has, or give prompt and responses as strings")  # fmt: skip
+        self.check_template()
         try:
             return self.base.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
         except Exception as error:  # templates raise whatever jinja raises
@@ -107,7 +115,10 @@ class Tokenizer:
           progress: title of a progress bar; empty shows none.
         """
         texts = [text if isinstance(text, str) else self.render(text) for text in conversations]
-        closed = [close and isinstance(text, str) for text in conversations]
+        return self.encode_texts(texts, [close and isinstance(text, str) for text in conversations], progress)
+
+    def encode_texts(self, texts: Sequence[str], closed: Sequence[bool], progress: str = "") -> list[np.ndarray]:
+        """Returns the tokens of each text, int32 [length]; `closed` ones get special tokens and a closing EOS."""
         found: list[np.ndarray] = [np.zeros(0, np.int32)] * len(texts)
         bar = tqdm.tqdm(total=len(texts), desc=progress, unit="text", disable=not progress or len(texts) < _CHUNK)
         for add in (False, True):

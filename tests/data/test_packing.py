@@ -45,7 +45,7 @@ def test_packing_places_each_tree_once_and_fills_no_row_beyond_its_length(length
 
 
 def test_a_tree_longer_than_a_row_is_refused():
-    with pytest.raises(InputError, match="comparison 1 has 9 tokens.*row_length = 8"):
+    with pytest.raises(InputError, match=r"comparison 1 has 9 tokens.*row_length = 8"):
         pack([3, 9], 8)
 
 

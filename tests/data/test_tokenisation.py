@@ -162,6 +162,111 @@ def test_a_bad_record_is_named_or_counted(tokenizer, tmp_path, record, message):
     assert "1 skipped" in str(report)
 
 
+def message(role, content):
+    return {"role": role, "content": content}
+
+
+WHOLE = {side: [message("user", "Q?"), message("assistant", text)] for side, text in
+         (("chosen", "y"), ("rejected", "n"))}  # fmt: skip
+REPLY = {side: messages[1:] for side, messages in WHOLE.items()}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [WHOLE, REPLY | {"prompt": "Q?"}, REPLY | {"prompt": [message("user", "Q?")]},
+     WHOLE | {"prompt": "Q?"}, WHOLE | {"prompt": [message("user", "Q?")]}],
+)  # fmt: skip
+def test_every_way_to_write_a_chat_gives_one_conversation(tokenizer, tmp_path, record):
+    dataset, _ = load(write(tmp_path / "a.jsonl", [record]), tokenizer)
+    tree = dataset.tree(0)
+    assert tokenizer.base.decode(tree.prefix) == "<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\n"
+    assert [tokenizer.base.decode(b) for b in tree.branches] == ["y<|im_end|>\n", "n<|im_end|>\n"]
+
+
+MORE_BAD = [
+    (WHOLE | {"prompt": "Other?"}, "chosen starts with a 'user' message that is not the prompt"),
+    (REPLY | {"prompt": "Q?", "chosen": [message("user", "Q?")]}, "chosen holds the prompt and no response"),
+    (REPLY | {"prompt": [message("user", "Q?")], "rejected": [message("user", "Q?")]}, "rejected holds the prompt"),
+    ('{"chosen": "a\\ud800", "rejected": "b"}', "half a surrogate pair"),
+    ('{"chosen": "a", "rejected": "b", "margin": ' + "1" * 5000 + "}", "not JSON"),
+    ('{"chosen": "a", "rejected": "b", "margin": 1' + "0" * 400 + "}", "expected a finite number"),
+    ('{"chosen": ' + "[" * 100_000 + "]" * 100_000 + "}", "not JSON"),
+]
+
+
+@pytest.mark.parametrize(("record", "reason"), MORE_BAD, ids=lambda value: str(value)[:40])
+def test_odd_records_are_refused_with_their_line(tokenizer, tmp_path, record, reason):
+    source = write(tmp_path / "a.jsonl", [PAIR, record])
+    with pytest.raises(InputError) as error:
+        load(source, tokenizer)
+    assert "a.jsonl:2: " in str(error.value)
+    assert reason in str(error.value)
+    dataset, report = load(source, tokenizer, on_bad_record="skip")
+    assert (len(dataset), sum(report.skipped.values())) == (1, 1)
+
+
+def test_a_whole_surrogate_pair_and_a_null_margin_are_fine(tokenizer, tmp_path):
+    source = write(tmp_path / "a.jsonl", ['{"chosen": "\\ud83d\\ude00", "rejected": "b", "margin": null}'])
+    dataset, _ = load(source, tokenizer)
+    tree = dataset.tree(0)
+    assert tokenizer.base.decode(tree.branches[0]) == "\U0001f600<eos>"
+    assert tree.edges[0].margin == 0
+
+
+def test_like_faults_are_counted_as_one(tokenizer, tmp_path):
+    source = write(tmp_path / "a.jsonl", [PAIR] + [PAIR | {"margin": f"x{i}"} for i in range(5)])
+    _, report = load(source, tokenizer, on_bad_record="skip")
+    assert report.skipped == {"margin is no finite number": 5}
+
+
+@pytest.fixture
+def strict():
+    """A tokenizer whose template wants a user first and trims content, as Llama's and Mistral's do."""
+    base = byte_level()
+    base.chat_template = (
+        "{% if messages[0].role != 'user' %}{{ raise_exception('roles must alternate') }}{% endif %}"
+        "{% for message in messages %}<|im_start|>{{ message.content | trim }}<|im_end|>{% endfor %}"
+    )
+    return Tokenizer(base, "strict")
+
+
+SPACED = WHOLE | {"rejected": [message("user", "Q?"), message("assistant", "y ")]}
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"), [(REPLY, "the chat template refuses these messages (roles must alternate)"),
+                           (SPACED, "the better and the worse response give the same tokens")],
+)  # fmt: skip
+def test_what_only_the_template_shows_is_refused_with_its_line(strict, tmp_path, record, reason):
+    source = write(tmp_path / "a.jsonl", [WHOLE, record, WHOLE])
+    with pytest.raises(InputError) as error:
+        load(source, strict)
+    assert f"a.jsonl:2: {reason}" in str(error.value)
+    dataset, report = load(source, strict, on_bad_record="skip")
+    assert [where.rpartition(":")[2] for where in dataset.where] == ["1", "3"]
+    assert report.skipped == {reason.split(" (")[0]: 1}
+
+
+def test_messages_without_any_template_are_never_skipped(tokenizer, tmp_path):
+    base = byte_level()
+    base.chat_template = None
+    with pytest.raises(InputError, match="no chat template"):
+        load(write(tmp_path / "a.jsonl", [WHOLE]), Tokenizer(base, "bare"), on_bad_record="skip")
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(tokenizer, tmp_path):
+    (tmp_path / "file").write_text("no directory")
+    source = write(tmp_path / "a.jsonl", [PAIR])
+    dataset, report = load_dataset(source, tokenizer, Options(), split="train", cache_dir=tmp_path / "file")
+    assert len(dataset) == 1
+    assert "tokens not cached" in str(report)
+
+
+def test_an_unknown_first_record_is_named_where_it_stands(tokenizer, tmp_path):
+    with pytest.raises(InputError, match=r"a\.jsonl:2: the first record has the keys \['foo'\]"):
+        load(write(tmp_path / "a.jsonl", ["{", {"foo": 1}]), tokenizer)
+
+
 def test_nemo_lines_are_pairs_as_they_are(tokenizer, tmp_path):
     source = write(tmp_path / "a.jsonl", [{"text": "q good"}, {"text": "q bad"}])
     dataset, report = load(source, tokenizer)
@@ -175,7 +280,7 @@ def test_nemo_lines_are_pairs_as_they_are(tokenizer, tmp_path):
 @pytest.mark.parametrize("name", ["missing.jsonl", "*.jsonl", "data.xml"])
 def test_a_missing_source_is_named(tokenizer, tmp_path, name):
     (tmp_path / "data.xml").write_text("<x/>")
-    with pytest.raises(InputError, match="data '.*(no such file|no file matches|expected a JSONL file)"):
+    with pytest.raises(InputError, match=r"data '.*(no such file|no file matches|expected a JSONL file)"):
         load((str(tmp_path / name),), tokenizer)
 
 

@@ -1,0 +1,183 @@
+"""Scoring data offline: from a model's PATH and records to rewards, prediction lines and files."""
+
+import dataclasses
+import itertools
+import json
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+
+from rmjax.core.errors import InputError
+from rmjax.core.mesh import make_mesh, row_shards
+from rmjax.data.formats import BadRecord, iterate
+from rmjax.data.packing import make_tree
+from rmjax.data.schema import Comparison, Tree
+from rmjax.data.tokenizer import Tokenizer
+from rmjax.evaluation.scoring import Scorer
+from rmjax.models.build import load_model
+
+CHUNK = 256  # records that are tokenised, scored and written together
+_ACCELERATOR_ROWS = 8  # rows per device of a batch by default; on CPU one row keeps all cores busy
+Item = Comparison | BadRecord
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """A loaded reward model with all that it takes to score text.
+
+    Attributes:
+      max_length: the longest conversation that is scored, in tokens.
+      strings: how prompt and response strings become a conversation, as in training; see `formats.iterate`.
+    """
+
+    scorer: Scorer
+    tokenizer: Tokenizer
+    max_length: int
+    strings: str
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Names of the A rewards of a response."""
+        return self.scorer.model.head.attributes
+
+    def trees(self, comparisons: Sequence[Comparison]) -> list[Tree | str]:
+        """Tokenises comparisons; in the place of one that cannot be scored stands the reason."""
+        return [self._tree(*both) for both in zip(comparisons, self._encode(comparisons), strict=True)]
+
+    def _encode(self, comparisons: Sequence[Comparison]) -> list[list[np.ndarray] | str]:
+        flat = [conversation for c in comparisons for conversation in c.conversations]
+        try:
+            if len({c.close for c in comparisons}) > 1:
+                return [self._encode([c])[0] for c in comparisons]
+            tokens = iter(self.tokenizer.encode(flat, comparisons[0].close if comparisons else True))
+        except InputError as error:
+            # The chat template refused one of them: find out which.
+            return [str(error)] if len(comparisons) == 1 else [self._encode([c])[0] for c in comparisons]
+        return [[next(tokens) for _ in c.conversations] for c in comparisons]
+
+    def _tree(self, comparison: Comparison, sequences: list[np.ndarray] | str) -> Tree | str:
+        if isinstance(sequences, str):
+            return sequences
+        longest = max(map(len, sequences))
+        if longest > self.max_length:
+            return f"{longest} tokens, more than max_length = {self.max_length}; raise --max_length, or shorten it"
+        try:
+            return make_tree(sequences, comparison.edges, comparison.labels)
+        except InputError as error:
+            return str(error)
+
+    def rewards(self, items: Sequence[Item]) -> list[np.ndarray | str]:
+        """Returns the rewards float32 [K, A] of each item, or the reason why it has none."""
+        good = [item for item in items if isinstance(item, Comparison)]
+        trees = self.trees(good)
+        scored = iter(self.scorer.score([tree for tree in trees if isinstance(tree, Tree)]))
+        found = iter([next(scored) if isinstance(tree, Tree) else tree for tree in trees])
+        return [_checked(next(found)) if isinstance(item, Comparison) else item.reason for item in items]
+
+
+def _checked(rewards: np.ndarray | str) -> np.ndarray | str:
+    if isinstance(rewards, str) or np.isfinite(rewards).all():
+        return rewards
+    return f"the model's rewards are {rewards.tolist()}, not finite; check the model's weights, or score in float32"
+
+
+def open_judge(path: str, *, max_length: int = 0, rows_per_device: int = 0, dtype: str = "float32") -> Judge:
+    """Loads a model and its tokenizer on all devices.
+
+    Args:
+      path: artifact, Hugging Face directory with a head, or workdir.
+      max_length: 0 takes the model's.
+      rows_per_device: of a batch; 0 chooses by the kind of device.
+
+    Raises:
+      InputError: there is no usable model, or max_length exceeds what it was made for.
+    """
+    mesh = make_mesh((-1, 1, 1, 1))
+    with jax.set_mesh(mesh):
+        loaded = load_model(path, mesh=mesh, dtype=dtype)
+    positions = loaded.model.decoder.max_positions
+    if not 0 <= max_length <= positions:
+        raise InputError(f"max_length is {max_length}; the model {path} was made for 1 to {positions} positions")
+    tokenizer = Tokenizer.load(str(loaded.directory))
+    tokenizer.check_vocabulary(loaded.model.decoder.vocab_size)
+    rows = rows_per_device or (1 if mesh.devices.flat[0].platform == "cpu" else _ACCELERATOR_ROWS)
+    max_length = max_length or loaded.max_length
+    scorer = Scorer(loaded.model, loaded.params, mesh, max_length, rows * row_shards(mesh))
+    return Judge(scorer, tokenizer, max_length, loaded.facts.get("strings", "joined"))
+
+
+def prediction(item: Item, rewards: np.ndarray | str, attributes: Sequence[str]) -> dict[str, Any]:
+    """Returns a line of predictions: the record's own fields and `rewards`, or `error`.
+
+    `rewards` has a number a response, or an object {attribute: value} a response where the head has several.
+    """
+    if isinstance(rewards, str):
+        return item.record | {"error": f"{item.where}: {rewards}"}
+    if len(attributes) == 1:
+        return item.record | {"rewards": [float(value) for value in rewards[:, 0]]}
+    return item.record | {"rewards": [dict(zip(attributes, map(float, row), strict=True)) for row in rewards]}
+
+
+def predict(judge: Judge, items: Iterable[Item], progress: tqdm.tqdm) -> Iterator[list[tuple[Item, Any]]]:
+    """Yields chunks of (item, its rewards or the reason why it has none), in order."""
+    items = iter(items)
+    while chunk := list(itertools.islice(items, CHUNK)):
+        yield list(zip(chunk, judge.rewards(chunk), strict=True))
+        progress.update(len(chunk))
+
+
+def score_file(judge: Judge, source: str, output: pathlib.Path) -> tuple[int, int]:
+    """Scores a file's records into `output`, one JSON line a record; continues after the lines already there.
+
+    Returns:
+      (lines of `output`, those of them with `error`).
+
+    Raises:
+      InputError: the file cannot be read, or `output` holds lines of another input.
+    """
+    items = iterate(source, strings=judge.strings, labelled=False)
+    done = errors = 0
+    for done, line in enumerate(_lines_there(output), 1):
+        _check_same(output, done, line, next(items, None))
+        errors += "error" in line
+    if done:
+        print(f"{output}: continuing after the {done:,} lines already there", flush=True)
+    bar = tqdm.tqdm(initial=done, desc="scoring", unit="record", dynamic_ncols=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with bar, open(output, "a", encoding="utf-8") as file:
+        for chunk in predict(judge, items, bar):
+            lines = [prediction(item, rewards, judge.attributes) for item, rewards in chunk]
+            file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+            file.flush()
+            done += len(lines)
+            errors += sum(isinstance(rewards, str) for _, rewards in chunk)
+    return done, errors
+
+
+def _lines_there(output: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """Yields the lines of an earlier run, after cutting a last one that a kill has torn."""
+    if not output.exists():
+        return
+    with open(output, "rb+") as file:
+        whole = 0
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                break
+            whole += len(line)
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise InputError(f"{output}:{number}: no line of predictions ({error}); choose another --output") from error
+        file.truncate(whole)
+
+
+def _check_same(output: pathlib.Path, number: int, line: dict[str, Any], item: Item | None) -> None:
+    own = lambda record: {key: value for key, value in record.items() if key not in ("rewards", "error")}
+    if item is None or own(line) != own(item.record):
+        there = "no such record" if item is None else f"another record at {item.where}"
+        raise InputError(f"{output}:{number}: scores a record of another input (--input has {there}); choose another "
+                         "--output or remove the file")  # fmt: skip

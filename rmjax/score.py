@@ -1,0 +1,43 @@
+"""Scores a file offline, resumably.
+
+    python -m rmjax.score --model=PATH --input=FILE --output=FILE
+
+Writes one JSON line per record, in input order: the record's own fields and `rewards`, or `error` where it cannot be
+scored; then the exit status is 1. The same command continues a file that was begun with the same model and input.
+"""
+
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from rmjax.core import program
+from rmjax.core.errors import InputError
+from rmjax.evaluation.offline import open_judge, score_file
+
+_MODEL = flags.DEFINE_string("model", "", "Artifact, Hugging Face directory with a head, or workdir.")
+_INPUT = flags.DEFINE_string("input", "", "A JSONL file (.gz too): pairs, text or messages, labelled or not.")
+_OUTPUT = flags.DEFINE_string("output", "", "The file to write, or to continue.")
+_MAX_LENGTH = flags.DEFINE_integer("max_length", 0, "Longest conversation in tokens; 0: the model's.")
+_ROWS = flags.DEFINE_integer("rows_per_device", 0, "Rows of a batch on each device; 0: by the kind of device.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of activations.")
+
+
+def main(_: Sequence[str]) -> None:
+    """Scores as the flags say."""
+    if not _MODEL.value or not _INPUT.value or not _OUTPUT.value:
+        raise InputError("--model, --input and --output are all needed")
+    judge = open_judge(
+        _MODEL.value, max_length=_MAX_LENGTH.value, rows_per_device=_ROWS.value, dtype=_DTYPE.value
+    )  # fmt: skip
+    lines, errors = score_file(judge, _INPUT.value, pathlib.Path(_OUTPUT.value))
+    print(f"{_OUTPUT.value}: {lines - errors:,} of {lines:,} records scored")
+    if errors:
+        print(f"error: {errors:,} records could not be scored; see `error` in their lines", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    program.use_huge_pages()
+    program.run(main)

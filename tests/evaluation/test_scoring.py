@@ -1,0 +1,92 @@
+import jax
+import numpy as np
+import pytest
+
+from rmjax.core.errors import InputError
+from rmjax.core.mesh import make_mesh
+from rmjax.data.packing import make_tree
+from rmjax.data.schema import Tree
+from rmjax.evaluation.scoring import Scorer
+from rmjax.models.config import DecoderConfig, HeadConfig
+from rmjax.models.decoder import RewardModel
+
+VOCABULARY, LONGEST = 100, 200
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    decoder = DecoderConfig(VOCABULARY, 32, 64, 2, 4, 2, 8, 1e-5, 1e4, None, False, False, 512, 0.2)
+    model = RewardModel(decoder, HeadConfig(("good", "short"), 1.0))
+    mesh = make_mesh((2, 1, 1, 1), jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        params = model.init(jax.random.key(0))
+    return Scorer(model, params, mesh, LONGEST, rows=2)
+
+
+def sequences(lengths, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(VOCABULARY, size=length) for length in lengths]
+
+
+def test_the_shapes_are_powers_of_two_up_to_the_longest_row(scorer):
+    assert scorer.row_lengths == (64, 128, 200)
+    assert Scorer(scorer.model, None, scorer._mesh, 128, 2).row_lengths == (64, 128)
+    assert Scorer(scorer.model, None, scorer._mesh, 10, 2).row_lengths == (10,)
+
+
+def test_a_score_does_not_depend_on_its_company(scorer):
+    trees = [make_tree([s]) for s in sequences([3, 200, 64, 65, 1, 17, 150, 40, 90, 5, 33, 128])]
+    alone = [scorer.score([tree])[0] for tree in trees]
+    assert all(rewards.shape == (1, 2) and rewards.dtype == np.float32 for rewards in alone)
+    assert np.std([rewards[0, 0] for rewards in alone]) > 0.01
+    for order in (range(12), reversed(range(12)), [0, 2, 4], [1, 1, 6]):
+        order = list(order)
+        together = scorer.score([trees[i] for i in order])
+        np.testing.assert_allclose(together, [alone[i] for i in order], atol=1e-5)
+
+
+def test_a_shared_prompt_does_not_change_scores_even_where_the_tree_must_be_split(scorer):
+    for lengths in ([20, 30], [120, 130, 90]):  # the second is longer than a row with all its responses
+        (prompt,), responses = sequences([40], 1), sequences(lengths, 2)
+        whole = [np.concatenate([prompt, response]) for response in responses]
+        tree = make_tree(whole)
+        assert len(tree.prefix) >= 40
+        expected = np.concatenate([scorer.score([make_tree([s])])[0] for s in whole])
+        np.testing.assert_allclose(scorer.score([tree])[0], expected, atol=1e-5)
+
+
+def test_readouts_keep_their_order_when_a_tree_is_split(scorer):
+    prefix, *branches = (s.astype(np.int32) for s in sequences([80, 90, 100]))
+    readouts = ((1, 99), (0, 10), (1, 5), (0, 89))
+    found = scorer.score([Tree(prefix, tuple(branches), readouts)])[0]
+    expected = [scorer.score([make_tree([np.concatenate([prefix, branches[k][: i + 1]])])])[0][0] for k, i in readouts]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_nothing_is_compiled_after_warming_up(scorer):
+    scorer.warm_up()
+    assert scorer.compiled == set(scorer.row_lengths)
+    scorer.score([make_tree([s]) for s in sequences([1, 60, 100, 200])])
+    assert scorer.compiled == set(scorer.row_lengths)
+    assert scorer.score([]) == []
+
+
+def test_a_sequence_longer_than_a_row_is_refused(scorer):
+    with pytest.raises(InputError, match=r"201 tokens; at most 200"):
+        scorer.score([make_tree([s]) for s in sequences([201, 3])])
+
+
+def test_a_value_that_is_not_finite_stays_with_its_tree(scorer):
+    weight = scorer._params["decoder"]["embedding"]["weight"]
+    params = jax.tree.map(lambda leaf: leaf, scorer._params)
+    params["decoder"]["embedding"]["weight"] = weight.at[7].set(np.nan)
+    broken = Scorer(scorer.model, params, scorer._mesh, LONGEST, rows=2)
+    good, bad, other = (make_tree([s]) for s in ([1, 2, 3], [1, 7], [4, 5]))
+    found = broken.score([good, bad, other])
+    assert np.isnan(found[1]).all()
+    np.testing.assert_allclose([found[0], found[2]], scorer.score([good, other]), atol=1e-5)
+
+
+def test_rows_must_divide_over_the_mesh(scorer):
+    with pytest.raises(InputError, match="3 rows"):
+        Scorer(scorer.model, None, scorer._mesh, 64, rows=3)

@@ -1,0 +1,80 @@
+"""Rewards and gradients of packed prefix trees equal those of whole conversations, one a row."""
+
+import jax
+import numpy as np
+import pytest
+
+from rmjax.core.mesh import make_mesh
+from rmjax.data.packing import fill_rows, make_tree, pack
+from rmjax.data.schema import Edge, packed_spec
+from rmjax.models.config import DecoderConfig, HeadConfig
+from rmjax.models.decoder import RewardModel
+from rmjax.training.objectives import bradley_terry
+
+DECODER = DecoderConfig(50, 32, 64, 2, 4, 2, 8, 1e-5, 1e4, None, False, False, 512, 0.2)
+
+
+def comparisons(n=9):
+    rng = np.random.default_rng(0)
+    draw = lambda low, high: rng.integers(1, 50, rng.integers(low, high))
+    return [[np.concatenate([prompt, draw(1, 12)]) for _ in range(2)] for prompt in (draw(0, 20) for _ in range(n))]
+
+
+def packed(row_length):
+    trees = [make_tree(sequences, (Edge(0, 1),)) for sequences in comparisons()]
+    rows = pack([tree.length for tree in trees], row_length)
+    batch = fill_rows([[trees[i] for i in row] for row in rows], packed_spec(len(rows), row_length, 20, 10, 1))
+    return batch, [i for row in rows for i in row]
+
+
+def padded():
+    """Each conversation alone in a row of its own, padded on the right; the loss is put together outside."""
+    trees = [make_tree([sequence]) for pair in comparisons() for sequence in pair]
+    return fill_rows([[tree] for tree in trees], packed_spec(len(trees), 40, 1, 1, 1))
+
+
+@pytest.mark.parametrize("attention", ["dense", "blocks"])
+@pytest.mark.parametrize("row_length", [48, 64, 256])
+def test_packed_equals_padded(row_length, attention):
+    reference = RewardModel(DECODER, HeadConfig(init=1.0), attention="dense")
+    model = RewardModel(DECODER, HeadConfig(init=1.0), attention=attention)
+    rows, order = packed(row_length)
+
+    def packed_loss(params):
+        rewards = model.rewards(params, rows)
+        return bradley_terry(rewards, rows, use_margin=False)["loss"][0], rewards
+
+    def padded_loss(params):
+        rewards = reference.rewards(params, padded())[:, 0, 0].reshape(-1, 2)
+        return -jax.nn.log_sigmoid(rewards[:, 0] - rewards[:, 1]).sum(), rewards
+
+    with jax.set_mesh(make_mesh(devices=jax.devices()[:1])):
+        params = model.init(jax.random.key(0))
+        (loss, rewards), gradients = jax.jit(jax.value_and_grad(packed_loss, has_aux=True))(params)
+        (expected_loss, expected), expected_gradients = jax.jit(jax.value_and_grad(padded_loss, has_aux=True))(params)
+    used = rows["readout_group"] > 0
+    np.testing.assert_allclose(rewards[..., 0][used].reshape(-1, 2), expected[np.array(order)], atol=1e-5)
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+    for gradient, other in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected_gradients), strict=True):
+        np.testing.assert_allclose(gradient, other, atol=1e-5 * float(np.abs(other).max()))
+
+
+def test_what_else_is_in_the_row_changes_no_reward_and_the_future_changes_nothing():
+    model = RewardModel(DECODER, HeadConfig(init=1.0))
+    rows, _ = packed(256)
+    with jax.set_mesh(make_mesh(devices=jax.devices()[:1])):
+        params = model.init(jax.random.key(0))
+        hidden = jax.jit(model.hidden)
+        before = hidden(params, rows)
+        others = rows["tokens"].copy()
+        others[rows["group"] == 1] = 7
+        after = hidden(params, rows | {"tokens": others})
+        mine = rows["group"] > 1
+        np.testing.assert_allclose(before[mine], after[mine], atol=1e-6)
+        future = rows["tokens"].copy()
+        future[:, 100:] = 7
+        np.testing.assert_allclose(before[:, :100], hidden(params, rows | {"tokens": future})[:, :100], atol=1e-6)
+        sibling = rows["tokens"].copy()
+        sibling[(rows["group"] == 1) & (rows["branch"] == 1)] = 7
+        kept = (rows["group"] != 1) | (rows["branch"] != 1)
+        np.testing.assert_allclose(before[kept], hidden(params, rows | {"tokens": sibling})[kept], atol=1e-6)
