@@ -1,6 +1,6 @@
 """A small transformer on built-in comparisons with a known gold reward.
 
-    python -m rmjax.train --config=configs/binary.py
+python -m rmjax.train --config=configs/binary.py
 """
 
 from rmjax.core import config as configs

@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct fine-tuned into a reward model with Bradley-Terry, all weights, float32.
 
-    python ../shared/tools/smollm2.py DIR
-    python -m rmjax.train --config=configs/smollm2.py --config.model.path=DIR \
+python ../shared/tools/smollm2.py DIR
+python -m rmjax.train --config=configs/smollm2.py --config.model.path=DIR \
         --config.data.train=../shared/data/vader_pairs/train.jsonl \
         --config.data.validation=../shared/data/vader_pairs/test.jsonl
 """

@@ -21,7 +21,7 @@ _OUTPUT = flags.DEFINE_string("output", "", "The directory to write to.")
 _FORMAT = flags.DEFINE_string("format", "auto", "The data's format.")
 _LIMIT = flags.DEFINE_integer("limit", 0, "Take the first so many comparisons; 0: all.", lower_bound=0)
 _ON_BAD = flags.DEFINE_enum("on_bad_record", "error", ["error", "skip"], "What a record that cannot be read does.")
-_MAX_LENGTH = flags.DEFINE_integer("max_length", 0, "Longest conversation in tokens, longer are counted; 0: the model's.")
+_MAX_LENGTH = flags.DEFINE_integer("max_length", 0, "Longest conversation in tokens, longer are counted; 0: model's.")
 _ROWS = flags.DEFINE_integer("rows_per_device", 0, "Rows of a batch on each device; 0: by the kind of device.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of activations.")
 

@@ -5,34 +5,21 @@
 Resumes when DIR holds a checkpoint; without --workdir a new runs/NAME-N is made and named.
 """
 
-import json
 import os
 import pathlib
 from collections.abc import Sequence
 
 import jax
-import ml_collections
-import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from rmjax.core import config as configs
 from rmjax.core import program
 from rmjax.core.errors import InputError
-from rmjax.core.mesh import AXES, make_mesh, row_shards
-from rmjax.data.pipeline import make_iterator
-from rmjax.data.plan import choose_row_length, evaluation_plan, training_plan
-from rmjax.data.tokenisation import Options, TokenizedDataset, load_dataset
-from rmjax.data.tokenizer import Tokenizer
-from rmjax.models import build
-from rmjax.models.config import to_hugging_face
-from rmjax.training import loop
-from rmjax.training.checkpoints import Checkpoints
-from rmjax.training.objectives import make_objective
-from rmjax.training.optimizer import make_optimizer, make_schedule
-from rmjax.training.step import Trainer, local_rows
+from rmjax.training.run import train
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A file under configs/; --config.section.key=value overrides.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A file under configs/; --config.section.key=value overrides."
+)
 _WORKDIR = flags.DEFINE_string("workdir", "", "Where the run is kept; it resumes there. Empty: a new runs/NAME-N.")
 
 
@@ -43,7 +30,10 @@ def main(_: Sequence[str]) -> None:
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
         jax.distributed.initialize()
     config = _CONFIG.value
-    configs.check(config)
+    try:
+        config.keys()
+    except OSError as error:  # how ml_collections tells, on first use, that the file could not be run
+        raise InputError(" ".join(str(error).split())) from error
     train(config, _workdir(_WORKDIR.value, config.name))
 
 
@@ -54,160 +44,6 @@ def _workdir(given: str, name: str) -> pathlib.Path:
     while (path := pathlib.Path("runs") / f"{name}-{number}").exists():
         number += 1
     return path
-
-
-def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> loop.Outcome:
-    """Trains the configuration in `workdir`, from its latest checkpoint if there is one."""
-    if (workdir / "config.json").exists():
-        configs.check_same_run(config, workdir / "config.json")
-    tokenizer = Tokenizer.load(_tokenizer_path(config))
-    datasets = [_load(config, tokenizer, split) for split in ("train", "validation")]
-    mesh = make_mesh([config.mesh[axis] for axis in AXES])
-    with jax.set_mesh(mesh):
-        model = build.make_model(config.model, len(tokenizer))
-        tokenizer.check_vocabulary(model.decoder.vocab_size)
-        _check_heads(model.decoder, mesh)
-        if config.data.max_length > model.decoder.max_positions:
-            raise InputError(f"config.data.max_length is {config.data.max_length}; the model was made for at most "
-                             f"{model.decoder.max_positions} positions")  # fmt: skip
-        training, validation = _plans(config, *datasets, mesh)
-        steps = training.plan.num_steps
-        schedule = make_schedule(config.optimizer, steps)
-        optimizer = make_optimizer(config.optimizer, schedule)
-        trainer = Trainer(
-            model, make_objective(config.objective), optimizer, schedule, config.optimizer.grad_clip, mesh
-        )
-
-        _prepare(workdir, config, model, tokenizer)
-        checkpoints = Checkpoints(workdir, config.checkpoint.keep, config.checkpoint.best)
-        rows = local_rows(mesh, training.plan.microbatch_rows)
-        iterator = make_iterator(training.dataset, training.plan, rows)
-        # The state comes from, in this order: 1. the workdir's checkpoint; 2. pretrained weights; 3. random numbers.
-        abstract = trainer.abstract_state()
-        if (step := checkpoints.latest()) is not None:
-            state = checkpoints.restore(step, abstract, iterator)
-            print(f"resuming {workdir} at step {step} of {steps}")
-        else:
-            params = build.initial_params(config.model, model, mesh, jax.random.key(config.train.seed))
-            shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-            state = jax.jit(trainer.init, out_shardings=shardings, donate_argnums=0)(params)
-        _describe(config, model, training, validation, mesh, workdir)
-        validate_every = config.evaluation.every or max(1, steps // 10)
-        timing = loop.Schedule(
-            validate_every, config.checkpoint.every or validate_every, config.train.log_every, config.checkpoint.best
-        )
-        outcome = loop.run(
-            trainer, state, iterator, rows, training, validation, timing, checkpoints, workdir
-        )
-    _conclude(outcome, config, workdir, steps)
-    return outcome
-
-
-def _tokenizer_path(config: ml_collections.ConfigDict) -> str:
-    if config.data.tokenizer or not config.model.path:
-        return config.data.tokenizer
-    directory = build.resolve(config.model.path)
-    return str(directory / build.TOKENIZER_DIRECTORY if build.is_workdir(directory) else directory)
-
-
-def _load(config: ml_collections.ConfigDict, tokenizer: Tokenizer, split: str) -> TokenizedDataset:
-    data = config.data
-    limit = data.train_limit if split == "train" else data.validation_limit
-    options = Options(data.format, data.strings, data.max_length, data.on_overlong, data.on_bad_record, limit)
-    size = data.synthetic_train if split == "train" else data.synthetic_validation
-    dataset, report = load_dataset(data[split], tokenizer, options, split=split, synthetic_size=size)
-    print(f"{split}: {report}")
-    return dataset
-
-
-def _check_heads(decoder, mesh) -> None:
-    for what, count in (("query", decoder.num_heads), ("key/value", decoder.num_kv_heads)):
-        if count % mesh.shape["tensor"]:
-            raise InputError(f"config.mesh.tensor is {mesh.shape['tensor']}, which does not divide the model's {count} "
-                             f"{what} heads; choose a common divisor of both")  # fmt: skip
-
-
-def _plans(config, training: TokenizedDataset, validation: TokenizedDataset, mesh) -> tuple[loop.Split, loop.Split]:
-    rows = config.train.rows_per_device * row_shards(mesh)
-    multiple = mesh.shape["sequence"]
-    row_length = config.data.row_length
-    if row_length % multiple:
-        raise InputError(f"config.data.row_length is {row_length}; mesh.sequence = {multiple} must divide it")
-
-    def length(dataset: TokenizedDataset, batch_size: int) -> int:
-        chosen = row_length or choose_row_length(dataset.lengths, batch_size, rows, multiple)
-        if (longest := int(dataset.lengths.argmax())) >= 0 and dataset.lengths[longest] > chosen:
-            raise InputError(f"{dataset.where[longest]}: {dataset.lengths[longest]} tokens with its responses, more than "
-                             f"data.row_length = {chosen}; raise it, or set it to 0")  # fmt: skip
-        return chosen
-
-    for name, dataset in (("train", training), ("validation", validation)):
-        if not len(dataset):
-            raise InputError(f"config.data.{name}: no usable comparison is left; see the counts above")
-        if not dataset.edge_counts.all():
-            i = int(np.flatnonzero(dataset.edge_counts == 0)[0])
-            raise InputError(f"{dataset.where[i]}: no preference is known here; objective {config.objective.name!r} needs "
-                             "chosen and rejected")  # fmt: skip
-    plans = []
-    options = {"microbatch_rows": rows}
-    plans.append(
-        training_plan(
-            training.lengths, training.readout_counts, training.edge_counts, batch_size=config.train.batch_size,
-            steps=config.train.steps, epochs=config.train.epochs, seed=config.train.seed,
-            row_length=length(training, config.train.batch_size), **options,
-        )
-    )  # fmt: skip
-    size = config.evaluation.batch_size
-    plans.append(
-        evaluation_plan(
-            validation.lengths, validation.readout_counts, validation.edge_counts, batch_size=size,
-            row_length=length(validation, size), **options,
-        )
-    )  # fmt: skip
-    return loop.Split(training, plans[0]), loop.Split(validation, plans[1])
-
-
-def _prepare(workdir: pathlib.Path, config, model, tokenizer: Tokenizer) -> None:
-    """Leaves in the workdir all that evaluate, export and serve need besides checkpoints."""
-    if jax.process_index() > 0 or (workdir / "config.json").exists():
-        return
-    workdir.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(workdir / build.TOKENIZER_DIRECTORY)
-    (workdir / build.MODEL_FILE).write_text(json.dumps(to_hugging_face(model.decoder), indent=2) + "\n")
-    configs.save(config, workdir / "config.json")
-
-
-def _describe(config, model, training: loop.Split, validation: loop.Split, mesh, workdir: pathlib.Path) -> None:
-    count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0))))
-    plan, sizes = training.plan, training.plan.sizes
-    print(
-        f"model: {count / 1e6:,.1f}M parameters, {config.model.dtype}; mesh: {dict(mesh.shape)} on "
-        f"{mesh.devices.flat[0].device_kind}\n"
-        f"plan: {plan.num_steps:,} steps of {plan.batch_size} comparisons, rows of {plan.row_length} tokens "
-        f"({sizes.fill:.0%} filled), up to {sizes.microbatches} microbatches of {plan.microbatch_rows} rows a step; "
-        f"{len(validation.dataset):,} validation comparisons\n"
-        f"workdir: {workdir}",
-        flush=True,
-    )
-
-
-def _conclude(outcome: loop.Outcome, config, workdir: pathlib.Path, steps: int) -> None:
-    if outcome.stopped:
-        print(f"stopped at step {outcome.step} of {steps} and saved; the same command with --workdir={workdir} continues")
-        return
-    accuracy = outcome.validation.get("accuracy", float("nan"))
-    line = f"done: {steps:,} steps, validation accuracy {accuracy:.4f}"
-    if "accuracy_ceiling" in outcome.validation:
-        ceiling = outcome.validation["accuracy_ceiling"]
-        line += f", {accuracy / ceiling:.1%} of the best reachable {ceiling:.4f}"
-    data = ",".join(config.data.validation)
-    print(
-        f"{line}\n"
-        f"made:     {workdir}/ (config.json, metrics.jsonl, tensorboard/, checkpoints/)\n"
-        f"evaluate: python -m rmjax.evaluate --model={workdir} --data={data} --output={workdir}/evaluation\n"
-        f"export:   python -m rmjax.export --workdir={workdir} --output={workdir}/artifact\n"
-        f"serve:    python -m rmjax.serve --model={workdir}/artifact --grpc_port=8001"
-    )
 
 
 if __name__ == "__main__":

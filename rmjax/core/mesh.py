@@ -65,7 +65,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 # (path regex, PartitionSpec) over the whole train state: parameters and, at paths that end alike, the optimizer's
 # moments. L, the stacked layers, is never split: the scan goes over it.
 STATE_RULES: tuple[tuple[str, P], ...] = (
-    (r"decoder/embedding/weight$", P("tensor", "fsdp")),  # [V, D]
+    (r"decoder/embedding/weight$", P(None, ("fsdp", "tensor"))),  # [V, D]; V is often odd
     (r"attention/(query|key|value)/kernel$", P(None, "fsdp", "tensor")),  # [L, D, heads * P]
     (r"attention/(query|key|value)/bias$", P(None, "tensor")),  # [L, heads * P]
     (r"attention/output/kernel$", P(None, "tensor", "fsdp")),  # [L, N * P, D]
@@ -89,9 +89,11 @@ def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
 
     def sharding(path: str, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         spec = trees.match_one(STATE_RULES, path, "sharding")
-        for size, axis in zip(leaf.shape, spec, strict=False):
-            if axis is not None and size % mesh.shape[axis]:
-                raise InputError(f"config.mesh.{axis} is {mesh.shape[axis]}, which does not divide a dimension of "
+        for size, entry in zip(leaf.shape, spec, strict=False):
+            axes = (entry,) if isinstance(entry, str) else entry or ()
+            parts = math.prod(mesh.shape[axis] for axis in axes)
+            if size % parts:
+                raise InputError(f"config.mesh: {' x '.join(axes)} is {parts}, which does not divide a dimension of "
                                  f"{path} {leaf.shape}; choose a divisor of {size}")  # fmt: skip
         return NamedSharding(mesh, spec)
 

@@ -171,7 +171,7 @@ def _lines_there(output: pathlib.Path) -> Iterator[dict[str, Any]]:
             try:
                 yield json.loads(line)
             except ValueError as error:
-                raise InputError(f"{output}:{number}: no line of predictions ({error}); choose another --output") from error
+                raise InputError(f"{output}:{number}: no prediction ({error}); choose another --output") from error
         file.truncate(whole)
 
 

@@ -15,7 +15,9 @@ FACTS = "rmjax.json"
 FORMAT_VERSION = 1
 
 
-def write(directory: pathlib.Path, model: RewardModel, params: Params, pad_token_id: int, facts: dict[str, Any]) -> None:
+def write(
+    directory: pathlib.Path, model: RewardModel, params: Params, pad_token_id: int, facts: dict[str, Any]
+) -> None:
     """Writes config.json, weights and rmjax.json; the tokenizer's files must lie in `directory` already.
 
     Args:

@@ -172,7 +172,9 @@ class _Blocks(NamedTuple):
         wq, wk, heads = _width(q.shape[1]), _width(k.shape[1]), k.shape[2]
         cut = lambda tokens, width: Tokens(*(a.reshape(-1, width) for a in tokens))
         scaled = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
-        return cls(_split(scaled, wq, heads), _split(k, wk, heads), _split(v, wk, heads), cut(queries, wq), cut(keys, wk))
+        return cls(
+            _split(scaled, wq, heads), _split(k, wk, heads), _split(v, wk, heads), cut(queries, wq), cut(keys, wk)
+        )
 
     def scores(self, of: jax.Array, at: jax.Array, real: jax.Array) -> jax.Array:
         """Masked scores [lanes, H, G * Wq, Wk] of query blocks `of` with key blocks `at`."""

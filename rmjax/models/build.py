@@ -110,7 +110,7 @@ def initial_params(config: ml_collections.ConfigDict, model: RewardModel, mesh: 
 
 
 def load_model(path: str, *, mesh: Mesh, dtype: str = "float32", attention: str = "auto") -> LoadedModel:
-    """Loads a trained reward model from an artifact, a Hugging Face sequence classifier, or a workdir's best checkpoint.
+    """Loads a trained reward model: an artifact, a Hugging Face classifier, or a workdir's best checkpoint.
 
     Raises:
       InputError: nothing usable is there, a file is damaged, or there is no reward head.
@@ -159,7 +159,7 @@ def best_step(workdir: pathlib.Path, best: str) -> int:
 
 
 def workdir_facts(workdir: pathlib.Path) -> dict[str, Any]:
-    """Returns what a workdir knows for rmjax.json: source step, validation metrics, max_length, how strings are read."""
+    """Returns what a workdir knows for rmjax.json: source step, validation metrics, max_length, …"""
     config = configs.load(workdir / "config.json")
     step = best_step(workdir, config.checkpoint.best)
     path = workdir / "checkpoints" / str(step) / "metrics" / "metrics"

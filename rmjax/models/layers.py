@@ -1,6 +1,7 @@
 """The layers of a decoder, as Flax NNX modules.
 
-Axis letters: B rows, T tokens, D model, N query heads, H key/value heads, P head dimension, F mlp, L layers, V vocabulary.
+Axis letters: B rows, T tokens, D model, N query heads, H key/value heads, P head dimension, F mlp, L layers,
+V vocabulary.
 """
 
 import math

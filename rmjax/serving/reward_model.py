@@ -78,8 +78,8 @@ class RewardService:
                                    f"{tokens.shape[1]}, the width of tokens")  # fmt: skip
             sequence = tokens[row, :length]
             if (wrong := sequence[(sequence < 0) | (sequence >= self._vocab_size)]).size:
-                raise RequestError(f"tensor 'tokens', row {row} holds the token {int(wrong[0])}; the model's vocabulary "
-                                   f"has 0 to {self._vocab_size - 1}")  # fmt: skip
+                raise RequestError(f"tensor 'tokens', row {row} holds the token {int(wrong[0])}; the vocabulary has "
+                                   f"0 to {self._vocab_size - 1}")  # fmt: skip
             sequences.append(sequence)
         return sequences
 
@@ -109,6 +109,6 @@ def _messages(row: int, text: str) -> list[Message]:
         raise RequestError(f"tensor 'messages', row {row} is {text:.60}; expected a JSON list of chat messages")
     for message in messages:
         if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise RequestError(f"tensor 'messages', row {row} holds {json.dumps(message):.60}; expected an object whose "
-                               "role and content are strings")  # fmt: skip
+            raise RequestError(f"tensor 'messages', row {row} holds {json.dumps(message):.60}; expected an object "
+                               "whose role and content are strings")  # fmt: skip
     return messages

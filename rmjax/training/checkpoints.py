@@ -20,15 +20,22 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, keep: int, best: str):
         self.directory = workdir / "checkpoints"
         # A checkpoint made between validations has no metrics; it is kept as one of the last, never as the best.
-        policy = checkpoint_managers.AnyPreservationPolicy([
-            checkpoint_managers.LatestN(keep),
-            checkpoint_managers.BestN(
-                get_metric_fn=lambda metrics: metrics[best], n=1, keep_checkpoints_without_metrics=False
-            ),
-        ])
+        policy = checkpoint_managers.AnyPreservationPolicy(
+            [
+                checkpoint_managers.LatestN(keep),
+                checkpoint_managers.BestN(
+                    get_metric_fn=lambda metrics: metrics[best], n=1, keep_checkpoints_without_metrics=False
+                ),
+            ]
+        )
         self._manager = ocp.CheckpointManager(
             self.directory.absolute(),
-            options=ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True),
+            options=ocp.CheckpointManagerOptions(
+                # The policy decides what is kept; best_fn makes Orbax store the metrics at all.
+                best_fn=lambda metrics: metrics[best],
+                preservation_policy=policy,
+                cleanup_tmp_directories=True,
+            ),
         )
 
     def latest(self) -> int | None:
@@ -56,8 +63,10 @@ class Checkpoints:
             return self._manager.restore(step, args=items)["state"]
         except Exception as error:  # Orbax and TensorStore raise whatever they find
             reason = " ".join(str(error).split())[:300]
-            raise InputError(f"checkpoint {path} cannot be read ({type(error).__name__}: {reason}). If it is damaged, "
-                             f"remove this directory: the run then continues from the one before it.") from error  # fmt: skip
+            raise InputError(
+                f"checkpoint {path} cannot be read ({type(error).__name__}: {reason}). If it is damaged, remove this "
+                "directory: the run then continues from the one before it."
+            ) from error
 
     def preempted(self, step: int) -> bool:
         """Returns whether all processes agreed to stop here because one was told to (several processes only)."""

@@ -25,7 +25,7 @@ class MetricsLog:
         partial = self.path.with_suffix(".part")
         partial.write_text(text)
         os.replace(partial, self.path)
-        self._file = open(self.path, "a")
+        self._file = open(self.path, "a")  # noqa: SIM115 (closed by close)
         self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
 
     def _lines(self) -> list[dict]:

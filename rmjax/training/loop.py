@@ -188,5 +188,7 @@ def _check_finite(step: int, metrics: dict[str, float], split: Split) -> None:
     if wrong:
         places = [split.dataset.where[i] for i in split.plan.comparisons(step - 1)]
         shown = ", ".join(places[:8]) + (f" and {len(places) - 8} more" if len(places) > 8 else "")
-        raise InputError(f"step {step}: {wrong[0]} is {metrics[wrong[0]]}; its comparisons: {shown}. Lower "
-                         "optimizer.learning_rate, or look at these records; the last checkpoint is intact.")  # fmt: skip
+        raise InputError(
+            f"step {step}: {wrong[0]} is {metrics[wrong[0]]}; its comparisons: {shown}. Lower optimizer.learning_rate, "
+            "or look at these records; the last checkpoint is intact."
+        )

@@ -81,7 +81,7 @@ class Trainer:
 
         sums, gradients = _accumulate(gradient, batch, microbatches)
         gradients = jax.tree.map(lambda g: g / sums["loss"][1].astype(g.dtype), gradients)
-        grad_norm = optax.global_norm(gradients)
+        grad_norm = optax.tree.norm(gradients)
         if self.grad_clip > 0:
             scale = jnp.minimum(1.0, self.grad_clip / jnp.maximum(grad_norm, 1e-30))
             gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)

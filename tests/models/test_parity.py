@@ -31,7 +31,8 @@ VARIANTS = {
 def make_directory(path, classifier=True, shards=False, **options):
     """Writes a tiny random Llama as transformers does and returns the torch model."""
     values = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
-              "num_attention_heads": 4, "num_key_value_heads": 4, "num_labels": 1, "pad_token_id": 0} | options  # fmt: skip
+              "num_attention_heads": 4, "num_key_value_heads": 4, "num_labels": 1, "pad_token_id": 0}  # fmt: skip
+    values |= options
     kind = transformers.LlamaForSequenceClassification if classifier else transformers.LlamaForCausalLM
     torch.manual_seed(0)
     model = kind(transformers.LlamaConfig(**values)).eval()

@@ -138,7 +138,8 @@ def test_many_clients_at_once_get_their_own_scores(running):
     futures = []
     for text in texts:
         request = service_pb2.ModelInferRequest(model_name="reward_model")
-        request.inputs.add(name="sentences", datatype="BYTES", shape=[1, 1]).contents.bytes_contents.append(text.encode())
+        tensor = request.inputs.add(name="sentences", datatype="BYTES", shape=[1, 1])
+        tensor.contents.bytes_contents.append(text.encode())
         futures.append((request, running.stub.ModelInfer.future(request)))
     for (request, future), reward in zip(futures, alone, strict=True):
         while future.exception() is not None and future.code() == CODE.RESOURCE_EXHAUSTED:  # the queue holds 8
@@ -163,7 +164,7 @@ BAD = [
     ({"tokens": INT([1, 2]), "sequence_lengths": INT([1], [1])}, r"'tokens' has shape \[1, 2\]; expected \[B, S\]"),
     ({"tokens": INT([1, 9999]), "sequence_lengths": INT([2])}, r"'tokens', row 0 holds the token 9999"),
     ({"tokens": np.ones((1, 2), np.float32), "sequence_lengths": INT([2])}, r"'tokens' has datatype 'FP32'"),
-    ({"tokens": np.ones((1, 65), np.int64), "sequence_lengths": INT([65])}, r"'tokens', row 0 has 65 tokens; at most 64"),
+    ({"tokens": np.ones((1, 65), np.int64), "sequence_lengths": INT([65])}, r"'tokens', row 0 has 65 tokens"),
     ({"messages": column("{")}, r"'messages', row 0 is not JSON"),
     ({"messages": column("[]")}, r"'messages', row 0 is \[\]"),
     ({"messages": column('[{"role": "user"}]')}, r"'messages', row 0 holds"),
@@ -201,7 +202,7 @@ def test_malformed_messages_are_invalid_arguments(running, change, words):
 
 def test_unknown_models_and_versions_are_not_found(running):
     for options in ({"model": "critic_infer"}, {"model_version": "2"}):
-        with pytest.raises(triton.InferenceServerException, match="critic_infer|version") as raised:
+        with pytest.raises(triton.InferenceServerException, match=r"critic_infer|version") as raised:
             ask(running, {"sentences": column("a")}, **options)
         assert "NOT_FOUND" in raised.value.status()
     with pytest.raises(triton.InferenceServerException, match="unknown model"):

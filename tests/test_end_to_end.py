@@ -1,0 +1,115 @@
+"""Train, evaluate, score, export, serve: the four ways to score agree."""
+
+import asyncio
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from rmjax.core.errors import InputError
+from rmjax.data import synthetic
+from rmjax.evaluation.evaluation import evaluate, read_labelled
+from rmjax.evaluation.offline import open_judge, score_file
+from rmjax.serving.engine import Engine
+from rmjax.serving.reward_model import RewardService
+from rmjax.training.export import export
+from rmjax.training.run import train
+from tests.training.conftest import tiny as tiny_config
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A trained workdir, its artifact, and a file of pairs."""
+    path = tmp_path_factory.mktemp("made")
+    config = tiny_config.__wrapped__()
+    config.train.steps = 30
+    config.optimizer.learning_rate = 3e-3
+    train(config, path / "run")
+    export(path / "run", path / "artifact")
+    records = [item.record for item in synthetic.comparisons("validation", 12)]
+    (path / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def by_transformers(artifact, records):
+    """Rewards [n, 2] by transformers' own classifier, in padded batches."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(artifact)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(artifact).eval()
+    texts = [
+        record["prompt"] + record[key] + tokenizer.eos_token for record in records for key in ("chosen", "rejected")
+    ]
+    with torch.no_grad():
+        logits = model(**tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)).logits
+    return logits.numpy().reshape(-1, 2)
+
+
+def test_four_ways_to_score_agree(made, tmp_path):
+    records = [json.loads(line) for line in (made / "pairs.jsonl").read_text().splitlines()]
+    expected = by_transformers(made / "artifact", records)
+    assert np.std(expected) > 1e-2  # rewards that differ, so that agreement means something
+
+    judge = open_judge(str(made / "artifact"))
+    score_file(judge, str(made / "pairs.jsonl"), tmp_path / "scores.jsonl")
+    scored = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert [{k: v for k, v in line.items() if k != "rewards"} for line in scored] == records
+
+    items = read_labelled([str(made / "pairs.jsonl")], "auto", strings=judge.strings, limit=0, on_bad_record="error")
+    evaluate(judge, items, tmp_path / "evaluation", title="test")
+    predicted = [json.loads(line) for line in (tmp_path / "evaluation" / "predictions.jsonl").read_text().splitlines()]
+
+    async def served():
+        scorer = judge.scorer
+        engine = Engine(scorer.score, scorer.warm_up, max_length=judge.max_length,
+                        batch_tokens=scorer.rows * scorer.row_length, queue_size=64)  # fmt: skip
+        service = RewardService(engine, judge.tokenizer.encode, vocab_size=scorer.model.decoder.vocab_size,
+                                attributes=judge.attributes)  # fmt: skip
+        await engine.start()
+        texts = [
+            r["prompt"] + r[key] + judge.tokenizer.base.eos_token for r in records for key in ("chosen", "rejected")
+        ]
+        rewards = await service.rewards({"sentences": np.array([[text.encode()] for text in texts], object)})
+        await engine.drain()
+        return rewards.reshape(-1, 2)
+
+    by_file, by_evaluation = ([line["rewards"] for line in found] for found in (scored, predicted))
+    for rewards in (by_file, by_evaluation, asyncio.run(served())):
+        np.testing.assert_allclose(rewards, expected, atol=1e-4)
+
+
+def test_workdir_and_artifact_give_the_same_scores(made, tmp_path):
+    rewards = []
+    for name in ("run", "artifact"):
+        score_file(open_judge(str(made / name)), str(made / "pairs.jsonl"), tmp_path / name)
+        rewards.append([json.loads(line)["rewards"] for line in (tmp_path / name).read_text().splitlines()])
+    np.testing.assert_allclose(rewards[0], rewards[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_an_altered_artifact_is_refused_by_name(made, tmp_path, name):
+    broken = tmp_path / "broken"
+    shutil.copytree(made / "artifact", broken)
+    content = (broken / name).read_bytes()
+    (broken / name).write_bytes(content[:-1])
+    with pytest.raises(InputError, match=f"{name}: altered or truncated"):
+        open_judge(str(broken))
+    (broken / name).unlink()
+    with pytest.raises(InputError, match=f"{name}: missing from the artifact"):
+        open_judge(str(broken))
+
+
+def test_an_existing_output_is_not_overwritten(made):
+    with pytest.raises(InputError, match="exists and is not an empty directory"):
+        export(made / "run", made / "artifact")
+
+
+def test_the_artifact_says_where_it_is_from(made):
+    facts = json.loads((made / "artifact" / "rmjax.json").read_text())
+    assert facts["attributes"] == ["reward"]
+    assert facts["source_step"] > 0
+    assert 0 <= facts["validation"]["accuracy"] <= 1
+    assert facts["max_length"] == 1024
+    assert len(jax.devices()) == 8  # scored on a mesh of several devices above
