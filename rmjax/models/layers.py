@@ -13,6 +13,7 @@ from flax import nnx
 from rmjax.core.mesh import ROWS, constrain
 from rmjax.models.attention import Mask, attend
 from rmjax.models.config import DecoderConfig, RopeScaling
+from rmjax.models.dots import dot
 
 Dtype = jnp.dtype
 
@@ -38,7 +39,7 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(outputs, param_dtype)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = jnp.dot(x, self.kernel[...].astype(x.dtype), preferred_element_type=jnp.float32).astype(x.dtype)
+        y = dot(x, self.kernel[...].astype(x.dtype))
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
