@@ -44,7 +44,7 @@ def default() -> ml_collections.ConfigDict:
     model.head_init = 0.0  # standard deviation of a fresh reward head; 0 starts at loss ln 2
     model.dtype = "float32"  # of activations and matrix products; the head is float32 always
     model.param_dtype = "float32"  # of the stored parameters
-    model.remat = "none"  # none | layer: recompute each layer in the backward pass, for less memory
+    model.remat = "small"  # none | small | layer: what the backward pass computes again; see RewardModel
     model.attention = "auto"  # auto | dense | blocks: see rmjax/models/attention.py
     model.scan_layers = True  # False unrolls the layers: longer to compile
 
@@ -142,7 +142,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise InputError(f"config.{key} is {values[key]}; it must not be negative")
     check_choice("model.dtype", config.model.dtype, ("float32", "bfloat16"))
     check_choice("model.param_dtype", config.model.param_dtype, ("float32", "bfloat16"))
-    check_choice("model.remat", config.model.remat, ("none", "layer"))
+    check_choice("model.remat", config.model.remat, ("none", "small", "layer"))
     check_choice("model.attention", config.model.attention, ("auto", "dense", "blocks"))
     if (config.train.steps > 0) == (config.train.epochs > 0):
         raise InputError(

@@ -5,29 +5,38 @@ Token i attends to j iff j <= i, group[j] = group[i] != 0, and branch[j] is 0 (t
 Two ways compute it. `dense` forms all T x T scores of a row; it is the reference, and the faster one for short rows.
 `blocks` lists the pairs of (query block, key block) that hold a visible pair at all, once a batch, and works through
 that list with a running softmax (Dao 2023, arXiv 2307.08691), in the backward pass again: what other groups and
-branches of a row hold costs nothing, and no scores are kept.
+branches of a row hold costs nothing, and no scores are kept. The list is worked through one pair at a time, which suits
+a CPU: all sums are updated in place. Visiting several pairs at once needs scattered additions or a second pass over the
+scores; both were slower.
 
-Axis letters: B rows, T tokens, N query heads, H key/value heads, G = N / H, P head dimension, W tokens of a block,
-C chunks of `_LANES` query blocks that are worked on together.
+Axis letters: B rows, T tokens, N query heads, H key/value heads, G = N / H, P head dimension, W tokens of a block.
 """
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from rmjax.core.mesh import AXES, ROWS
 
-_BLOCK = 64  # W
-_LANES = 8  # query blocks a chunk; 8 was the fastest of 4 to 32 on CPU
+_BLOCK = 32  # W; the fastest of 32, 64 and 128 on CPU, forward and backward
 _DENSE_UP_TO = 512  # row length up to which `auto` takes `dense`
 _HIDDEN = -1e30  # the score of what may not be seen; finite, so that a row of padding gives no NaN
 
 _einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+KEPT = "kept"  # the name under which `keep` marks what a backward pass shall not compute again
+
+
+def keep(x: jax.Array) -> jax.Array:
+    """Marks what is costly to compute and small to hold; see `remat` in `rmjax.models.decoder.RewardModel`."""
+    return checkpoint_name(x, KEPT)
 
 
 class Tokens(NamedTuple):
@@ -39,15 +48,14 @@ class Tokens(NamedTuple):
 
 
 class Visits(NamedTuple):
-    """The key blocks that each query block looks at; query blocks with most visits come first.
+    """The pairs of blocks that hold a visible pair of tokens, on one device, query block by query block.
 
-    queries: int32 [C, lanes], query blocks of a chunk; keys: int32 [C, lanes, key blocks], the visits of each, of which
-    the first `counts` [C, lanes] are real.
+    query, key: int32 [1, pairs that there can be], indices of blocks; count: int32 [1], how many of them are real.
     """
 
-    queries: jax.Array
-    keys: jax.Array
-    counts: jax.Array
+    query: jax.Array
+    key: jax.Array
+    count: jax.Array
 
 
 class Mask(NamedTuple):
@@ -129,17 +137,9 @@ def _list_visits(queries: Tokens, keys: Tokens) -> Visits:
     wq, wk = _width(t), _width(keys.group.shape[1])
     nq, nk = t // wq, keys.group.shape[1] // wk
     seen = _visible(queries, keys).reshape(rows, nq, wq, nk, wk).any((2, 4))
-    counts = seen.sum(-1, dtype=jnp.int32).reshape(-1)
-    blocks = jnp.argsort(~seen, axis=-1, stable=True) + nk * jnp.arange(rows)[:, None, None]
-    blocks = blocks.reshape(rows * nq, nk).astype(jnp.int32)
-    # A chunk takes as long as its longest member, so blocks of like counts go together.
-    order = jnp.argsort(-counts, stable=True).astype(jnp.int32)
-    padding = -len(order) % _LANES
-    real = jnp.arange(len(order) + padding) < len(order)
-    order = jnp.pad(order, (0, padding))
-    counts = jnp.where(real, counts[order], 0)
-    chunks = lambda x: x.reshape(-1, _LANES, *x.shape[1:])
-    return Visits(chunks(order), chunks(blocks[order]), chunks(counts))
+    first = jnp.argsort(~seen.reshape(-1), stable=True).astype(jnp.int32)
+    query, key = first // nk, first // (nq * nk) * nk + first % nk
+    return Visits(query[None], key[None], seen.sum(dtype=jnp.int32)[None])
 
 
 def _split(x: jax.Array, width: int, heads: int) -> jax.Array:
@@ -158,31 +158,28 @@ def _join(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return x.reshape(shape)
 
 
-class _Blocks(NamedTuple):
-    """Arguments cut into blocks; q is scaled by 1 / sqrt(P) already."""
+def _cut(tokens: Tokens) -> Tokens:
+    return Tokens(*(a.reshape(-1, _width(a.shape[1])) for a in tokens))
 
-    q: jax.Array
-    k: jax.Array
-    v: jax.Array
-    queries: Tokens
-    keys: Tokens
 
-    @classmethod
-    def cut(cls, q, k, v, queries, keys):
-        wq, wk, heads = _width(q.shape[1]), _width(k.shape[1]), k.shape[2]
-        cut = lambda tokens, width: Tokens(*(a.reshape(-1, width) for a in tokens))
-        scaled = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
-        return cls(
-            _split(scaled, wq, heads), _split(k, wk, heads), _split(v, wk, heads), cut(queries, wq), cut(keys, wk)
-        )
+def _at(tree: Any, block: jax.Array) -> Any:
+    return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, block, keepdims=False), tree)
 
-    def scores(self, of: jax.Array, at: jax.Array, real: jax.Array) -> jax.Array:
-        """Masked scores [lanes, H, G * Wq, Wk] of query blocks `of` with key blocks `at`."""
-        scores = _einsum("nhqp,nhkp->nhqk", self.q[of], self.k[at])
-        take = lambda tokens, which: Tokens(*(a[which] for a in tokens))
-        visible = _visible(take(self.queries, of), take(self.keys, at)) & real[:, None, None]
-        groups = scores.shape[2] // visible.shape[1]
-        return jnp.where(jnp.tile(visible, (1, groups, 1))[:, None], scores, _HIDDEN)
+
+def _put(x: jax.Array, block: jax.Array, value: jax.Array) -> jax.Array:
+    return lax.dynamic_update_index_in_dim(x, value, block, 0)
+
+
+def _scores(q: jax.Array, k: jax.Array, queries: Tokens, keys: Tokens) -> jax.Array:
+    """Masked scores [H, G * Wq, Wk] of a query block [H, G * Wq, P] with a key block [H, Wk, P]."""
+    scores, visible = _einsum("hqp,hkp->hqk", q, k), _visible(queries, keys)
+    return jnp.where(jnp.tile(visible, (scores.shape[1] // len(visible), 1)), scores, _HIDDEN)
+
+
+def _visit_all(visits: Visits, start: Any, visit: Any) -> Any:
+    """Folds `visit(state, query block, key block)` over the list."""
+    step = lambda i, state: visit(state, visits.query[0, i], visits.key[0, i])
+    return lax.fori_loop(0, visits.count[0], step, start)
 
 
 @jax.custom_vjp
@@ -191,70 +188,52 @@ def _blocks(q, k, v, queries: Tokens, keys: Tokens, visits: Visits) -> jax.Array
 
 
 def _forward(q, k, v, queries, keys, visits):
-    blocks = _Blocks.cut(q, k, v, queries, keys)
-    count, h, m, p = blocks.q.shape
+    own, other = _cut(queries), _cut(keys)
+    wq, wk, heads = own.group.shape[1], other.group.shape[1], k.shape[2]
+    qs = _split(q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), wq, heads)
+    ks, vs = _split(k, wk, heads), _split(v, wk, heads)
 
-    def chunk(c, carry):
-        out, normaliser = carry
-        of, visited = visits.queries[c], visits.counts[c]
+    def visit(state, a, b):
+        top, total, weighted = _at(state, a)
+        scores = _scores(_at(qs, a), _at(ks, b), _at(own, a), _at(other, b))
+        new_top = jnp.maximum(top, scores.max(-1))
+        weights, shrink = jnp.exp(scores - new_top[..., None]), jnp.exp(top - new_top)
+        add = _einsum("hqk,hkp->hqp", weights.astype(v.dtype), _at(vs, b))
+        new = new_top, total * shrink + weights.sum(-1), weighted * shrink[..., None] + add
+        return jax.tree.map(lambda x, value: _put(x, a, value), state, new)
 
-        def visit(state):
-            i, top, total, weighted = state
-            at = lax.dynamic_index_in_dim(visits.keys[c], i, 1, keepdims=False)
-            scores = blocks.scores(of, at, i < visited)
-            new_top = jnp.maximum(top, scores.max(-1))
-            weights, shrink = jnp.exp(scores - new_top[..., None]), jnp.exp(top - new_top)
-            add = _einsum("nhqk,nhkp->nhqp", weights.astype(v.dtype), blocks.v[at])
-            return i + 1, new_top, total * shrink + weights.sum(-1), weighted * shrink[..., None] + add
-
-        zero = jnp.zeros((_LANES, h, m))
-        start = (0, zero + _HIDDEN, zero, jnp.zeros((_LANES, h, m, p)))
-        _, top, total, weighted = lax.while_loop(lambda state: state[0] < visited.max(), visit, start)
-        total = jnp.maximum(total, 1e-30)
-        place = jnp.where(visited > 0, of, count)  # beyond the end: dropped
-        out = out.at[place].set((weighted / total[..., None]).astype(q.dtype), mode="drop")
-        return out, normaliser.at[place].set(top + jnp.log(total), mode="drop")
-
-    start = (jnp.zeros_like(blocks.q), jnp.zeros((count, h, m)))
-    out, normaliser = lax.fori_loop(0, len(visits.queries), chunk, start)
-    out = _join(out, q.shape)
-    return out, (q, k, v, queries, keys, visits, out, normaliser)
+    zero = jnp.zeros(qs.shape[:-1])
+    top, total, weighted = _visit_all(visits, (zero + _HIDDEN, zero, jnp.zeros(qs.shape)), visit)
+    total = jnp.maximum(total, 1e-30)
+    out = keep(_join((weighted / total[..., None]).astype(q.dtype), q.shape))
+    return out, (q, k, v, queries, keys, visits, out, keep(top + jnp.log(total)))
 
 
 def _backward(saved, d_out):
     q, k, v, queries, keys, visits, out, normaliser = saved
-    blocks = _Blocks.cut(q, k, v, queries, keys)
-    count, h = blocks.q.shape[:2]
-    width = _width(q.shape[1])
-    d_out_blocks = _split(d_out, width, h)
+    own, other = _cut(queries), _cut(keys)
+    wq, wk, heads = own.group.shape[1], other.group.shape[1], k.shape[2]
+    scale = jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
     # Σ_j weight_ij dweight_ij = Σ_p out dout
     inner = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
-    inner = _split(inner, width, h)[..., 0]
+    inner, qs, d_outs = (_split(x, wq, heads) for x in (inner, q * scale, d_out))
+    inner = inner[..., 0]
+    ks, vs = _split(k, wk, heads), _split(v, wk, heads)
 
-    def chunk(c, carry):
-        dq, dk, dv = carry
-        of, visited = visits.queries[c], visits.counts[c]
-        d_out_c, inner_c, normaliser_c, q_c = d_out_blocks[of], inner[of], normaliser[of], blocks.q[of]
+    def visit(state, a, b):
+        dq, dk, dv = state
+        q_a, k_b, d_out_a = _at(qs, a), _at(ks, b), _at(d_outs, a)
+        scores = _scores(q_a, k_b, _at(own, a), _at(other, b))
+        weights = jnp.where(scores > _HIDDEN / 2, jnp.exp(scores - _at(normaliser, a)[..., None]), 0.0)
+        d_weights = _einsum("hqp,hkp->hqk", d_out_a, _at(vs, b))
+        d_scores = (weights * (d_weights - _at(inner, a)[..., None])).astype(q.dtype)
+        dq = _put(dq, a, _at(dq, a) + _einsum("hqk,hkp->hqp", d_scores, k_b))
+        dk = _put(dk, b, _at(dk, b) + _einsum("hqk,hqp->hkp", d_scores, q_a))
+        dv = _put(dv, b, _at(dv, b) + _einsum("hqk,hqp->hkp", weights.astype(q.dtype), d_out_a))
+        return dq, dk, dv
 
-        def visit(state):
-            i, dq_c, dk, dv = state
-            at = lax.dynamic_index_in_dim(visits.keys[c], i, 1, keepdims=False)
-            scores = blocks.scores(of, at, i < visited)
-            weights = jnp.where(scores > _HIDDEN / 2, jnp.exp(scores - normaliser_c[..., None]), 0.0)
-            d_weights = _einsum("nhqp,nhkp->nhqk", d_out_c, blocks.v[at])
-            d_scores = (weights * (d_weights - inner_c[..., None])).astype(q.dtype)
-            dk = dk.at[at].add(_einsum("nhqk,nhqp->nhkp", d_scores, q_c))
-            dv = dv.at[at].add(_einsum("nhqk,nhqp->nhkp", weights.astype(q.dtype), d_out_c))
-            return i + 1, dq_c + _einsum("nhqk,nhkp->nhqp", d_scores, blocks.k[at]), dk, dv
-
-        start = (0, jnp.zeros(q_c.shape, jnp.float32), dk, dv)
-        _, dq_c, dk, dv = lax.while_loop(lambda state: state[0] < visited.max(), visit, start)
-        place = jnp.where(visited > 0, of, count)
-        return dq.at[place].set(dq_c, mode="drop"), dk, dv
-
-    zeros = (jnp.zeros(x.shape, jnp.float32) for x in (blocks.q, blocks.k, blocks.v))
-    dq, dk, dv = lax.fori_loop(0, len(visits.queries), chunk, tuple(zeros))
-    dq = _join(dq * q.shape[-1] ** -0.5, q.shape).astype(q.dtype)
+    dq, dk, dv = _visit_all(visits, tuple(jnp.zeros(x.shape) for x in (qs, ks, vs)), visit)
+    dq = _join(dq * scale, q.shape).astype(q.dtype)
     return dq, _join(dk, k.shape).astype(k.dtype), _join(dv, v.shape).astype(v.dtype), None, None, None
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rmjax.core.mesh import ROWS, constrain
-from rmjax.models.attention import make_mask
+from rmjax.models.attention import KEPT, make_mask
 from rmjax.models.config import DecoderConfig, HeadConfig
 from rmjax.models.layers import Block, Embedding, RMSNorm, rope_frequencies, rope_tables
 
@@ -28,7 +28,8 @@ class RewardModel:
       param_dtype: of stored parameters, except the head's, which is float32 always: in bfloat16 close rewards
         round into ties.
       attention: `auto`, `dense` or `blocks`; see `rmjax.models.attention`.
-      remat: `none`, or `layer` to recompute each layer in the backward pass.
+      remat: what the backward pass computes again. `small`: all but the matrix products and the attention, for half the
+        memory at no cost; `layer`: each layer whole, for the least memory; `none`.
       scan_layers: run the layers by one `lax.scan`; False unrolls them.
     """
 
@@ -37,7 +38,7 @@ class RewardModel:
     dtype: str = "float32"
     param_dtype: str = "float32"
     attention: str = "auto"
-    remat: str = "none"
+    remat: str = "small"
     scan_layers: bool = True
 
     def init(self, key: jax.Array) -> Params:
@@ -68,8 +69,9 @@ class RewardModel:
         def layer(x: jax.Array, layer_params: Params) -> tuple[jax.Array, None]:
             return _bind(lambda: modules["block"](jax.random.key(0)), layer_params)(x, mask, rope), None
 
-        if self.remat == "layer":
-            layer = jax.checkpoint(layer)
+        if self.remat != "none":
+            kept = () if self.remat == "layer" else (KEPT,)
+            layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.save_only_these_names(*kept))
         x, _ = jax.lax.scan(layer, x, decoder["layers"], unroll=1 if self.scan_layers else self.decoder.num_layers)
         return _bind(modules["norm"], decoder["norm"])(x)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rmjax.core.mesh import ROWS, constrain
-from rmjax.models.attention import Mask, attend
+from rmjax.models.attention import Mask, attend, keep
 from rmjax.models.config import DecoderConfig, RopeScaling
 from rmjax.models.dots import dot
 
@@ -39,7 +39,7 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(outputs, param_dtype)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = dot(x, self.kernel[...].astype(x.dtype))
+        y = dot(x, self.kernel[...])
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
@@ -89,9 +89,9 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array, mask: Mask, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
         heads = (*x.shape[:2], -1, self.head_dim)
-        q = rotate(self.query(x).reshape(heads), *rope)
-        k = rotate(self.key(x).reshape(heads), *rope)
-        v = self.value(x).reshape(heads)
+        q = keep(rotate(self.query(x).reshape(heads), *rope))
+        k = keep(rotate(self.key(x).reshape(heads), *rope))
+        v = keep(self.value(x).reshape(heads))
         return self.output(attend(q, k, v, mask).reshape(*x.shape[:2], -1))
 
 
@@ -107,7 +107,7 @@ class GatedMLP(nnx.Module):
         self.down = linear(config.intermediate_size, config.hidden_size)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        return self.down(jax.nn.silu(keep(self.gate(x))) * keep(self.up(x)))
 
 
 class Block(nnx.Module):
@@ -120,7 +120,7 @@ class Block(nnx.Module):
         self.mlp = GatedMLP(config, param_dtype, rngs)
 
     def __call__(self, x: jax.Array, mask: Mask, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
-        x = x + self.attention(self.attention_norm(x), mask, rope)
+        x = keep(x + self.attention(self.attention_norm(x), mask, rope))
         x = x + self.mlp(self.mlp_norm(x))
         return constrain(x, ROWS, "sequence", None)
 
