@@ -25,7 +25,8 @@ from jax.sharding import PartitionSpec
 from rmjax.core.mesh import AXES, ROWS
 
 _BLOCK = 32  # W; the fastest of 32, 64 and 128 on CPU, forward and backward
-_DENSE_UP_TO = 512  # row length up to which `auto` takes `dense`
+_DENSE_UP_TO_ON_CPU = 256  # row length up to which `auto` takes `dense`; at 512 a layer took 1.25 times as long
+_DENSE_UP_TO = 2048  # the same elsewhere: products in parallel, as long as the scores fit; not measured
 _HIDDEN = -1e30  # the score of what may not be seen; finite, so that a row of padding gives no NaN
 
 _einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -82,7 +83,8 @@ def make_mask(group: jax.Array, branch: jax.Array, kind: str) -> Mask:
       kind: `dense`, `blocks`, or `auto`: the faster one at this row length.
     """
     tokens = Tokens(group, branch, jnp.broadcast_to(jnp.arange(group.shape[1], dtype=jnp.int32), group.shape))
-    if kind == "dense" or (kind == "auto" and group.shape[1] <= _DENSE_UP_TO):
+    dense_up_to = _DENSE_UP_TO_ON_CPU if jax.default_backend() == "cpu" else _DENSE_UP_TO
+    if kind == "dense" or (kind == "auto" and group.shape[1] <= dense_up_to):
         return Mask(tokens, tokens, None)
     visits = _on_mesh(_list_visits, (_QUERY_TOKENS, _KEY_TOKENS), _VISITS)(tokens, tokens)
     return Mask(tokens, tokens, visits)
@@ -217,7 +219,6 @@ def _backward(saved, d_out):
     # Σ_j weight_ij dweight_ij = Σ_p out dout
     inner = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
     inner, qs, d_outs = (_split(x, wq, heads) for x in (inner, q * scale, d_out))
-    inner = inner[..., 0]
     ks, vs = _split(k, wk, heads), _split(v, wk, heads)
 
     def visit(state, a, b):
@@ -226,7 +227,7 @@ def _backward(saved, d_out):
         scores = _scores(q_a, k_b, _at(own, a), _at(other, b))
         weights = jnp.where(scores > _HIDDEN / 2, jnp.exp(scores - _at(normaliser, a)[..., None]), 0.0)
         d_weights = _einsum("hqp,hkp->hqk", d_out_a, _at(vs, b))
-        d_scores = (weights * (d_weights - _at(inner, a)[..., None])).astype(q.dtype)
+        d_scores = (weights * (d_weights - _at(inner, a))).astype(q.dtype)
         dq = _put(dq, a, _at(dq, a) + _einsum("hqk,hkp->hqp", d_scores, k_b))
         dk = _put(dk, b, _at(dk, b) + _einsum("hqk,hqp->hkp", d_scores, q_a))
         dv = _put(dv, b, _at(dv, b) + _einsum("hqk,hqp->hkp", weights.astype(q.dtype), d_out_a))
