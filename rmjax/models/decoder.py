@@ -28,8 +28,8 @@ class RewardModel:
       param_dtype: of stored parameters, except the head's, which is float32 always: in bfloat16 close rewards
         round into ties.
       attention: `auto`, `dense` or `blocks`; see `rmjax.models.attention`.
-      remat: what the backward pass computes again. `small`: all but the matrix products and the attention, which is less
-        to hold, and on CPU faster than `none`; `layer`: each layer whole, for the least memory; `none`: nothing.
+      remat: what the backward pass computes again. `small`: all but the matrix products and the attention, so less is
+        held, and on CPU faster than `none`; `layer`: each layer whole, for the least memory; `none`: nothing.
       scan_layers: run the layers by one `lax.scan`; False unrolls them.
     """
 
