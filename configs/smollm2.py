@@ -20,5 +20,5 @@ def get_config():
     config.train.epochs = 1.0
     config.train.batch_size = 16
     config.train.rows_per_device = 2
-    config.evaluation.batch_size = 32
+    config.evaluation.batch_size = 512
     return config
