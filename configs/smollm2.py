@@ -19,6 +19,6 @@ def get_config():
     config.optimizer.warmup_steps = 8
     config.train.epochs = 1.0
     config.train.batch_size = 16
-    config.train.rows_per_device = 2
+    config.train.rows_per_device = 1
     config.evaluation.batch_size = 512
     return config

@@ -148,9 +148,9 @@ def evaluation_plan(
 def choose_row_length(lengths: np.ndarray, batch_size: int, microbatch_rows: int, multiple: int = 1) -> int:
     """Returns the row length at which a step wastes the fewest token slots.
 
-    Candidates are multiples of 64 (128 above 1,024) that hold the longest comparison, up to four times as long; each is
-    tried on up to 16 steps' worth of comparisons. Attention never costs what other groups in a row would, so the
-    slots are the cost.
+    Candidates are multiples of 64 (128 above 1,024) that hold the longest comparison, up to four times as long and at
+    least up to 2,048; each is tried on up to 16 steps' worth of comparisons. Attention never costs what other groups in
+    a row would, so the slots are the cost.
 
     Args:
       lengths: unique tokens of each comparison.
@@ -168,5 +168,5 @@ def choose_row_length(lengths: np.ndarray, batch_size: int, microbatch_rows: int
         counts = (math.ceil(len(pack(sample, row_length)) / microbatch_rows) for sample in samples)
         return sum(counts) * row_length
 
-    candidates: Sequence[int] = range(shortest, max(4 * shortest, 512) + 1, unit)
+    candidates: Sequence[int] = range(shortest, max(4 * shortest, 2048) + 1, unit)
     return min(candidates, key=lambda row_length: (slots(row_length), row_length))
