@@ -11,14 +11,6 @@ from rmjax.core import config as configs
 
 def get_config():
     """Returns the configuration; model.path, data.train and data.validation are the user's to give."""
-    config = configs.default()
+    config = configs.fine_tuning()
     config.name = "smollm2"
-    config.data.strings = "chat"
-    config.optimizer.learning_rate = 5e-5
-    config.optimizer.schedule = "linear"
-    config.optimizer.warmup_steps = 8
-    config.train.epochs = 1.0
-    config.train.batch_size = 16
-    config.train.rows_per_device = 1
-    config.evaluation.batch_size = 512
     return config

@@ -69,7 +69,7 @@ def jax_side(config, dataset: TokenizedDataset, *, packed: bool) -> Step:
         spec = packed_spec(each, length, 2 * 16, 16, 1)
         micro = [fill_rows(rows[i : i + each], spec) for i in range(0, len(rows), each)]
         count = len(micro)
-        micro += [micro[0]] * (16 - count)  # one program for any number of microbatches
+        micro += [fill_rows([], spec)] * (16 - count)  # one program for any number of microbatches
         batch = {name: np.stack([part[name] for part in micro]) for name in spec}
         state, report = function(state, batch, np.int32(count))
         jax.block_until_ready(report)

@@ -5,6 +5,7 @@
 Writes metrics.json, predictions.jsonl and report.html, and prints the headline table.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 
@@ -16,9 +17,14 @@ from rmjax.evaluation.evaluation import evaluate, read_labelled
 from rmjax.evaluation.offline import open_judge
 
 _MODEL = flags.DEFINE_string("model", "", "Artifact, Hugging Face directory with a head, or workdir.")
-_DATA = flags.DEFINE_list("data", [], "Files or globs, by commas; or `synthetic`, the built-in validation data.")
+_DATA = flags.DEFINE_list(
+    "data",
+    [],
+    "Files, globs, hub names, by commas, or name=path; or `synthetic`.",
+)
 _OUTPUT = flags.DEFINE_string("output", "", "The directory to write to.")
 _FORMAT = flags.DEFINE_string("format", "auto", "The data's format.")
+_COLUMNS = flags.DEFINE_list("columns", [], "Fields to rename, old=new each, by commas.")
 _LIMIT = flags.DEFINE_integer("limit", 0, "Take the first so many comparisons; 0: all.", lower_bound=0)
 _ON_BAD = flags.DEFINE_enum("on_bad_record", "error", ["error", "skip"], "What a record that cannot be read does.")
 _MAX_LENGTH = flags.DEFINE_integer("max_length", 0, "Longest conversation in tokens, longer are counted; 0: model's.")
@@ -34,7 +40,8 @@ def main(_: Sequence[str]) -> None:
         _MODEL.value, max_length=_MAX_LENGTH.value, rows_per_device=_ROWS.value, dtype=_DTYPE.value
     )  # fmt: skip
     items = read_labelled(
-        _DATA.value, _FORMAT.value, strings=judge.strings, limit=_LIMIT.value, on_bad_record=_ON_BAD.value
+        _DATA.value, dataclasses.replace(judge.options, format=_FORMAT.value, columns=tuple(_COLUMNS.value)),
+        limit=_LIMIT.value, on_bad_record=_ON_BAD.value,
     )  # fmt: skip
     headline = evaluate(
         judge, items, pathlib.Path(_OUTPUT.value), title=f"{_MODEL.value} on {','.join(_DATA.value)}"

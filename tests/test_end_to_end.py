@@ -57,7 +57,7 @@ def test_four_ways_to_score_agree(made, tmp_path):
     scored = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
     assert [{k: v for k, v in line.items() if k != "rewards"} for line in scored] == records
 
-    items = read_labelled([str(made / "pairs.jsonl")], "auto", strings=judge.strings, limit=0, on_bad_record="error")
+    items = read_labelled([str(made / "pairs.jsonl")], judge.options)
     evaluate(judge, items, tmp_path / "evaluation", title="test")
     predicted = [json.loads(line) for line in (tmp_path / "evaluation" / "predictions.jsonl").read_text().splitlines()]
 

@@ -49,9 +49,16 @@ def default() -> ml_collections.ConfigDict:
     model.scan_layers = True  # False unrolls the layers: longer to compile
 
     config.data = data = ml_collections.ConfigDict()
-    data.train = ("synthetic",)  # paths, globs, or `synthetic` for the built-in data
-    data.validation = ("synthetic",)
+    data.train = ("synthetic",)  # paths, globs, hub names, or `synthetic` for the built-in data
+    data.validation = ("synthetic",)  # "name=path" reports a set under its own name too
+    data.weights = ()  # shares in which the sources of `train` are mixed, one a source; (): each record once an epoch
     data.format = "auto"  # auto, or a name of rmjax/data/formats.py
+    data.columns = ()  # fields to rename, "old=new" each
+    data.group_prompts = False  # single responses to one prompt become one comparison: the prompt is computed once
+    data.ties = "drop"  # drop | half: ties between responses are left out, or edges with target 0.5
+    data.missing_label = -100.0  # NeMo-Aligner's loss_mask_val: a label that is missing
+    data.preference_label = 0  # nemo_preference: index of the label that is the signed preference
+    data.step_separator = "\n"  # process: between prompt and steps
     data.strings = "joined"  # joined | chat: prompt and response strings as one text, or as two chat messages
     data.tokenizer = ""  # Hugging Face directory or hub name; empty: the model's
     data.max_length = 1024  # tokens of the longest conversation of a comparison
@@ -64,8 +71,18 @@ def default() -> ml_collections.ConfigDict:
     data.synthetic_validation = 1000
 
     config.objective = objective = ml_collections.ConfigDict()
-    objective.name = "bradley_terry"
+    objective.name = "bradley_terry"  # one of rmjax/training/objectives.py, or several: "regression+bradley_terry"
+    objective.weights = ()  # of the several, one each; (): 1 each
     objective.margin = False  # subtract the data's margin from the reward difference (Llama 2, eq. 2)
+    objective.strength = False  # multiply each edge's loss by the data's strength (scaled Bradley-Terry)
+    objective.label_smoothing = 0.0  # probability that a preference is the wrong way round
+    objective.centering = 0.0  # weight of (r_w + r_l)² (TRL's center_rewards_coefficient)
+    objective.reward_l2 = 0.0  # weight of r² at each readout
+    objective.reward_attribute = ""  # which attribute ranks; empty: the only one, or helpfulness
+    objective.attributes = ()  # names of the head's attributes; (): the data's, or reward
+    objective.attribute_weights = ()  # of the regression, one an attribute; (): 1 each
+    objective.standardize = False  # regression: the head learns (label - mean) / std of the training labels
+    objective.process_loss = "cross_entropy"  # cross_entropy | mse
 
     config.optimizer = optimizer = ml_collections.ConfigDict()
     optimizer.name = "adamw"  # adamw | lion
@@ -97,12 +114,40 @@ def default() -> ml_collections.ConfigDict:
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
     checkpoint.every = 0  # steps; 0: at each validation
     checkpoint.keep = 2  # the last so many, besides the best
-    checkpoint.best = "accuracy"  # the validation metric that picks the best
+    checkpoint.best = ""  # the validation metric that picks the best; empty: the first of accuracy, spearman, loss
 
     config.evaluation = evaluation = ml_collections.ConfigDict()
     evaluation.every = 0  # steps; 0: ten times a run
     evaluation.batch_size = 64  # comparisons a validation step
     return config.lock()
+
+
+def small() -> ml_collections.ConfigDict:
+    """Returns the defaults with the sizes and the optimizer that suit the built-in data on two cores."""
+    config = default()
+    config.model.hidden_size = 64
+    config.model.intermediate_size = 192
+    config.model.num_layers = 3
+    config.model.num_heads = 4
+    config.model.num_kv_heads = 2
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.warmup_steps = 20
+    config.optimizer.b2 = 0.98
+    return config
+
+
+def fine_tuning() -> ml_collections.ConfigDict:
+    """Returns the defaults for fine-tuning all weights of a pretrained model for one epoch."""
+    config = default()
+    config.data.strings = "chat"
+    config.optimizer.learning_rate = 5e-5
+    config.optimizer.schedule = "linear"
+    config.optimizer.warmup_steps = 8
+    config.train.epochs = 1.0
+    config.train.batch_size = 16
+    config.train.rows_per_device = 1
+    config.evaluation.batch_size = 512
+    return config
 
 
 def leaves(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -131,7 +176,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     not_negative = (
         "model.head_init", "data.row_length", "data.train_limit", "data.validation_limit", "optimizer.learning_rate",
         "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.grad_clip", "train.steps", "train.epochs",
-        "checkpoint.every", "evaluation.every",
+        "checkpoint.every", "evaluation.every", "objective.centering", "objective.reward_l2", "data.preference_label",
+        "objective.label_smoothing",
     )  # fmt: skip
     values = dict(leaves(config))
     for key in positive:
@@ -143,12 +189,29 @@ def check(config: ml_collections.ConfigDict) -> None:
     check_choice("model.dtype", config.model.dtype, ("float32", "bfloat16"))
     check_choice("model.param_dtype", config.model.param_dtype, ("float32", "bfloat16"))
     check_choice("model.remat", config.model.remat, ("none", "small", "layer"))
+    check_choice("objective.process_loss", config.objective.process_loss, ("cross_entropy", "mse"))
+    if config.objective.label_smoothing >= 0.5:
+        raise InputError(f"config.objective.label_smoothing is {config.objective.label_smoothing}; expected below 0.5, "
+                         "where the loss still says which response is the better one")  # fmt: skip
     check_choice("model.attention", config.model.attention, ("auto", "dense", "blocks"))
     if (config.train.steps > 0) == (config.train.epochs > 0):
         raise InputError(
             f"config.train.steps is {config.train.steps} and config.train.epochs is {config.train.epochs}; "
             "set exactly one of them above 0 and the other to 0"
         )
+
+
+def selection(metrics: dict[str, float], best: str) -> float:
+    """Returns the number by which `checkpoint.best` picks a checkpoint: more is better.
+
+    Raises:
+      InputError: validation has no such metric.
+    """
+    name = best or next(name for name in ("accuracy", "spearman", "loss") if name in metrics)
+    if name not in metrics:
+        raise InputError(f"config.checkpoint.best is {best!r}; validation has {', '.join(sorted(metrics))}")
+    lower = any(part in ("loss", "mse") for part in name.split("/"))
+    return -metrics[name] if lower else metrics[name]
 
 
 def save(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:

@@ -1,307 +1,189 @@
-"""Records of the field's formats, read as comparisons.
+"""The field's formats: which record is which, and from sources to comparisons."""
 
-JSON lines are read with `json`, not with `datasets`: its readers lose the line numbers that errors must name, and force
-one type on columns that hold strings here and lists of messages there.
-"""
-
-import collections
 import dataclasses
-import functools
-import glob
-import gzip
-import itertools
 import json
-import pathlib
-import sys
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from rmjax.core.config import check_choice
 from rmjax.core.errors import InputError
-from rmjax.data.schema import Comparison, Edge, Message
+from rmjax.data import parsers
+from rmjax.data.conversations import BadField
+from rmjax.data.parsers import ReadOptions
+from rmjax.data.schema import Comparison, Edge
+from rmjax.data.sources import BadRecord, ReadReport, find_sources, read_records, take_two
 
-FORMATS = ("pairs", "nemo_binary", "text", "messages")
+Record = dict[str, Any]
+Parse = Callable[[str, Record, ReadOptions], Comparison]
 
-
-@dataclasses.dataclass(frozen=True)
-class BadRecord:
-    """A record that cannot be used.
-
-    Attributes:
-      where: `path:line`.
-      reason: what is wrong with it, and what was found.
-      record: what could be read of it.
-      kind: the reason without what was found, so that like faults are counted as one.
-    """
-
-    where: str
-    reason: str
-    record: dict[str, Any]
-    kind: str
-
-
-@dataclasses.dataclass
-class ReadReport:
-    """What was read: the format taken, records, blank lines, and the number skipped by reason."""
-
-    format: str = ""
-    records: int = 0
-    blank: int = 0
-    skipped: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+# What each format's record is, by its parser; the two of consecutive lines are parsed line by line and then joined.
+_PARSERS: dict[str, Parse] = {
+    "pairs": parsers.pairs,
+    "nemo_binary": parsers.plain_text,
+    "nemo_regression": parsers.nemo_label,
+    "nemo_preference": parsers.nemo_label,
+    "regression": parsers.regression,
+    "preference_strength": parsers.preference_strength,
+    "kwise": parsers.kwise,
+    "completions": parsers.completions,
+    "process": parsers.process,
+    "prm800k": parsers.prm800k,
+    "math_shepherd": parsers.math_shepherd,
+    "text": parsers.plain_text,
+    "messages": parsers.plain_messages,
+}
+FORMATS = tuple(_PARSERS)
+_CONSECUTIVE = ("nemo_binary", "nemo_preference")
 
 
-class _BadField(Exception):
-    """A record's fault, told without its place; `iterate` adds the place. See `BadRecord` for `kind`."""
-
-    def __init__(self, reason: str, kind: str = ""):
-        super().__init__(reason)
-        self.kind = kind or reason.split(";")[0]
-
-
-def files_of(sources: str | Sequence[str]) -> list[pathlib.Path]:
-    """Returns the files that paths and globs name, in order.
-
-    Raises:
-      InputError: nothing is there, or it is no JSONL file.
-    """
-    found: list[pathlib.Path] = []
-    for source in [sources] if isinstance(sources, str) else sources:
-        matches = sorted(map(pathlib.Path, glob.glob(source))) if glob.has_magic(source) else [pathlib.Path(source)]
-        if not matches:
-            raise InputError(f"data {source!r}: no file matches this glob")
-        for path in matches:
-            if not path.exists():
-                raise InputError(f"data {str(path)!r}: no such file; check config.data.train and .validation")
-            if path.is_dir() or not path.name.endswith((".jsonl", ".jsonl.gz", ".json", ".json.gz")):
-                raise InputError(f"data {str(path)!r}: expected a JSONL file (.jsonl or .jsonl.gz)")
-        found += matches
-    if not found:
-        raise InputError("data: no source given; set a path, a glob, or 'synthetic'")
-    return found
-
-
-def _lines(path: pathlib.Path) -> Iterator[tuple[str, str]]:
-    """Yields (path:line, text) of each line."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    number = 0
-    try:
-        with opener(path, "rt", encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                yield f"{path}:{number}", line
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{path}: truncated or damaged gzip after line {number} ({error}); copy it again") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 after line {number} ({error}); convert the file") from error
-
-
-def _records(paths: Sequence[pathlib.Path], report: ReadReport) -> Iterator[tuple[str, dict[str, Any] | BadRecord]]:
-    for path in paths:
-        before = report.records
-        for where, line in _lines(path):
-            if not line.strip():
-                report.blank += 1
-                continue
-            report.records += 1
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:  # ValueError: also an integer of more than 4,300 digits
-                yield where, BadRecord(where, f"not JSON ({error})", {}, "not JSON")
-                continue
-            if not isinstance(record, dict):
-                reason = f"expected a JSON object, found {type(record).__name__}"
-                yield where, BadRecord(where, reason, {}, reason)
-            elif "\\ud" in line.lower() and _has_lone_surrogate(record):
-                reason = "half a surrogate pair (\\ud800 to \\udfff alone), which is no text"
-                yield where, BadRecord(where, reason, {}, reason)
-            else:
-                yield where, record
-        if report.records == before:
-            raise InputError(f"{path}: the file holds no record")
-
-
-def _has_lone_surrogate(record: dict[str, Any]) -> bool:
-    try:
-        json.dumps(record, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return True
-    return False
-
-
-def recognise(record: dict[str, Any], following: dict[str, Any] | None, labelled: bool) -> str:
-    """Returns the format of the first record; `labelled` data with `text` is NeMo-Aligner's line pairs."""
-    if "chosen" in record or "rejected" in record:
+def recognise(record: Record, following: Record | None, options: ReadOptions) -> str:
+    """Returns the format of the first record; the next one tells NeMo-Aligner's line pairs from single lines."""
+    has = record.__contains__
+    if has("chosen") or has("rejected"):
         return "pairs"
-    if "text" in record:
-        return "nemo_binary" if labelled and following is not None and "text" in following else "text"
-    if "messages" in record:
+    if has("preference_strength") or (has("response_1") and has("response_2")):
+        return "preference_strength"
+    if has("text"):
+        if has("label"):
+            same = following is not None and record["label"] == following.get("label")
+            return "nemo_preference" if same and _only_preference(record["label"], options) else "nemo_regression"
+        return "nemo_binary" if options.labelled and following is not None and "text" in following else "text"
+    if has("responses"):
+        return "kwise"
+    if has("completions"):
+        if isinstance(record["completions"], list) and any(isinstance(entry, dict) for entry in record["completions"]):
+            return "completions"
+        return "process"
+    if has("question") and isinstance(record.get("label"), dict):
+        return "prm800k"
+    if has("input") and "ки" in str(record["input"]):
+        return "math_shepherd"
+    if has("response"):
+        return "regression"
+    if has("messages"):
         return "messages"
-    raise InputError(f"the first record has the keys {sorted(record)}; expected chosen and rejected, text, or "
-                     f"messages: set config.data.format to one of {', '.join(FORMATS)} or rename the keys")  # fmt: skip
+    raise InputError(f"the first record has the keys {sorted(map(str, record))}; expected those of "
+                     f"{', '.join(FORMATS)}: set config.data.format, or rename keys (data.columns)")  # fmt: skip
+
+
+def _only_preference(label: Any, options: ReadOptions) -> bool:
+    """Whether a NeMo-Aligner label holds the preference alone."""
+    if not isinstance(label, list) or len(label) < 2:
+        return False
+    return [i for i, value in enumerate(label) if value != options.missing_label] == [options.preference_label]
 
 
 def iterate(
-    sources: str | Sequence[str],
-    format: str = "auto",
-    *,
-    strings: str = "joined",
-    labelled: bool = True,
-    report: ReadReport | None = None,
+    sources: str | Sequence[str], options: ReadOptions, report: ReadReport | None = None
 ) -> Iterator[Comparison | BadRecord]:
-    """Yields the comparisons of files in input order, and in their places the records that are none.
+    """Yields the comparisons of sources in input order, and in their places the records that are none.
 
     Args:
-      sources: paths and globs of JSONL files, plain or gzipped.
-      format: `auto` or one of `FORMATS`.
-      strings: `joined` takes prompt and response strings as one text, as they are; `chat` makes them a user's and an
-        assistant's message.
-      labelled: False reads `text` lines one by one, for scoring, where `auto` would pair them.
+      sources: paths, globs and hub names; see `sources.find_sources`.
       report: filled in while reading.
+
+    Raises:
+      InputError: a source cannot be read, or an option is wrong.
     """
     report = ReadReport() if report is None else report
-    check_choice("data.format", format, ("auto", *FORMATS))
-    check_choice("data.strings", strings, ("joined", "chat"))
-    records = _records(files_of(sources), report)
-    head = [next(records, None) for _ in range(2)]
-    records = itertools.chain([item for item in head if item is not None], records)
+    check_choice("data.format", options.format, ("auto", *FORMATS))
+    check_choice("data.strings", options.strings, ("joined", "chat"))
+    check_choice("data.ties", options.ties, ("drop", "half"))
+    records = read_records(find_sources(sources), report, options.columns)
+    head, records = take_two(records)
+    format = options.format
     if format == "auto":
-        readable = [item for item in head if item is not None and isinstance(item[1], dict)]
+        readable = [(where, record) for _, where, record in head if isinstance(record, dict)]
         try:
             following = readable[1][1] if len(readable) > 1 else None
-            format = recognise(readable[0][1], following, labelled) if readable else "pairs"
+            format = recognise(readable[0][1], following, options) if readable else "pairs"
         except InputError as error:
             raise InputError(f"{readable[0][0]}: {error}") from error
     report.format = format
-    pair = functools.partial(_pair, chat=strings == "chat")
-    parse = {"pairs": pair, "text": _text, "messages": _messages}.get(format)
-    if parse is None:
-        yield from _nemo_binary(records)
-        return
-    for where, record in records:
-        yield record if isinstance(record, BadRecord) else _guarded(parse, where, record)
+    parsed = (_parse(format, options, source.name, where, record) for source, where, record in records)
+    yield from _consecutive(parsed, format, options) if format in _CONSECUTIVE and options.labelled else parsed
 
 
-def _guarded(parse: Any, where: str, record: dict[str, Any]) -> Comparison | BadRecord:
+def _parse(format: str, options: ReadOptions, name: str, where: str, record: Record | BadRecord) -> Any:
+    if isinstance(record, BadRecord):
+        return record
     try:
-        return parse(where, record)
-    except _BadField as fault:
+        found = _PARSERS[format](where, record, options)
+        if options.labelled and len(found.conversations) > 1 and not found.edges:
+            raise BadField("all its responses are tied; such a comparison says nothing (or set data.ties to half)")
+    except BadField as fault:
         return BadRecord(where, str(fault), record, fault.kind)
+    if name:
+        found = dataclasses.replace(found, subset="/".join(filter(None, (name, found.subset))))
+    return found
 
 
-def _pair(where: str, record: dict[str, Any], chat: bool) -> Comparison:
-    for key in ("chosen", "rejected"):
-        if key not in record:
-            raise _BadField(f"no {key!r}; a pair needs chosen and rejected")
-    margin = 0.0 if record.get("margin") is None else record["margin"]
-    if isinstance(margin, bool) or not isinstance(margin, int | float) or not abs(margin) <= sys.float_info.max:
-        raise _BadField(f"margin is {margin!r:.60}; expected a finite number", "margin is no finite number")
-    chosen, rejected = (_conversation(record, key, chat) for key in ("chosen", "rejected"))
-    if type(chosen) is not type(rejected):
-        raise _BadField("chosen and rejected are of different types; both must be strings or both lists of messages")
-    if chosen == rejected:
-        raise _BadField("chosen equals rejected; such a pair says nothing: remove it")
-    edge = Edge(0, 1, float(margin))
-    return Comparison((chosen, rejected), True, (edge,), None, where, record)
-
-
-def _conversation(record: dict[str, Any], key: str, chat: bool) -> str | list[Message]:
-    """Returns the whole conversation of a response: the prompt, if there is one, and what stands at `key`.
-
-    Messages at `key` that already hold the prompt (UltraFeedback-binarized's form) are the whole conversation: the
-    prompt is not said twice. A string prompt beside messages is a user's message.
-    """
-    response, prompt = record[key], record.get("prompt")
-    if isinstance(response, str):
-        if not response.strip():
-            raise _BadField(f"{key} is empty; a response needs text")
-        if prompt is not None and not isinstance(prompt, str):
-            raise _BadField(f"prompt is a {type(prompt).__name__} but {key} a string; make both strings or messages")
-        if chat and prompt is not None:
-            return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-        return (prompt or "") + response
-    messages = _check_messages(response, key)
-    if not str(messages[-1]["content"]).strip():
-        raise _BadField(f"{key} ends in an empty message; a response needs text")
-    if prompt is None:
-        return messages
-    if isinstance(prompt, str):
-        questions = [message["content"] for message in messages if message["role"] == "user"]
-        if questions[:1] == [prompt]:
-            if messages[-1]["role"] == "user":
-                raise _BadField(f"{key} holds the prompt and no response to it; a response needs text")
-            return messages
-        if messages[0]["role"] != "assistant":
-            raise _BadField(f"{key} starts with a {messages[0]['role']!r} message that is not the prompt; give a whole "
-                            "conversation without prompt, or a response that starts with the assistant",
-                            f"{key} starts with a message that is neither the prompt nor the assistant's")  # fmt: skip
-        return [{"role": "user", "content": prompt}, *messages]
-    asked = _check_messages(prompt, "prompt")
-    if messages == asked:
-        raise _BadField(f"{key} holds the prompt and no response to it; a response needs text")
-    return messages if messages[: len(asked)] == asked else [*asked, *messages]
-
-
-def _check_messages(value: Any, key: str) -> list[Message]:
-    if not isinstance(value, list) or not value:
-        raise _BadField(f"{key} is {value!r:.60}; expected a string or a list of messages",
-                        f"{key} is no string and no list of messages")  # fmt: skip
-    for message in value:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise _BadField(f"{key} holds the message {message!r:.60}; expected an object with role and content",
-                            f"{key} holds a message without role")  # fmt: skip
-        if not isinstance(message.get("content"), str):
-            raise _BadField(f"{key} holds a {message['role']!r:.60} message whose content is no string",
-                            f"{key} holds a message whose content is no string")  # fmt: skip
-    return value
-
-
-def _text(where: str, record: dict[str, Any]) -> Comparison:
-    text = record.get("text")
-    if not isinstance(text, str) or not text.strip():
-        raise _BadField(f"text is {text!r:.60}; expected a string that is not empty", "text is empty or no string")
-    return Comparison((text,), False, (), None, where, record)
-
-
-def _messages(where: str, record: dict[str, Any]) -> Comparison:
-    if "messages" not in record:
-        raise _BadField("no 'messages'")
-    return Comparison((_check_messages(record["messages"], "messages"),), True, (), None, where, record)
-
-
-def _nemo_binary(records: Iterator[tuple[str, dict[str, Any] | BadRecord]]) -> Iterator[Comparison | BadRecord]:
-    """Yields NeMo-Aligner's consecutive lines {"text": prompt||good}, {"text": prompt||bad} as pairs."""
-    for where, first in records:
-        following = next(records, None)
-        if following is None:
+def _consecutive(
+    parsed: Iterator[Comparison | BadRecord], format: str, options: ReadOptions
+) -> Iterator[Comparison | BadRecord]:
+    """Joins NeMo-Aligner's consecutive lines, prompt||A and prompt||B, into comparisons of two."""
+    join = _good_then_bad if format == "nemo_binary" else _signed
+    for first in parsed:
+        second = next(parsed, None)
+        if second is None:
+            where = first.where
             reason = "the last line has no partner; NeMo-Aligner's format pairs consecutive lines"
             yield BadRecord(where, reason, {}, "the last line has no partner")
             return
-        halves = []
-        for place, half in ((where, first), following):
-            parsed = half if isinstance(half, BadRecord) else _guarded(_text, place, half)
-            if isinstance(parsed, BadRecord):
-                yield parsed
-                break
-            halves.append(parsed)
-        if len(halves) == 2:
-            good, bad = halves
-            if good.conversations == bad.conversations:
-                reason = "the good text equals the bad one; such a pair says nothing: remove it"
-                yield BadRecord(where, reason, first, "the good text equals the bad one")
-                continue
-            record = {"chosen": good.conversations[0], "rejected": bad.conversations[0]}
-            yield Comparison(good.conversations + bad.conversations, False, (Edge(0, 1),), None, where, record)
+        bad = next((half for half in (first, second) if isinstance(half, BadRecord)), None)
+        if bad is not None:
+            yield bad
+        elif first.conversations == second.conversations:
+            reason = "the first text equals the second; such a pair says nothing: remove it"
+            yield BadRecord(first.where, reason, first.record, "the first text equals the second")
+        else:
+            yield join(first, second, options)
+
+
+def _good_then_bad(good: Comparison, bad: Comparison, options: ReadOptions) -> Comparison:
+    record = {"chosen": good.conversations[0], "rejected": bad.conversations[0]}
+    conversations = good.conversations + bad.conversations
+    return dataclasses.replace(good, conversations=conversations, edges=(Edge(0, 1),), record=record)
+
+
+def _signed(first: Comparison, second: Comparison, options: ReadOptions) -> Comparison | BadRecord:
+    """NeMo-Aligner's regression with preference: the sign of the first line's preference label picks the winner.
+
+    As there, zero counts for the second response.
+    """
+    if first.attributes != second.attributes:
+        reason = f"its label has {len(first.attributes)} entries, the next line's {len(second.attributes)}"
+        return BadRecord(first.where, reason, first.record, "the two lines' labels differ in length")
+    at = options.preference_label
+    if not 0 <= at < len(first.attributes):
+        reason = f"label has {len(first.attributes)} entries; data.preference_label is {at}"
+        return BadRecord(first.where, reason, first.record, "label has no entry data.preference_label")
+    labels = np.concatenate([first.labels, second.labels])
+    value = float(labels[0, at])
+    if np.isnan(value):
+        reason = f"label[{at}] is missing; expected the preference (data.preference_label)"
+        return BadRecord(first.where, reason, first.record, "the preference is missing")
+    labels[:, at] = np.nan
+    edge = Edge(0, 1, -value, strength=-value) if value < 0 else Edge(1, 0, value, strength=value)
+    record = {"responses": [first.record["text"], second.record["text"]], "label": first.record["label"]}
+    return dataclasses.replace(
+        first, conversations=first.conversations + second.conversations, edges=(edge,), labels=labels, record=record
+    )
 
 
 def read_comparisons(
     sources: str | Sequence[str],
-    format: str = "auto",
+    options: ReadOptions,
     on_bad_record: str = "error",
     *,
-    strings: str = "joined",
-    labelled: bool = True,
+    group_prompts: bool = False,
 ) -> tuple[list[Comparison], ReadReport]:
     """Reads all comparisons.
+
+    Args:
+      group_prompts: make the single responses to one prompt into one comparison, which computes the prompt once.
 
     Raises:
       InputError: a record cannot be used and `on_bad_record` is `error`; names the file, the line and the field.
@@ -309,11 +191,39 @@ def read_comparisons(
     check_choice("data.on_bad_record", on_bad_record, ("error", "skip"))
     report = ReadReport()
     comparisons = []
-    for item in iterate(sources, format, strings=strings, labelled=labelled, report=report):
+    for item in iterate(sources, options, report):
         if isinstance(item, Comparison):
             comparisons.append(item)
         elif on_bad_record == "skip":
             report.skipped[item.kind] += 1
         else:
             raise InputError(f"{item.where}: {item.reason} (or set data.on_bad_record to skip)")
-    return comparisons, report
+    comparisons = one_scale(comparisons)
+    return (grouped(comparisons) if group_prompts else comparisons), report
+
+
+def one_scale(comparisons: list[Comparison]) -> list[Comparison]:
+    """Puts steps' labels on 0 to 1: where any is -1, all are read as -1 wrong, 0 neutral, 1 right."""
+    if not any(c.steps and c.labels is not None and (c.labels == -1).any() for c in comparisons):
+        return comparisons
+    return [dataclasses.replace(c, labels=(c.labels + 1) / 2) if c.steps else c for c in comparisons]
+
+
+def grouped(comparisons: list[Comparison]) -> list[Comparison]:
+    """Joins comparisons of one response that have the same prompt and attributes, in order of first appearance."""
+    groups: dict[Any, list[Comparison]] = {}
+    for i, item in enumerate(comparisons):
+        alone = len(item.conversations) > 1 or item.steps or item.labels is None or "prompt" not in item.record
+        prompt = i if alone else json.dumps(item.record["prompt"], sort_keys=True)
+        groups.setdefault((alone, prompt, item.attributes, item.close, item.subset), []).append(item)
+    return [
+        dataclasses.replace(
+            group[0],
+            conversations=tuple(item.conversations[0] for item in group),
+            labels=np.concatenate([item.labels for item in group]),
+            record={"prompt": group[0].record["prompt"], "responses": [item.record.get("response") for item in group]},
+        )
+        if len(group) > 1
+        else group[0]
+        for group in groups.values()
+    ]

@@ -145,8 +145,8 @@ def _fill_tree(batch: dict, b: int, group: int, tree: Tree, start: int, readout:
     for e, known in enumerate(tree.edges, edge):
         batch["edge_winner"][b, e] = readout + known.winner
         batch["edge_loser"][b, e] = readout + known.loser
-        batch["edge_margin"][b, e] = known.margin
-        batch["edge_weight"][b, e] = known.weight
+        for name in ("margin", "weight", "strength", "target"):
+            batch[f"edge_{name}"][b, e] = getattr(known, name)
 
 
 def split_readouts(values: np.ndarray, rows: Sequence[Sequence[int]], readouts: np.ndarray) -> dict[int, np.ndarray]:

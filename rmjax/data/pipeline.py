@@ -5,10 +5,10 @@ from typing import Any
 import grain
 import numpy as np
 
+from rmjax.data.dataset import TokenizedDataset
 from rmjax.data.packing import fill_rows
 from rmjax.data.plan import BatchPlan
 from rmjax.data.schema import packed_spec
-from rmjax.data.tokenisation import TokenizedDataset
 
 Step = dict[str, Any]  # `batch`: arrays [M, B, ...], `microbatches`: how many of the M are used
 
@@ -23,7 +23,7 @@ def materialise(dataset: TokenizedDataset, plan: BatchPlan, step: int, rows: np.
       `batch`: {name: [M, len(rows), ...]} as in `packed_spec`; `microbatches`: int32.
     """
     sizes, packed = plan.sizes, plan.rows(step)
-    spec = packed_spec(len(rows), plan.row_length, sizes.readouts, max(sizes.edges, 1), 1)
+    spec = packed_spec(len(rows), plan.row_length, sizes.readouts, max(sizes.edges, 1), len(dataset.attributes))
     micro = []
     for first in range(0, sizes.microbatches * plan.microbatch_rows, plan.microbatch_rows):
         wanted = [packed[first + row] if first + row < len(packed) else [] for row in rows]

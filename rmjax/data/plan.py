@@ -28,6 +28,7 @@ class BatchPlan:
       row_length: tokens of a row.
       microbatch_rows: rows of a microbatch, over all devices.
       seed: of the order; None keeps the data's own order (evaluation).
+      mixture: (size, draws an epoch) of each source, in the data's order; () draws each comparison once an epoch.
     """
 
     lengths: np.ndarray
@@ -39,17 +40,19 @@ class BatchPlan:
     row_length: int
     microbatch_rows: int
     seed: int | None
+    mixture: tuple[tuple[int, int], ...] = ()
 
     def comparisons(self, step: int) -> np.ndarray:
         """Returns the indices of the comparisons of `step` (from 0), int64."""
-        n = len(self.lengths)
+        mixture = self.mixture or ((len(self.lengths), len(self.lengths)),)
+        n = sum(draws for _, draws in mixture)
         first = step * self.batch_size
         last = min(first + self.batch_size, self.total)
         parts = []
         while first < last:
             epoch, offset = divmod(first, n)
             take = min(n - offset, last - first)
-            parts.append(_order(self.seed, epoch, n)[offset : offset + take])
+            parts.append(_order(self.seed, epoch, mixture)[offset : offset + take])
             first += take
         return np.concatenate(parts)
 
@@ -102,10 +105,42 @@ class PlanSizes:
 
 
 @functools.lru_cache(maxsize=4)
-def _order(seed: int | None, epoch: int, n: int) -> np.ndarray:
+def _order(seed: int | None, epoch: int, mixture: tuple[tuple[int, int], ...]) -> np.ndarray:
+    """Returns the comparisons of an epoch.
+
+    Each source is an endless stream, one permutation of it after the other, of which an epoch takes the next `draws`:
+    no comparison comes back before all others of its source have been seen.
+    """
     if seed is None:
-        return np.arange(n)
-    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(n)
+        return np.arange(sum(size for size, _ in mixture))
+    parts, start = [], 0
+    for source, (size, draws) in enumerate(mixture):
+        first, last = epoch * draws, (epoch + 1) * draws
+        stream = [_permutation(seed, n, source, size) for n in range(first // size, -(-last // size))]
+        parts.append(start + np.concatenate(stream)[first % size :][:draws])
+        start += size
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate(parts)[_permutation(seed, epoch, len(parts), sum(map(len, parts)))]
+
+
+def _permutation(seed: int, number: int, stream: int, n: int) -> np.ndarray:
+    return np.random.Generator(np.random.Philox(key=[seed, number + (stream << 32)])).permutation(n)
+
+
+def mix(sizes: Sequence[int], weights: Sequence[float]) -> tuple[tuple[int, int], ...]:
+    """Returns (size, draws an epoch) of each source: an epoch is as long as all sources, shared out by weight.
+
+    Raises:
+      InputError: the weights do not fit the sources.
+    """
+    if len(weights) != len(sizes):
+        raise InputError(f"config.data.weights has {len(weights)} entries, config.data.train {len(sizes)} sources; "
+                         "expected one a source")  # fmt: skip
+    if min(weights) <= 0:
+        raise InputError(f"config.data.weights holds {min(weights)}; expected more than 0: leave the source out")
+    share = sum(sizes) / sum(weights)
+    return tuple((size, max(1, round(weight * share))) for size, weight in zip(sizes, weights, strict=True))
 
 
 def training_plan(
@@ -119,6 +154,7 @@ def training_plan(
     row_length: int,
     microbatch_rows: int,
     seed: int,
+    mixture: tuple[tuple[int, int], ...] = (),
 ) -> BatchPlan:
     """Plans `steps` full steps, or `epochs` passes whose very last step may be short.
 
@@ -129,9 +165,10 @@ def training_plan(
         raise InputError("the training data has no usable comparison left; see the counts above")
     if (steps > 0) == (epochs > 0):
         raise InputError(f"train.steps is {steps} and train.epochs is {epochs}; set exactly one of them")
-    total = steps * batch_size if steps else max(1, round(len(lengths) * epochs))
+    epoch = sum(draws for _, draws in mixture) or len(lengths)
+    total = steps * batch_size if steps else max(1, round(epoch * epochs))
     num_steps = math.ceil(total / batch_size)
-    return BatchPlan(lengths, readouts, edges, batch_size, num_steps, total, row_length, microbatch_rows, seed)
+    return BatchPlan(lengths, readouts, edges, batch_size, num_steps, total, row_length, microbatch_rows, seed, mixture)
 
 
 def evaluation_plan(
@@ -161,7 +198,7 @@ def choose_row_length(lengths: np.ndarray, batch_size: int, microbatch_rows: int
     longest = int(np.max(lengths))
     unit = math.lcm(64 if longest <= 1024 else 128, multiple)
     shortest = math.ceil(longest / unit) * unit
-    order = _order(0, 0, len(lengths))
+    order = _permutation(0, 0, 0, len(lengths))
     samples = [lengths[order[i : i + batch_size]] for i in range(0, min(len(order), 16 * batch_size), batch_size)]
 
     def slots(row_length: int) -> int:

@@ -12,12 +12,21 @@ Message = dict[str, object]
 
 @dataclasses.dataclass(frozen=True)
 class Edge:
-    """One preference: response `winner` is better than response `loser` (indices into the K responses)."""
+    """One preference: response `winner` is better than response `loser` (indices into the K responses).
+
+    Attributes:
+      margin: by how much the rewards should differ at least.
+      weight: of this edge among all; a comparison's edges sum to its weight, so each comparison counts once.
+      strength: a factor of this edge's loss that its weight does not know (scaled Bradley-Terry).
+      target: the probability that the winner is the better one; 0.5 is a tie, which counts for no accuracy.
+    """
 
     winner: int
     loser: int
     margin: float = 0.0
     weight: float = 1.0
+    strength: float = 1.0
+    target: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +37,15 @@ class Comparison:
       conversations: K whole conversations, the prompt included in each: lists of chat messages, or strings.
       close: strings only: append the tokenizer's EOS unless the tokens end with it (NeMo-Aligner's `text` lines
         are tokenised as they are).
-      edges: preferences between the responses; empty for unlabelled data.
-      labels: K x A attribute values, NaN where missing; None where the data has no attributes.
+      edges: preferences between the readouts (responses, unless `steps` are given); empty for unlabelled data.
+      labels: attribute values of each readout [R, A], NaN where missing; None where the data has no attributes.
       where: `path:line` of the record, for messages.
       record: the record(s) as read, for `score`'s output.
       ceiling: probability that the best possible judge agrees with the label; NaN where unknown.
+      attributes: names of the A attributes.
+      steps: process supervision (K = 1): where each step of the response ends, in characters of the conversation if it
+        is a string, of the last message's content if it is messages; a reward is read at each.
+      subset: under which name metrics report it too; empty for none.
     """
 
     conversations: tuple[str | list[Message], ...]
@@ -42,6 +55,9 @@ class Comparison:
     where: str
     record: dict[str, object]
     ceiling: float = float("nan")
+    attributes: tuple[str, ...] = ()
+    steps: tuple[int, ...] = ()
+    subset: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,4 +109,6 @@ def packed_spec(rows: int, row_length: int, readouts: int, edges: int, attribute
         "edge_loser": ((rows, edges), np.int32, 0),
         "edge_margin": ((rows, edges), np.float32, 0.0),
         "edge_weight": ((rows, edges), np.float32, 0.0),
+        "edge_strength": ((rows, edges), np.float32, 0.0),
+        "edge_target": ((rows, edges), np.float32, 0.0),
     }

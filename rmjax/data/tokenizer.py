@@ -1,9 +1,12 @@
 """Tokenizers: how text becomes tokens, and the built-in byte-level one."""
 
+import bisect
 import copy
 import dataclasses
+import functools
 import hashlib
 import pathlib
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -104,6 +107,30 @@ class Tokenizer:
         except Exception as error:  # templates raise whatever jinja raises
             raise InputError(f"the chat template refuses these messages ({error})") from error
 
+    @functools.cached_property
+    def _control(self) -> re.Pattern | None:
+        special = [token.content for token in self.base.added_tokens_decoder.values() if token.special]
+        return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True)))) if special else None
+
+    def control_token(self, text: str) -> str | None:
+        """Returns the first special token that the tokenizer would find in a text; None if there is none."""
+        found = self._control.search(text) if self._control else None
+        return found[0] if found else None
+
+    def tokens_at(self, text: str, closed: bool, ends: Sequence[int]) -> list[int]:
+        """Returns, for each character position, the index of the last token that starts before it.
+
+        Args:
+          text, closed: as `encode_texts` gets them.
+          ends: positions behind the last character of what is meant, ascending.
+        """
+        coded = self.base(text, add_special_tokens=closed, return_offsets_mapping=True, verbose=False)
+        # As in `_close`: of two BOS one goes.
+        dropped = len(coded["input_ids"]) - len(self._close(coded["input_ids"], eos=False)) if closed else 0
+        spans = [(i - dropped, start) for i, (start, end) in enumerate(coded["offset_mapping"]) if end > start]
+        starts = [start for _, start in spans]
+        return [spans[bisect.bisect_left(starts, end) - 1][0] for end in ends]
+
     def encode(
         self, conversations: Sequence[str | list[Message]], close: bool = True, progress: str = ""
     ) -> list[np.ndarray]:
@@ -133,8 +160,8 @@ class Tokenizer:
         bar.close()
         return found
 
-    def _close(self, tokens: list[int]) -> list[int]:
-        bos, eos = self.base.bos_token_id, self.base.eos_token_id
+    def _close(self, tokens: list[int], eos: bool = True) -> list[int]:
+        bos, eos = self.base.bos_token_id, self.base.eos_token_id if eos else None
         if bos is not None and tokens[:2] == [bos, bos]:
             tokens = tokens[1:]
         return tokens if eos is None or tokens[-1:] == [eos] else [*tokens, eos]

@@ -11,16 +11,21 @@ import tqdm
 from rmjax.core import config as configs
 from rmjax.core.errors import InputError
 from rmjax.data import synthetic
-from rmjax.data.formats import BadRecord, iterate
+from rmjax.data.agreement import label_metrics, step_metrics
+from rmjax.data.formats import iterate, one_scale
+from rmjax.data.parsers import ReadOptions
 from rmjax.data.schema import Comparison
+from rmjax.data.sources import BadRecord
 from rmjax.data.tokenisation import SYNTHETIC
 from rmjax.evaluation import report
-from rmjax.evaluation.metrics import edge_table, pair_metrics
+from rmjax.evaluation.metrics import EdgeTable, edge_table, pair_metrics
 from rmjax.evaluation.offline import Item, Judge, predict, prediction
+
+Scored = tuple[Comparison, np.ndarray]  # a comparison and its rewards float32 [R, A]
 
 
 def read_labelled(
-    sources: Sequence[str], format: str, *, strings: str, limit: int = 0, on_bad_record: str = "error"
+    sources: Sequence[str], options: ReadOptions, *, limit: int = 0, on_bad_record: str = "error"
 ) -> list[Item]:
     """Reads the data to evaluate on, in input order.
 
@@ -28,12 +33,14 @@ def read_labelled(
       InputError: a record cannot be used and `on_bad_record` is `error`; names the file and the line.
     """
     if list(sources) == [SYNTHETIC]:
-        return list(synthetic.comparisons("validation", limit or configs.default().data.synthetic_validation))
-    items = list(itertools.islice(iterate(sources, format, strings=strings), limit or None))
+        size = limit or configs.default().data.synthetic_validation
+        return list(synthetic.comparisons("validation", size, options.format))
+    items = list(itertools.islice(iterate(sources, options), limit or None))
     bad = next((item for item in items if isinstance(item, BadRecord)), None)
     if bad is not None and on_bad_record == "error":
         raise InputError(f"{bad.where}: {bad.reason} (or set --on_bad_record=skip)")
-    return items
+    scaled = iter(one_scale([item for item in items if isinstance(item, Comparison)]))
+    return [next(scaled) if isinstance(item, Comparison) else item for item in items]
 
 
 def evaluate(judge: Judge, items: Sequence[Item], output: pathlib.Path, *, title: str) -> list[tuple[str, str]]:
@@ -46,36 +53,84 @@ def evaluate(judge: Judge, items: Sequence[Item], output: pathlib.Path, *, title
       The headline table: (name, value as text).
 
     Raises:
-      InputError: the model has several rewards, or nothing could be scored.
+      InputError: nothing could be scored, or nothing is known of what was.
     """
-    if len(judge.attributes) != 1:
-        raise InputError(f"the model gives {len(judge.attributes)} rewards a response ({', '.join(judge.attributes)}); "
-                         "evaluate needs one: use rmjax.score for the others")  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
-    scored: list[tuple[Comparison, np.ndarray]] = []
+    scored: list[Scored] = []
     bar = tqdm.tqdm(total=len(items), desc="scoring", unit="record", dynamic_ncols=True)
     with bar, open(output / "predictions.jsonl", "w", encoding="utf-8") as file:
         for chunk in predict(judge, items, bar):
             for item, rewards in chunk:
                 file.write(json.dumps(prediction(item, rewards, judge.attributes), ensure_ascii=False) + "\n")
-            scored += [(item, rewards[:, 0]) for item, rewards in chunk if not isinstance(rewards, str)]
-    rewards, edges = [values for _, values in scored], [item.edges for item, _ in scored]
-    table = edge_table(rewards, edges)
-    metrics = pair_metrics(rewards, edges, [item.ceiling for item, _ in scored])
+            scored += [(item, rewards) for item, rewards in chunk if not isinstance(rewards, str)]
+    metrics = metrics_of(judge, scored)
+    subsets: dict[str, list[Scored]] = {}
+    for item, rewards in scored:
+        if item.subset:
+            subsets.setdefault(item.subset, []).append((item, rewards))
+    for name, members in sorted(subsets.items()):
+        metrics |= {f"{name}/{metric}": value for metric, value in metrics_of(judge, members).items()}
     counts = {"comparisons": len(scored), "not_scored": len(items) - len(scored)}
     (output / "metrics.json").write_text(json.dumps(counts | metrics, indent=2) + "\n")
     headline = _headline(counts, metrics)
+    table = _edges(judge, scored) if any(item.edges for item, _ in scored) else None
     (output / "report.html").write_text(report.render(title, headline, table), encoding="utf-8")
     return headline
 
 
+def metrics_of(judge: Judge, scored: Sequence[Scored]) -> dict[str, float]:
+    """Returns the metrics of comparisons by what is known of them: preferences, attributes, steps.
+
+    Raises:
+      InputError: nothing is known of any.
+    """
+    metrics: dict[str, float] = {}
+    ranked = [(item, rewards) for item, rewards in scored if item.edges]
+    labelled = [(item, rewards) for item, rewards in scored if item.labels is not None]
+    if ranked or not labelled:
+        rewards, edges = [judge.merged(values) for _, values in ranked], [item.edges for item, _ in ranked]
+        metrics |= pair_metrics(rewards, edges, [item.ceiling for item, _ in ranked])
+    for steps in (False, True):
+        members = [(item, rewards) for item, rewards in labelled if bool(item.steps) == steps]
+        if not members:
+            continue
+        rewards = np.concatenate([values for _, values in members])
+        labels = np.concatenate([_by_name(judge, item) for item, _ in members])
+        found = step_metrics(rewards[:, 0], labels[:, 0]) if steps else label_metrics(rewards, labels, judge.attributes)
+        if not found:
+            raise InputError(f"the labels are of {', '.join(members[0][0].attributes)}; the model's head gives "
+                             f"{', '.join(judge.attributes)}: nothing can be compared")  # fmt: skip
+        metrics |= found
+        if not np.isnan(ceiling := [item.ceiling for item, _ in members]).any():
+            metrics["accuracy_ceiling" if steps else "mse_floor"] = float(np.mean(ceiling))
+    return metrics
+
+
+def _by_name(judge: Judge, item: Comparison) -> np.ndarray:
+    """Returns the labels [R, A] in the order of the head's attributes, NaN where the data has no such one."""
+    labels = np.full((len(item.labels), len(judge.attributes)), np.nan, np.float32)
+    if item.steps:
+        labels[:, 0] = item.labels[:, 0]
+        return labels
+    for a, name in enumerate(judge.attributes):
+        if name in item.attributes:
+            labels[:, a] = item.labels[:, item.attributes.index(name)]
+    return labels
+
+
+def _edges(judge: Judge, scored: Sequence[Scored]) -> EdgeTable:
+    ranked = [(item, rewards) for item, rewards in scored if item.edges]
+    return edge_table([judge.merged(rewards) for _, rewards in ranked], [item.edges for item, _ in ranked])
+
+
 def _headline(counts: dict[str, int], metrics: dict[str, float]) -> list[tuple[str, str]]:
-    interval = f"{metrics['accuracy']:.4f} (95 %: {metrics['accuracy_low']:.4f} to {metrics['accuracy_high']:.4f})"
-    rows = [("comparisons", f"{counts['comparisons']:,}"), ("accuracy", interval)]
+    rows = [("comparisons", f"{counts['comparisons']:,}")]
     if counts["not_scored"]:
-        rows.insert(1, ("not scored (see `error` in predictions.jsonl)", f"{counts['not_scored']:,}"))
-    if "accuracy_ceiling" in metrics:
-        rows.append(("accuracy_ceiling", f"{metrics['accuracy_ceiling']:.4f}"))
-    shown = ("loss", "margin", "chosen_reward_mean", "rejected_reward_mean", "reward_mean", "reward_std",
-             "calibration_error")  # fmt: skip
-    return rows + [(name, f"{metrics[name]:.4f}") for name in shown]
+        rows.append(("not scored (see `error` in predictions.jsonl)", f"{counts['not_scored']:,}"))
+    bounds = ("accuracy_low", "accuracy_high")
+    for name, value in metrics.items():
+        if name == "accuracy" and bounds[0] in metrics:
+            rows.append((name, f"{value:.4f} (95 %: {metrics[bounds[0]]:.4f} to {metrics[bounds[1]]:.4f})"))
+        elif not name.endswith(bounds):
+            rows.append((name, f"{value:.4f}"))
+    return rows

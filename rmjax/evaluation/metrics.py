@@ -40,15 +40,18 @@ def edge_table(rewards: Sequence[np.ndarray], edges: Sequence[Sequence[Edge]]) -
 
     Args:
       rewards: of each comparison, [K].
-      edges: of each comparison, over its K responses.
+      edges: of each comparison, over its K responses; ties of the data (target 0.5) are left out.
 
     Raises:
       InputError: there is no edge at all.
     """
     rows = [
         (values[edge.winner], values[edge.loser], edge.weight, i)
+        if edge.target > 0.5
+        else (values[edge.loser], values[edge.winner], edge.weight, i)
         for i, (values, known) in enumerate(zip(rewards, edges, strict=True))
         for edge in known
+        if edge.target != 0.5
     ]
     if not rows:
         raise InputError("no comparison that could be scored has a known preference; evaluate needs data with chosen "

@@ -13,9 +13,11 @@ import tqdm
 
 from rmjax.core.errors import InputError
 from rmjax.core.mesh import make_mesh, row_shards
-from rmjax.data.formats import BadRecord, iterate
-from rmjax.data.packing import make_tree
+from rmjax.data.formats import iterate
+from rmjax.data.parsers import ReadOptions
+from rmjax.data.rendering import make_trees
 from rmjax.data.schema import Comparison, Tree
+from rmjax.data.sources import BadRecord
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.evaluation.scoring import Scorer
 from rmjax.models.build import load_model
@@ -31,13 +33,13 @@ class Judge:
 
     Attributes:
       max_length: the longest conversation that is scored, in tokens.
-      strings: how prompt and response strings become a conversation, as in training; see `formats.iterate`.
+      options: how prompt, response and steps become a conversation, as in training.
     """
 
     scorer: Scorer
     tokenizer: Tokenizer
     max_length: int
-    strings: str
+    options: ReadOptions
 
     @property
     def attributes(self) -> tuple[str, ...]:
@@ -46,29 +48,17 @@ class Judge:
 
     def trees(self, comparisons: Sequence[Comparison]) -> list[Tree | str]:
         """Tokenises comparisons; in the place of one that cannot be scored stands the reason."""
-        return [self._tree(*both) for both in zip(comparisons, self._encode(comparisons), strict=True)]
+        return [self._fitting(tree) for tree in make_trees(comparisons, self.tokenizer)]
 
-    def _encode(self, comparisons: Sequence[Comparison]) -> list[list[np.ndarray] | str]:
-        flat = [conversation for c in comparisons for conversation in c.conversations]
-        try:
-            if len({c.close for c in comparisons}) > 1:
-                return [self._encode([c])[0] for c in comparisons]
-            tokens = iter(self.tokenizer.encode(flat, comparisons[0].close if comparisons else True))
-        except InputError as error:
-            # The chat template refused one of them: find out which.
-            return [str(error)] if len(comparisons) == 1 else [self._encode([c])[0] for c in comparisons]
-        return [[next(tokens) for _ in c.conversations] for c in comparisons]
+    def _fitting(self, tree: Tree | str) -> Tree | str:
+        if isinstance(tree, Tree) and tree.longest > self.max_length:
+            return f"{tree.longest} tokens, more than max_length = {self.max_length}; raise --max_length, or shorten it"
+        return tree
 
-    def _tree(self, comparison: Comparison, sequences: list[np.ndarray] | str) -> Tree | str:
-        if isinstance(sequences, str):
-            return sequences
-        longest = max(map(len, sequences))
-        if longest > self.max_length:
-            return f"{longest} tokens, more than max_length = {self.max_length}; raise --max_length, or shorten it"
-        try:
-            return make_tree(sequences, comparison.edges, comparison.labels)
-        except InputError as error:
-            return str(error)
+    def merged(self, rewards: np.ndarray) -> np.ndarray:
+        """Returns the one reward [R] by which responses are ranked, of rewards [R, A]."""
+        weights = self.scorer.model.head.merge or [1 / len(self.attributes)] * len(self.attributes)
+        return rewards @ np.asarray(weights, np.float32)
 
     def rewards(self, items: Sequence[Item]) -> list[np.ndarray | str]:
         """Returns the rewards float32 [K, A] of each item, or the reason why it has none."""
@@ -107,7 +97,8 @@ def open_judge(path: str, *, max_length: int = 0, rows_per_device: int = 0, dtyp
     rows = rows_per_device or (1 if mesh.devices.flat[0].platform == "cpu" else _ACCELERATOR_ROWS)
     max_length = max_length or loaded.max_length
     scorer = Scorer(loaded.model, loaded.params, mesh, max_length, rows * row_shards(mesh))
-    return Judge(scorer, tokenizer, max_length, loaded.facts.get("strings", "joined"))
+    known = {name: loaded.facts[name] for name in ("strings", "step_separator") if name in loaded.facts}
+    return Judge(scorer, tokenizer, max_length, ReadOptions(**known))
 
 
 def prediction(item: Item, rewards: np.ndarray | str, attributes: Sequence[str]) -> dict[str, Any]:
@@ -139,7 +130,7 @@ def score_file(judge: Judge, source: str, output: pathlib.Path) -> tuple[int, in
     Raises:
       InputError: the file cannot be read, or `output` holds lines of another input.
     """
-    items = iterate(source, strings=judge.strings, labelled=False)
+    items = iterate(source, dataclasses.replace(judge.options, labelled=False))
     done = errors = 0
     for done, line in enumerate(_lines_there(output), 1):
         _check_same(output, done, line, next(items, None))

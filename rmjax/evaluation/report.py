@@ -16,15 +16,15 @@ _STYLE = (
 )
 
 
-def render(title: str, headline: list[tuple[str, str]], table: EdgeTable) -> str:
+def render(title: str, headline: list[tuple[str, str]], table: EdgeTable | None) -> str:
     """Returns the page.
 
     Args:
       headline: (name, value) rows of the table.
-      table: the edges that the figures show.
+      table: the edges that the figures show; None shows none.
     """
     rows = "".join(f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>" for name, value in headline)
-    figures = [
+    figures = [] if table is None else [
         ("Margins r(chosen) - r(rejected). Bars left of the line are comparisons that the model gets wrong.",
          _margins(table)),
         ("Calibration: how often the model is right against how sure it is. Dots on the dashed line are calibrated; "

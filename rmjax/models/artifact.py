@@ -38,8 +38,8 @@ def write(
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     tensors.write(directory, huggingface.named_tensors(params))
     sums = {path.name: sha256(path) for path in sorted(directory.iterdir()) if path.name != FACTS}
-    own = {"format_version": FORMAT_VERSION, "attributes": list(attributes), "head": "linear", "pooling": "last_token"}
-    (directory / FACTS).write_text(json.dumps(own | facts | {"sha256": sums}, indent=2) + "\n")
+    own = {"format_version": FORMAT_VERSION, "head": "linear", "pooling": "last_token"}
+    (directory / FACTS).write_text(json.dumps(facts | own | model.head.facts() | {"sha256": sums}, indent=2) + "\n")
 
 
 def read_facts(directory: pathlib.Path) -> dict[str, Any]:

@@ -18,7 +18,9 @@ from rmjax.models.config import DecoderConfig, HeadConfig, from_hugging_face, re
 from rmjax.models.decoder import Params, RewardModel
 
 MODEL_FILE = "model.json"  # in a workdir: the decoder's constants
+HEAD_FILE = "head.json"  # in a workdir: the head's attributes and what is done with them
 TOKENIZER_DIRECTORY = "tokenizer"  # in a workdir
+_ONE_REWARD = HeadConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +65,10 @@ def is_workdir(directory: pathlib.Path) -> bool:
     return (directory / MODEL_FILE).exists()
 
 
-def make_model(config: ml_collections.ConfigDict, vocab_size: int) -> RewardModel:
+def make_model(config: ml_collections.ConfigDict, vocab_size: int, head: HeadConfig = _ONE_REWARD) -> RewardModel:
     """Returns the model of `config.model`: from its path's config.json, or random of the sizes given there."""
     options = {key: getattr(config, key) for key in ("dtype", "param_dtype", "attention", "remat", "scan_layers")}
-    head = HeadConfig(init=config.head_init)
+    head = dataclasses.replace(head, init=config.head_init)
     if config.path:
         directory = resolve(config.path)
         decoder = read_decoder(directory) if is_workdir(directory) else from_hugging_face(directory / "config.json")
@@ -118,14 +120,15 @@ def load_model(path: str, *, mesh: Mesh, dtype: str = "float32", attention: str 
     directory = resolve(path)
     if is_workdir(directory):
         config = configs.load(directory / "config.json")
-        model = RewardModel(read_decoder(directory), HeadConfig(), dtype, config.model.param_dtype, attention)
         facts = workdir_facts(directory)
+        head = HeadConfig.from_facts(facts)
+        model = RewardModel(read_decoder(directory), head, dtype, config.model.param_dtype, attention)
         params = restore_params(directory, model, mesh)
         return LoadedModel(model, params, directory / TOKENIZER_DIRECTORY, facts["max_length"], facts)
     facts = artifact.read_facts(directory)
     decoder = from_hugging_face(directory / "config.json")
-    attributes = facts.get("attributes") or _labels(directory)
-    model = RewardModel(decoder, HeadConfig(tuple(attributes)), dtype, "float32", attention)
+    head = HeadConfig.from_facts(facts or {"attributes": _labels(directory)})
+    model = RewardModel(decoder, head, dtype, "float32", attention)
     shardings = state_shardings(mesh, jax.eval_shape(model.init, jax.random.key(0)))
     params = huggingface.load(directory, model, shardings, fresh_head=None)
     return LoadedModel(model, params, directory, facts.get("max_length", decoder.max_positions), facts)
@@ -153,8 +156,8 @@ def best_step(workdir: pathlib.Path, best: str) -> int:
     found = {}
     for step in steps:
         path = workdir / "checkpoints" / str(step) / "metrics" / "metrics"
-        if path.exists() and best in (metrics := json.loads(path.read_text())):
-            found[step] = metrics[best]
+        if path.exists():
+            found[step] = configs.selection(json.loads(path.read_text()), best)
     return max(found, key=lambda step: (found[step], -step)) if found else steps[-1]
 
 
@@ -164,7 +167,7 @@ def workdir_facts(workdir: pathlib.Path) -> dict[str, Any]:
     step = best_step(workdir, config.checkpoint.best)
     path = workdir / "checkpoints" / str(step) / "metrics" / "metrics"
     metrics = json.loads(path.read_text()) if path.exists() else {}
-    return {
+    return read_json(workdir / HEAD_FILE) | {
         "source": config.model.path or "random initialisation",
         "source_step": step,
         "validation": metrics,
@@ -173,6 +176,7 @@ def workdir_facts(workdir: pathlib.Path) -> dict[str, Any]:
         "reward_std": metrics.get("reward_std"),
         "max_length": config.data.max_length,
         "strings": config.data.strings,
+        "step_separator": config.data.step_separator,
         "dtype": config.model.dtype,
     }
 

@@ -50,6 +50,20 @@ class HeadConfig:
 
     attributes: tuple[str, ...] = ("reward",)  # A names
     init: float = 0.0  # standard deviation of a fresh head
+    # What the linear map gives is multiplied and shifted, an attribute each, for standardised targets or rewards.
+    scale: tuple[float, ...] = ()  # (): 1 each
+    shift: tuple[float, ...] = ()  # (): 0 each
+    merge: tuple[float, ...] = ()  # weights that make one reward of the attributes; (): their mean
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what rmjax.json and a workdir say of the head; `from_facts` reads it."""
+        return {name: list(getattr(self, name)) for name in ("attributes", "scale", "shift", "merge")}
+
+    @classmethod
+    def from_facts(cls, facts: dict[str, Any]) -> "HeadConfig":
+        """Reads what `facts` wrote."""
+        return cls(**{name: tuple(facts.get(name) or ()) for name in ("scale", "shift", "merge")},
+                   attributes=tuple(facts["attributes"]))  # fmt: skip
 
 
 # Keys of a Llama config.json that say nothing about what a reward model computes.

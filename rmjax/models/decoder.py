@@ -81,7 +81,10 @@ class RewardModel:
         read = jnp.take_along_axis(hidden, batch["readout_index"][..., None], axis=1).astype(jnp.float32)
         # Highest precision: on TPU the default would round the float32 operands to bfloat16.
         kernel = params["head"]["kernel"]
-        return jnp.einsum("brd,da->bra", read, kernel, precision=jax.lax.Precision.HIGHEST)
+        rewards = jnp.einsum("brd,da->bra", read, kernel, precision=jax.lax.Precision.HIGHEST)
+        if self.head.scale:
+            rewards = rewards * jnp.asarray(self.head.scale, jnp.float32)
+        return rewards + jnp.asarray(self.head.shift, jnp.float32) if self.head.shift else rewards
 
     def _frequencies(self) -> jax.Array:
         return rope_frequencies(self.decoder.head_dim, self.decoder.rope_theta, self.decoder.rope_scaling)

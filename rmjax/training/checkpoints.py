@@ -1,5 +1,6 @@
 """Checkpoints of the train state and the data iterator, by Orbax: the last few, and the best."""
 
+import functools
 import pathlib
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from rmjax.core import config as configs
 from rmjax.core.errors import InputError
 
 
@@ -19,20 +21,19 @@ class Checkpoints:
 
     def __init__(self, workdir: pathlib.Path, keep: int, best: str):
         self.directory = workdir / "checkpoints"
+        selection = functools.partial(configs.selection, best=best)
         # A checkpoint made between validations has no metrics; it is kept as one of the last, never as the best.
         policy = checkpoint_managers.AnyPreservationPolicy(
             [
                 checkpoint_managers.LatestN(keep),
-                checkpoint_managers.BestN(
-                    get_metric_fn=lambda metrics: metrics[best], n=1, keep_checkpoints_without_metrics=False
-                ),
+                checkpoint_managers.BestN(get_metric_fn=selection, n=1, keep_checkpoints_without_metrics=False),
             ]
         )
         self._manager = ocp.CheckpointManager(
             self.directory.absolute(),
             options=ocp.CheckpointManagerOptions(
                 # The policy decides what is kept; best_fn makes Orbax store the metrics at all.
-                best_fn=lambda metrics: metrics[best],
+                best_fn=selection,
                 preservation_policy=policy,
                 cleanup_tmp_directories=True,
             ),

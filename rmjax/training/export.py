@@ -1,19 +1,34 @@
 """From a workdir to the serving artifact."""
 
+import dataclasses
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 
 from rmjax.core.errors import InputError
 from rmjax.core.mesh import make_mesh
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.models import artifact, build
+from rmjax.models.config import HeadConfig
 
 
-def export(workdir: pathlib.Path, output: pathlib.Path) -> None:
-    """Writes the artifact of the workdir's best checkpoint; `output` appears only when it is whole."""
+def export(
+    workdir: pathlib.Path, output: pathlib.Path, *, merge: Sequence[str] = (), standardize: bool = False
+) -> None:
+    """Writes the artifact of the workdir's best checkpoint; `output` appears only when it is whole.
+
+    Args:
+      merge: `attribute=weight` each: make one reward of the attributes, in the weights of the head.
+      standardize: give (reward - mean) / std, by the mean and standard deviation over the validation data. Only rmjax's
+        own programs and server do that: a Hugging Face head has no bias, so transformers gives the raw reward.
+
+    Raises:
+      InputError: `workdir` is none, `output` is in use, or an option does not fit the head.
+    """
     if not build.is_workdir(workdir):
         raise InputError(f"{workdir}: not a workdir of rmjax.train ({build.MODEL_FILE} is not there)")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -24,9 +39,51 @@ def export(workdir: pathlib.Path, output: pathlib.Path) -> None:
         made = pathlib.Path(temporary) / "artifact"
         made.mkdir()
         loaded = build.load_model(str(workdir), mesh=mesh)
+        if merge:
+            loaded = merged(loaded, merge)
+        if standardize:
+            loaded = standardized(loaded)
         tokenizer = Tokenizer.load(str(loaded.directory)).with_separate_pad()
         tokenizer.save(made)
         artifact.write(made, loaded.model, loaded.params, tokenizer.base.pad_token_id, loaded.facts)
         if output.exists():
             output.rmdir()
         shutil.move(made, output)
+
+
+def merged(loaded: build.LoadedModel, merge: Sequence[str]) -> build.LoadedModel:
+    """Returns the model with one reward, sum_a w_a r_a, its weights folded into the head's."""
+    head = loaded.model.head
+    weights = dict.fromkeys(head.attributes, 0.0)
+    for entry in merge:
+        name, _, weight = entry.partition("=")
+        if name not in weights:
+            raise InputError(f"--merge names the attribute {name!r}; the head has {', '.join(head.attributes)}")
+        try:
+            weights[name] = float(weight)
+        except ValueError as error:
+            raise InputError(f"--merge holds {entry!r}; expected attribute=weight") from error
+    w = jnp.asarray(list(weights.values()), jnp.float32)
+    scale = jnp.asarray(head.scale or [1.0] * len(w), jnp.float32)
+    shift = sum(a * b for a, b in zip(weights.values(), head.shift or [0.0] * len(w), strict=True))
+    kernel = loaded.params["head"]["kernel"] @ (w * scale)[:, None]
+    one = HeadConfig(shift=(shift,) if shift else ())
+    facts = loaded.facts | {"merged": weights, "reward_mean": None, "reward_std": None}
+    if tuple(weights.values()) == head.merge:  # then they are of this very reward
+        facts |= {name: loaded.facts[name] for name in ("reward_mean", "reward_std")}
+    return dataclasses.replace(
+        loaded, model=dataclasses.replace(loaded.model, head=one), facts=facts,
+        params=loaded.params | {"head": {"kernel": kernel}},
+    )  # fmt: skip
+
+
+def standardized(loaded: build.LoadedModel) -> build.LoadedModel:
+    """Returns the model whose reward has mean 0 and standard deviation 1 over the validation data."""
+    head, mean, std = loaded.model.head, loaded.facts.get("reward_mean"), loaded.facts.get("reward_std")
+    if len(head.attributes) != 1 or mean is None or not std:
+        raise InputError(f"--standardize needs one reward whose validation mean and std are known; the head has "
+                         f"{', '.join(head.attributes)}, mean {mean}, std {std}")  # fmt: skip
+    scale, shift = (head.scale or (1.0,))[0], (head.shift or (0.0,))[0]
+    head = dataclasses.replace(head, scale=(scale / std,), shift=((shift - mean) / std,))
+    facts = loaded.facts | {"standardized": True}
+    return dataclasses.replace(loaded, model=dataclasses.replace(loaded.model, head=head), facts=facts)

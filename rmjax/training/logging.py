@@ -72,11 +72,9 @@ class Progress:
 
     def update(self, metrics: dict[str, float]) -> None:
         """Moves on by one step."""
-        self._bar.set_postfix_str(
-            f"loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.3f}, "
-            f"{metrics['comparisons_per_second']:.1f} comparisons/s",
-            refresh=False,
-        )
+        accuracy = f"accuracy {metrics['accuracy']:.3f}, " if "accuracy" in metrics else ""
+        rate = f"{metrics['comparisons_per_second']:.1f} comparisons/s"
+        self._bar.set_postfix_str(f"loss {metrics['loss']:.4f}, {accuracy}{rate}", refresh=False)
         self._bar.update()
 
     def say(self, line: str) -> None:

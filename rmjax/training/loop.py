@@ -11,13 +11,13 @@ import jax
 import numpy as np
 
 from rmjax.core.errors import InputError
+from rmjax.data.dataset import TokenizedDataset
 from rmjax.data.pipeline import Step, materialise
 from rmjax.data.plan import BatchPlan
-from rmjax.data.tokenisation import TokenizedDataset
 from rmjax.training.checkpoints import Checkpoints
 from rmjax.training.logging import MetricsLog, Progress
-from rmjax.training.objectives import values
 from rmjax.training.step import State, Trainer, batch_sharding
+from rmjax.training.validation import Validation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ def run(
         (step, report), pending = pending, None
         report = jax.device_get(report)
         now = time.perf_counter()
-        metrics = values(report["sums"]) | {"grad_norm": float(report["grad_norm"])}
+        metrics = trainer.objective.values(report["sums"]) | {"grad_norm": float(report["grad_norm"])}
         _check_finite(step, metrics, training)
         chosen = training.plan.comparisons(step - 1)
         seconds = now - clock
@@ -118,8 +118,7 @@ def run(
         metrics = run_validation(trainer, evaluate, state["params"], validation, rows)
         clock += time.perf_counter() - started
         log.write(step, "validation", metrics)
-        ceiling = f" (ceiling {metrics['accuracy_ceiling']:.4f})" if "accuracy_ceiling" in metrics else ""
-        progress.say(f"step {step}: validation loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.4f}{ceiling}")
+        progress.say(f"step {step}: validation {headline(metrics)}")
         return metrics
 
     step = first
@@ -169,18 +168,26 @@ def put(trainer: Trainer, item: Step, microbatch_rows: int, rows: np.ndarray) ->
 
 
 def run_validation(trainer: Trainer, evaluate: Any, params: Any, split: Split, rows: np.ndarray) -> dict[str, float]:
-    """Returns the metrics over the whole split: sums over all its steps, divided once."""
-    total: dict[str, Any] = {}
+    """Returns the metrics over the whole split."""
+    validation = Validation(split.dataset, split.plan, trainer.objective)
     for step in range(split.plan.num_steps):
         item = materialise(split.dataset, split.plan, step, rows)
         batch, microbatches = put(trainer, item, split.plan.microbatch_rows, rows)
-        sums = jax.device_get(evaluate(params, batch, microbatches))
-        sums = {name: np.asarray(pair, np.float64) for name, pair in sums.items()}
-        total = {name: total.get(name, 0.0) + pair for name, pair in sums.items()}
-    metrics = values(total)
-    if not np.isnan(split.dataset.ceiling).any():
-        metrics["accuracy_ceiling"] = float(split.dataset.ceiling.mean(dtype=np.float64))
-    return metrics
+        sums, rewards = evaluate(params, batch, microbatches)
+        validation.add(step, sums, np.asarray(rewards))
+    return validation.metrics()
+
+
+def headline(metrics: dict[str, float]) -> str:
+    """Returns the few validation metrics that a reader wants at a glance."""
+    shown = [("loss", ""), ("accuracy", "accuracy_ceiling"), ("auc", ""), ("mse", "mse_floor"), ("spearman", "")]
+    bounds = {"accuracy_ceiling": "ceiling", "mse_floor": "floor"}
+    parts = []
+    for name, bound in shown:
+        if name in metrics:
+            known = f" ({bounds[bound]} {metrics[bound]:.4f})" if bound in metrics else ""
+            parts.append(f"{name} {metrics[name]:.4f}{known}")
+    return ", ".join(parts)
 
 
 def _check_finite(step: int, metrics: dict[str, float], split: Split) -> None:

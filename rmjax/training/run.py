@@ -1,5 +1,6 @@
 """A whole training run: data, plan, model, state, loop, and what is said about it."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -11,16 +12,17 @@ from jax.sharding import Mesh
 from rmjax.core import config as configs
 from rmjax.core.errors import InputError
 from rmjax.core.mesh import AXES, make_mesh, row_shards
+from rmjax.data.dataset import TokenizedDataset, concatenate
 from rmjax.data.pipeline import make_iterator
-from rmjax.data.plan import choose_row_length, evaluation_plan, training_plan
-from rmjax.data.tokenisation import Options, TokenizedDataset, load_dataset
+from rmjax.data.plan import choose_row_length, evaluation_plan, mix, training_plan
+from rmjax.data.tokenisation import Options, load_dataset
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.models import build
-from rmjax.models.config import DecoderConfig, to_hugging_face
+from rmjax.models.config import DecoderConfig, HeadConfig, to_hugging_face
 from rmjax.models.decoder import RewardModel
 from rmjax.training import loop
 from rmjax.training.checkpoints import Checkpoints
-from rmjax.training.objectives import make_objective
+from rmjax.training.objectives import Objective, make_objective
 from rmjax.training.optimizer import make_optimizer, make_schedule
 from rmjax.training.step import Trainer, local_rows
 
@@ -33,22 +35,27 @@ def train(config: Config, workdir: pathlib.Path) -> loop.Outcome:
     if (workdir / "config.json").exists():
         configs.check_same_run(config, workdir / "config.json")
     tokenizer = Tokenizer.load(_tokenizer_path(config))
-    datasets = [_load(config, tokenizer, split) for split in ("train", "validation")]
+    (training, sizes), (validation, _) = (_load(config, tokenizer, split) for split in ("train", "validation"))
+    head = make_head(config.objective, training)
+    training, validation = (dataset.with_attributes(head.attributes) for dataset in (training, validation))
+    objective = make_objective(config.objective, head.attributes, head.scale)
+    for name, dataset in (("train", training), ("validation", validation)):
+        _check_data(name, dataset, objective)
+    head = dataclasses.replace(head, merge=objective.merge)
     mesh = make_mesh([config.mesh[axis] for axis in AXES])
     with jax.set_mesh(mesh):
-        model = build.make_model(config.model, len(tokenizer))
+        model = build.make_model(config.model, len(tokenizer), head)
         tokenizer.check_vocabulary(model.decoder.vocab_size)
         _check_heads(model.decoder, mesh)
         if config.data.max_length > model.decoder.max_positions:
             raise InputError(f"config.data.max_length is {config.data.max_length}; the model was made for at most "
                              f"{model.decoder.max_positions} positions")  # fmt: skip
-        training, validation = _plans(config, *datasets, mesh)
+        mixture = mix(sizes, config.data.weights) if config.data.weights else ()
+        training, validation = _plans(config, training, validation, mesh, mixture)
         steps = training.plan.num_steps
         schedule = make_schedule(config.optimizer, steps)
         optimizer = make_optimizer(config.optimizer, schedule)
-        trainer = Trainer(
-            model, make_objective(config.objective), optimizer, schedule, config.optimizer.grad_clip, mesh
-        )
+        trainer = Trainer(model, objective, optimizer, schedule, config.optimizer.grad_clip, mesh)
 
         _prepare(workdir, config, model, tokenizer)
         checkpoints = Checkpoints(workdir, config.checkpoint.keep, config.checkpoint.best)
@@ -80,14 +87,57 @@ def _tokenizer_path(config: Config) -> str:
     return str(directory / build.TOKENIZER_DIRECTORY if build.is_workdir(directory) else directory)
 
 
-def _load(config: Config, tokenizer: Tokenizer, split: str) -> TokenizedDataset:
+def _load(config: Config, tokenizer: Tokenizer, split: str) -> tuple[TokenizedDataset, list[int]]:
+    """Returns all sources of a split, and the size of each; the limit is of each."""
     data = config.data
     limit = data.train_limit if split == "train" else data.validation_limit
-    options = Options(data.format, data.strings, data.max_length, data.on_overlong, data.on_bad_record, limit)
+    names = {field.name for field in dataclasses.fields(Options)} & set(data.keys())
+    options = Options(**{name: data[name] for name in names}, limit=limit)
     size = data.synthetic_train if split == "train" else data.synthetic_validation
-    dataset, report = load_dataset(data[split], tokenizer, options, split=split, synthetic_size=size)
-    print(f"{split}: {report}")
-    return dataset
+    sources = (data[split],) if isinstance(data[split], str) else data[split]
+    if not sources:
+        raise InputError(f"config.data.{split} is empty; set a path, a glob, a hub name, or 'synthetic'")
+    datasets = []
+    for source in sources:
+        dataset, report = load_dataset((source,), tokenizer, options, split=split, synthetic_size=size)
+        print(f"{split}: {report}")
+        datasets.append(dataset)
+    return concatenate(datasets), [len(dataset) for dataset in datasets]
+
+
+def make_head(config: Config, dataset: TokenizedDataset) -> HeadConfig:
+    """Returns the head that an objective over this data wants: its attributes, and the scale of their labels.
+
+    Args:
+      config: the section `objective`.
+    """
+    labelled = any(term in config.name for term in ("regression", "process"))
+    attributes = tuple(config.attributes) or (dataset.attributes if labelled else ()) or ("reward",)
+    if not config.standardize:
+        return HeadConfig(attributes)
+    labels = dataset.with_attributes(attributes).labels.astype(np.float64)
+    for name, column in zip(attributes, labels.T, strict=True):
+        if not np.nanstd(column) > 0:
+            raise InputError(f"config.objective.standardize: the training labels of {name!r} do not vary; leave the "
+                             "attribute out of config.objective.attributes")  # fmt: skip
+    scale, shift = np.nanstd(labels, axis=0), np.nanmean(labels, axis=0)
+    return HeadConfig(attributes, scale=tuple(scale.tolist()), shift=tuple(shift.tolist()))
+
+
+def _check_data(name: str, dataset: TokenizedDataset, objective: Objective) -> None:
+    """Raises InputError if a comparison says nothing that a term of the objective could learn from."""
+    if not len(dataset):
+        raise InputError(f"config.data.{name}: no usable comparison is left; see the counts above")
+    known = {"edges": dataset.edge_counts > 0}
+    rows = np.repeat(np.arange(len(dataset)), dataset.readout_counts)
+    known["labels"] = np.bincount(rows, ~np.isnan(dataset.labels).all(1), minlength=len(dataset)) > 0
+    needs = set(objective.needs.values())
+    useful = np.any([known[kind] for kind in needs], axis=0)
+    if not useful.all():
+        i = int(np.flatnonzero(~useful)[0])
+        missing = {"edges": "no preference is known", "labels": "no label of the head's attributes is known"}
+        raise InputError(f"{dataset.where[i]}: {' and '.join(missing[kind] for kind in sorted(needs))}, which the "
+                         f"objective ({', '.join(objective.needs)}) learns from")  # fmt: skip
 
 
 def _check_heads(decoder: DecoderConfig, mesh: Mesh) -> None:
@@ -98,7 +148,11 @@ def _check_heads(decoder: DecoderConfig, mesh: Mesh) -> None:
 
 
 def _plans(
-    config: Config, training: TokenizedDataset, validation: TokenizedDataset, mesh: Mesh
+    config: Config,
+    training: TokenizedDataset,
+    validation: TokenizedDataset,
+    mesh: Mesh,
+    mixture: tuple[tuple[int, int], ...],
 ) -> tuple[loop.Split, loop.Split]:
     rows = config.train.rows_per_device * row_shards(mesh)
     multiple = mesh.shape["sequence"]
@@ -113,19 +167,12 @@ def _plans(
                              f"data.row_length = {chosen}; raise it, or set it to 0")  # fmt: skip
         return chosen
 
-    for name, dataset in (("train", training), ("validation", validation)):
-        if not len(dataset):
-            raise InputError(f"config.data.{name}: no usable comparison is left; see the counts above")
-        if not dataset.edge_counts.all():
-            i = int(np.flatnonzero(dataset.edge_counts == 0)[0])
-            raise InputError(f"{dataset.where[i]}: no preference is known; objective {config.objective.name!r} needs "
-                             "chosen and rejected")  # fmt: skip
     plans = []
     options = {"microbatch_rows": rows}
     plans.append(
         training_plan(
             training.lengths, training.readout_counts, training.edge_counts, batch_size=config.train.batch_size,
-            steps=config.train.steps, epochs=config.train.epochs, seed=config.train.seed,
+            steps=config.train.steps, epochs=config.train.epochs, seed=config.train.seed, mixture=mixture,
             row_length=length(training, config.train.batch_size), **options,
         )
     )  # fmt: skip
@@ -146,6 +193,7 @@ def _prepare(workdir: pathlib.Path, config: Config, model: RewardModel, tokenize
     workdir.mkdir(parents=True, exist_ok=True)
     tokenizer.save(workdir / build.TOKENIZER_DIRECTORY)
     (workdir / build.MODEL_FILE).write_text(json.dumps(to_hugging_face(model.decoder), indent=2) + "\n")
+    (workdir / build.HEAD_FILE).write_text(json.dumps(model.head.facts(), indent=2) + "\n")
     configs.save(config, workdir / "config.json")
 
 
@@ -171,11 +219,10 @@ def _conclude(outcome: loop.Outcome, config: Config, workdir: pathlib.Path, step
             f"stopped at step {outcome.step} of {steps} and saved; the same command with --workdir={workdir} continues"
         )
         return
-    accuracy = outcome.validation.get("accuracy", float("nan"))
-    line = f"done: {steps:,} steps, validation accuracy {accuracy:.4f}"
+    line = f"done: {steps:,} steps, validation {loop.headline(outcome.validation)}"
     if "accuracy_ceiling" in outcome.validation:
         ceiling = outcome.validation["accuracy_ceiling"]
-        line += f", {accuracy / ceiling:.1%} of the best reachable {ceiling:.4f}"
+        line += f"; {outcome.validation['accuracy'] / ceiling:.1%} of the best reachable accuracy"
     data = ",".join(config.data.validation)
     print(
         f"{line}\n"

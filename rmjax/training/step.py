@@ -57,30 +57,37 @@ class Trainer:
             out_shardings=(shardings, replicated(self.mesh)),
         )
 
-    def compile_evaluation(self) -> Callable[[Params, Batch, jax.Array], Sums]:
-        """Returns `evaluate(params, batch, microbatches)`: the objective's sums, without a gradient."""
+    def compile_evaluation(self) -> Callable[[Params, Batch, jax.Array], tuple[Sums, jax.Array]]:
+        """Returns `evaluate(params, batch, microbatches)`: the objective's sums, and the rewards [M, B, R, A]."""
 
-        def evaluate(params: Params, batch: Batch, microbatches: jax.Array) -> Sums:
-            return _accumulate(lambda rows: self._sums(params, rows), batch, microbatches)
+        def evaluate(params: Params, batch: Batch, microbatches: jax.Array) -> tuple[Sums, jax.Array]:
+            def one(i: Any, carry: tuple[Sums, jax.Array]) -> tuple[Sums, jax.Array]:
+                rows = _microbatch(batch, i)
+                rewards = self.model.rewards(params, rows)
+                sums = jax.tree.map(jnp.add, carry[0], self.objective(rewards, rows))
+                return sums, carry[1].at[i].set(rewards)
+
+            rewards = jnp.zeros(batch["labels"].shape, jnp.float32)
+            nothing = jax.eval_shape(self.objective, rewards[0], _microbatch(batch, 0))
+            sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), nothing)
+            return jax.lax.fori_loop(0, microbatches, one, (sums, rewards))
 
         return jax.jit(evaluate, out_shardings=replicated(self.mesh))
 
-    def _sums(self, params: Params, rows: Batch) -> Sums:
-        return self.objective(self.model.rewards(params, rows), rows)
-
     def _step(self, state: State, batch: Batch, microbatches: jax.Array) -> tuple[State, dict[str, Any]]:
         params = state["params"]
+        # Before the loop: the terms of an objective have different weights, so each is divided by its own.
+        totals = self.objective.totals(batch)
 
         def gradient(rows: Batch) -> tuple[Sums, Params]:
-            def loss_sum(params: Params) -> tuple[jax.Array, Sums]:
-                sums = self._sums(params, rows)
-                return sums["loss"][0], sums
+            def loss_share(params: Params) -> tuple[jax.Array, Sums]:
+                sums = self.objective(self.model.rewards(params, rows), rows)
+                return self.objective.share(sums, totals), sums
 
-            gradients, sums = jax.grad(loss_sum, has_aux=True)(params)
+            gradients, sums = jax.grad(loss_share, has_aux=True)(params)
             return sums, gradients
 
         sums, gradients = _accumulate(gradient, batch, microbatches)
-        gradients = jax.tree.map(lambda g: g / sums["loss"][1].astype(g.dtype), gradients)
         grad_norm = optax.tree.norm(gradients)
         if self.grad_clip > 0:
             scale = jnp.minimum(1.0, self.grad_clip / jnp.maximum(grad_norm, 1e-30))
@@ -94,15 +101,15 @@ class Trainer:
 def _accumulate(function: Callable[[Batch], Any], batch: Batch, microbatches: jax.Array) -> Any:
     """Returns the sum of `function(rows)` over the first `microbatches` of the stacked batch."""
     stacked = next(iter(batch.values())).shape[0]
-
-    def rows(i: Any) -> Batch:
-        return {name: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False) for name, leaf in batch.items()}
-
-    first = function(rows(0))
+    first = function(_microbatch(batch, 0))
     if stacked == 1:
         return first
-    add = lambda i, total: jax.tree.map(jnp.add, total, function(rows(i)))
+    add = lambda i, total: jax.tree.map(jnp.add, total, function(_microbatch(batch, i)))
     return jax.lax.fori_loop(1, microbatches, add, first)
+
+
+def _microbatch(batch: Batch, i: Any) -> Batch:
+    return {name: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False) for name, leaf in batch.items()}
 
 
 def local_rows(mesh: Mesh, rows: int) -> np.ndarray:

@@ -280,7 +280,7 @@ def test_nemo_lines_are_pairs_as_they_are(tokenizer, tmp_path):
 @pytest.mark.parametrize("name", ["missing.jsonl", "*.jsonl", "data.xml"])
 def test_a_missing_source_is_named(tokenizer, tmp_path, name):
     (tmp_path / "data.xml").write_text("<x/>")
-    with pytest.raises(InputError, match=r"data '.*(no such file|no file matches|expected a JSONL file)"):
+    with pytest.raises(InputError, match=r"data '.*(no such file|no file matches|expected a JSONL, Parquet)"):
         load((str(tmp_path / name),), tokenizer)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from rmjax.core.errors import InputError
 from rmjax.core.mesh import make_mesh
+from rmjax.data.parsers import ReadOptions
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.evaluation import offline
 from rmjax.evaluation.evaluation import evaluate, read_labelled
@@ -110,7 +111,7 @@ def test_another_inputs_output_is_not_continued(judge, tmp_path):
 
 def test_evaluate_writes_metrics_predictions_and_report(judge, tmp_path):
     records = [PAIR | {"chosen": f" {n}.", "id": n} for n in range(20)] + [PAIR | {"chosen": " long" * 50}]
-    items = read_labelled([write(tmp_path / "in.jsonl", records)], "auto", strings="joined")
+    items = read_labelled([write(tmp_path / "in.jsonl", records)], ReadOptions())
     headline = dict(evaluate(judge, items, tmp_path / "out", title="t"))
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
@@ -127,15 +128,15 @@ def test_evaluate_writes_metrics_predictions_and_report(judge, tmp_path):
 
 
 def test_evaluate_knows_the_ceiling_of_the_built_in_data(judge, tmp_path):
-    evaluate(judge, read_labelled(["synthetic"], "auto", strings="joined", limit=30), tmp_path, title="t")
+    evaluate(judge, read_labelled(["synthetic"], ReadOptions(), limit=30), tmp_path, title="t")
     assert 0.8 < json.loads((tmp_path / "metrics.json").read_text())["accuracy_ceiling"] < 1
 
 
 def test_a_bad_record_ends_evaluation_unless_skipped(tmp_path):
     source = write(tmp_path / "in.jsonl", [PAIR, {"chosen": "a"}])
     with pytest.raises(InputError, match=r"in\.jsonl:2: no 'rejected'"):
-        read_labelled([source], "auto", strings="joined")
-    assert len(read_labelled([source], "auto", strings="joined", on_bad_record="skip")) == 2
+        read_labelled([source], ReadOptions())
+    assert len(read_labelled([source], ReadOptions(), on_bad_record="skip")) == 2
 
 
 def test_max_length_cannot_exceed_the_models_positions(judge, tmp_path):

@@ -1,0 +1,25 @@
+"""K-wise ranking: four responses a prompt, each comparison counted once (InstructGPT's loss).
+
+python -m rmjax.train --config=configs/kwise.py
+
+python -m rmjax.train --config=configs/kwise.py:pretrained --config.model.path=DIR \
+        --config.data.train=../shared/data/qa_feedback_kwise/train.jsonl \
+        --config.data.validation=../shared/data/qa_feedback_kwise/test.jsonl
+"""
+
+from rmjax.core import config as configs
+
+
+def get_config(arg: str = ""):
+    """Returns the configuration; with the argument `pretrained`, to fine-tune a model on data of the user's."""
+    config = configs.fine_tuning() if arg == "pretrained" else configs.small()
+    config.name = "kwise"
+    config.data.format = "kwise"
+    config.objective.name = "pairwise"
+    if arg == "pretrained":
+        config.data.max_length = 2048
+        config.train.batch_size = 8
+    else:
+        config.train.steps = 400
+        config.train.batch_size = 32
+    return config

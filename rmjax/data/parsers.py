@@ -1,0 +1,315 @@
+"""One function a format: from a record to a comparison. `rmjax.data.formats` says which record is which format.
+
+Each takes the record, its place, and the options, and returns a comparison; each raises BadField for a record that
+cannot be used. Where `options.labelled` is False, for scoring, what is known of the responses is not asked for.
+
+Axis letters: K responses, A attributes, R readouts.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rmjax.data.conversations import BadField, conversation, messages, number, numbers, text, texts
+from rmjax.data.schema import Comparison, Edge, Message
+
+HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+# The order of NeMo-Aligner's nine labels (its OASST and HelpSteer recipes).
+NEMO = ("quality", "toxicity", "humor", "creativity", *HELPSTEER)
+_NOT_JUDGED = -100  # a step's label in TRL's and NeMo-Aligner's data
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadOptions:
+    """How records are read.
+
+    Attributes:
+      format: `auto` or one of `formats.FORMATS`.
+      strings: `joined` takes prompt and response strings as one text, as they are; `chat` makes them messages.
+      columns: fields to rename, `old=new` each.
+      ties: `drop` leaves ties between responses out; `half` keeps them as edges with target 0.5.
+      missing_label: the number that means that a label is missing.
+      preference_label: NeMo-Aligner's regression with preference: the label whose sign picks the winner (negative: the
+        first) and whose size is the margin.
+      step_separator: between the steps of a process record.
+      labelled: False, for scoring: labels are not asked for, and equal responses are fine.
+    """
+
+    format: str = "auto"
+    strings: str = "joined"
+    columns: tuple[str, ...] = ()
+    ties: str = "drop"
+    missing_label: float = -100.0
+    preference_label: int = 0
+    step_separator: str = "\n"
+    labelled: bool = True
+
+
+def pairs(where: str, record: dict[str, Any], options: ReadOptions) -> Comparison:
+    """`prompt`, `chosen`, `rejected`, and optional `margin`, `strength`, `weight`, `probability`, `subset`."""
+    for key in ("chosen", "rejected"):
+        if key not in record:
+            raise BadField(f"no {key!r}; a pair needs chosen and rejected")
+    both = [_conversation(record, key, options) for key in ("chosen", "rejected")]
+    if type(both[0]) is not type(both[1]):
+        raise BadField("chosen and rejected are of different types; both must be strings or both lists of messages")
+    if both[0] == both[1] and options.labelled:
+        raise BadField("chosen equals rejected; such a pair says nothing: remove it")
+    edges = (_pair_edge(record),) if options.labelled else ()
+    subset = record.get("subset")
+    return Comparison(tuple(both), True, edges, None, where, record, subset="" if subset is None else str(subset))
+
+
+def _pair_edge(record: dict[str, Any]) -> Edge:
+    given = {key: number(record[key], key) for key in ("margin", "strength", "weight", "probability")
+             if record.get(key) is not None}  # fmt: skip
+    if given.get("weight", 1.0) <= 0:
+        raise BadField(f"weight is {given['weight']}; expected more than 0: remove the record, or give it weight")
+    if given.get("strength", 1.0) < 0:
+        raise BadField(f"strength is {given['strength']}; expected 0 or more: swap chosen and rejected")
+    if not 0 <= given.get("probability", 1.0) <= 1:
+        raise BadField(f"probability is {given['probability']}; expected 0 to 1, that chosen is the better one")
+    target = given.pop("probability", 1.0)
+    return Edge(0, 1, target=target, **given)
+
+
+def preference_strength(where: str, record: dict[str, Any], options: ReadOptions) -> Comparison:
+    """HelpSteer2-Preference: `prompt`, `response_1`, `response_2`, `preference_strength` -3..3 (below 0: the first)."""
+    both = [_conversation(record, key, options) for key in ("response_1", "response_2")]
+    edges: tuple[Edge, ...] = ()
+    if options.labelled:
+        if both[0] == both[1]:
+            raise BadField("response_1 equals response_2; such a pair says nothing: remove it")
+        edges = signed_edge(number(record.get("preference_strength"), "preference_strength"), options)
+    return Comparison(tuple(both), True, edges, None, where, record)
+
+
+def signed_edge(strength: float, options: ReadOptions) -> tuple[Edge, ...]:
+    """The edge of a signed strength: negative prefers response 0, positive response 1, and zero is a tie."""
+    if strength == 0:
+        return (Edge(0, 1, strength=1.0, target=0.5),) if options.ties == "half" else ()
+    size = abs(strength)
+    return (Edge(0, 1, size, strength=size) if strength < 0 else Edge(1, 0, size, strength=size),)
+
+
+def ranked_edges(values: Sequence[float], higher: bool, options: ReadOptions) -> tuple[Edge, ...]:
+    """Edges between all responses that differ, each of weight 1 / (their number): the comparison counts once.
+
+    The margin is the difference of the values. Ties are left out, or edges with target 0.5: see `ReadOptions.ties`.
+
+    Args:
+      values: of K responses.
+      higher: whether higher values are better (scores) or lower ones (ranks).
+    """
+    found = []
+    for first, second in itertools.combinations(range(len(values)), 2):
+        lead = (values[first] - values[second]) * (1 if higher else -1)
+        if lead:
+            winner, loser = (first, second) if lead > 0 else (second, first)
+            found.append(Edge(winner, loser, abs(lead)))
+        elif options.ties == "half":
+            found.append(Edge(first, second, target=0.5))
+    return tuple(dataclasses.replace(edge, weight=1 / len(found)) for edge in found)
+
+
+def kwise(where: str, record: dict[str, Any], options: ReadOptions) -> Comparison:
+    """`prompt`, `responses`, and `ranks` (1 is best) or `scores` (higher is better); ties allowed."""
+    responses = record.get("responses")
+    if not isinstance(responses, list) or not responses:
+        raise BadField(f"responses is {responses!r:.60}; expected a list", "responses is no list")
+    found = [conversation(record.get("prompt"), response, f"responses[{k}]", options.strings == "chat")
+             for k, response in enumerate(responses)]  # fmt: skip
+    edges: tuple[Edge, ...] = ()
+    if options.labelled:
+        key = "ranks" if record.get("ranks") is not None else "scores"
+        edges = ranked_edges(numbers(record.get(key), key, len(found)), key == "scores", options)
+    return Comparison(tuple(found), True, _separate(found, edges), None, where, record)
+
+
+def completions(where: str, record: dict[str, Any], options: ReadOptions) -> Comparison:
+    """UltraFeedback's `instruction` and `completions` with ratings; NeMo-RL's `context` and `completions` with `rank`.
+
+    UltraFeedback's rating is `overall_score`, else the mean of the `Rating` of its `annotations`. NeMo-RL's rank 0 is
+    the best.
+    """
+    entries = record.get("completions")
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise BadField(
+            f"completions is {entries!r:.60}; expected a list of objects", "completions is no list of objects"
+        )
+    ranked = "context" in record
+    key, prompt = ("completion", record["context"]) if ranked else ("response", record.get("instruction"))
+    chat = options.strings == "chat"
+    found = [conversation(prompt, entry.get(key), f"completions[{k}].{key}", chat) for k, entry in enumerate(entries)]
+    edges: tuple[Edge, ...] = ()
+    if options.labelled:
+        values = [number(entry.get("rank"), f"completions[{k}].rank") if ranked else _rating(entry, k)
+                  for k, entry in enumerate(entries)]  # fmt: skip
+        edges = ranked_edges(values, not ranked, options)
+    return Comparison(tuple(found), True, _separate(found, edges), None, where, record)
+
+
+def _rating(entry: dict[str, Any], k: int) -> float:
+    if entry.get("overall_score") is not None:
+        return number(entry["overall_score"], f"completions[{k}].overall_score")
+    annotations = entry.get("annotations")
+    if not isinstance(annotations, dict) or not annotations:
+        raise BadField(f"completions[{k}] has neither overall_score nor annotations; expected a rating",
+                       "a completion has no rating")  # fmt: skip
+    ratings = []
+    for name, annotation in annotations.items():
+        value = annotation.get("Rating") if isinstance(annotation, dict) else None
+        if value not in (None, "N/A"):
+            ratings.append(number(value, f"completions[{k}].annotations.{name}.Rating"))
+    if not ratings:
+        raise BadField(f"completions[{k}].annotations hold no Rating", "a completion has no rating")
+    return sum(ratings) / len(ratings)
+
+
+def _separate(found: Sequence[Any], edges: tuple[Edge, ...]) -> tuple[Edge, ...]:
+    """The edges between different responses, their weights scaled up to what they were in all."""
+    kept = [edge for edge in edges if found[edge.winner] != found[edge.loser]]
+    scale = sum(edge.weight for edge in edges) / max(sum(edge.weight for edge in kept), 1e-30)
+    return tuple(dataclasses.replace(edge, weight=edge.weight * scale) for edge in kept)
+
+
+def regression(where: str, record: dict[str, Any], options: ReadOptions) -> Comparison:
+    """`prompt`, `response`, and `labels` {attribute: value}, or HelpSteer's columns; a missing value is null."""
+    found = _conversation(record, "response", options)
+    given = record.get("labels")
+    if given is None:
+        given = {name: record[name] for name in HELPSTEER if name in record}
+    if not isinstance(given, dict) or (options.labelled and not given):
+        raise BadField(f"labels is {given!r:.60}; expected an object attribute: value, or HelpSteer's columns",
+                       "labels is no object")  # fmt: skip
+    names = tuple(sorted(given)) if record.get("labels") is not None else tuple(given)
+    if not options.labelled:
+        return Comparison((found,), True, (), None, where, record)
+    values = [np.nan if given[name] is None else number(given[name], f"labels.{name}") for name in names]
+    return Comparison((found,), True, (), _labels([values], options), where, record, attributes=names)
+
+
+def nemo_label(where: str, record: dict[str, Any], options: ReadOptions) -> Comparison:
+    """NeMo-Aligner's regression: `text` and `label`, a list of numbers of which -100 means missing."""
+    found = text(record.get("text"), "text")
+    if not options.labelled:
+        return Comparison((found,), False, (), None, where, record)
+    label = record.get("label")
+    if not isinstance(label, list) or not label:
+        raise BadField(f"label is {label!r:.60}; expected a list of numbers", "label is no list of numbers")
+    values = [number(value, f"label[{i}]") for i, value in enumerate(label)]
+    names = NEMO if len(values) == len(NEMO) else tuple(f"label_{i}" for i in range(len(values)))
+    return Comparison((found,), False, (), _labels([values], options), where, record, attributes=names)
+
+
+def _labels(values: list[list[float]], options: ReadOptions) -> np.ndarray:
+    labels = np.array(values, np.float32)
+    labels[labels == np.float32(options.missing_label)] = np.nan
+    if np.isnan(labels).all():
+        raise BadField(f"every label is missing (null or {options.missing_label:g}); remove the record, or label it",
+                       "every label is missing")  # fmt: skip
+    return labels
+
+
+def process(where: str, record: dict[str, Any], options: ReadOptions) -> Comparison:
+    """TRL's stepwise form: `prompt`, `completions` (steps), `labels` (bool, 0 and 1, or -1, 0, 1; -100: not judged)."""
+    steps = texts(record.get("completions"), "completions")
+    labels = None
+    if options.labelled:
+        given = record.get("labels")
+        if not isinstance(given, list) or len(given) != len(steps):
+            size = len(given) if isinstance(given, list) else repr(given)[:60]
+            raise BadField(f"labels has {size} entries; expected {len(steps)}, one a step",
+                           "labels has another number of entries than there are steps")  # fmt: skip
+        labels = [_judgement(label, f"labels[{i}]") for i, label in enumerate(given)]
+    return stepwise(where, record, options, record.get("prompt"), steps, labels)
+
+
+def _judgement(label: Any, name: str) -> float:
+    if label is None:
+        return np.nan
+    value = float(label) if isinstance(label, bool) else number(label, name)
+    if value not in (_NOT_JUDGED, -1, 0, 1):
+        raise BadField(f"{name} is {label!r}; expected true, false, 1, 0, -1, or -100 (not judged)",
+                       "a step's label is none of the known")  # fmt: skip
+    return np.nan if value == _NOT_JUDGED else value
+
+
+def prm800k(where: str, record: dict[str, Any], options: ReadOptions) -> Comparison:
+    """PRM800K: `question.problem` and `label.steps`, of each the chosen completion's `text` and `rating` -1, 0, 1."""
+    try:
+        problem = record["question"]["problem"]
+        chosen = []
+        for step in record["label"]["steps"]:
+            entry = step.get("human_completion")
+            if entry is None:
+                # Where none was chosen, the first is what the rater saw last: labelling stops there.
+                entry = step["completions"][step.get("chosen_completion") or 0]
+            chosen.append((entry["text"], entry.get("rating")))
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise BadField(f"no PRM800K record ({type(error).__name__}: {error}); expected question.problem and "
+                       "label.steps[].completions[].text and .rating", "no PRM800K record") from error  # fmt: skip
+    steps = texts([entry for entry, _ in chosen], "label.steps")
+    labels = [_judgement(rating, f"label.steps[{i}].rating") for i, (_, rating) in enumerate(chosen)]
+    return stepwise(where, record, options, problem, steps, labels if options.labelled else None)
+
+
+def math_shepherd(where: str, record: dict[str, Any], options: ReadOptions) -> Comparison:
+    """Math-Shepherd: `input`, the question and its steps each closed by `ки`; `label`, the same with + or - instead."""
+    whole = text(record.get("input"), "input")
+    question, mark, rest = whole.partition("Step 1:")
+    steps = [step.strip() for step in (mark + rest).split("ки") if step.strip()]
+    if not mark or not steps:
+        raise BadField("input holds no 'Step 1:'; expected a question and steps, each closed by 'ки'")
+    if not options.labelled:
+        return stepwise(where, record, options, question.strip(), steps, None)
+    label, signs, at = text(record.get("label"), "label"), [], 0
+    for i, step in enumerate(steps):
+        at = label.find(step, at) + len(step)
+        sign = label[at:].lstrip()[:1] if at >= len(step) else ""
+        if sign not in ("+", "-"):
+            raise BadField(f"label has no + or - after step {i + 1} of input", "label does not follow input")
+        signs.append(float(sign == "+"))
+    return stepwise(where, record, options, question.strip(), steps, signs)
+
+
+def stepwise(
+    where: str, record: dict[str, Any], options: ReadOptions, prompt: Any, steps: list[str], labels: list[float] | None
+) -> Comparison:
+    """A prompt and the steps of one response, joined by the separator; a reward is read at each step's end.
+
+    A label of -1 says that 0 is neutral in this record, which counts as half good (-1, 0, 1 -> 0, 0.5, 1);
+    `formats.read_comparisons` takes one scale for a whole source.
+    """
+    response = options.step_separator.join(steps)
+    ends = np.cumsum([len(step) for step in steps]) + len(options.step_separator) * np.arange(len(steps))
+    if not isinstance(prompt, str | list):
+        raise BadField(f"prompt is {prompt!r:.60}; expected a string or messages", "prompt is no string")
+    # Strings are joined as they are, so the separator stands between prompt and steps too, as in TRL.
+    joined = prompt + options.step_separator if isinstance(prompt, str) and options.strings == "joined" else prompt
+    found = conversation(joined, response, "completions", options.strings == "chat")
+    if isinstance(found, str):
+        ends = ends + len(found) - len(response)
+    values = None
+    if labels is not None:
+        values = np.array(labels, np.float32)[:, None]
+        if np.isnan(values).all():
+            raise BadField("no step is judged; remove the record, or label it")
+    return Comparison((found,), True, (), values, where, record, attributes=("correct",), steps=tuple(map(int, ends)))
+
+
+def _conversation(record: dict[str, Any], key: str, options: ReadOptions) -> str | list[Message]:
+    return conversation(record.get("prompt"), record.get(key), key, options.strings == "chat")
+
+
+def plain_text(where: str, record: dict[str, Any], options: ReadOptions) -> Comparison:
+    """`text`, tokenised as it is."""
+    return Comparison((text(record.get("text"), "text"),), False, (), None, where, record)
+
+
+def plain_messages(where: str, record: dict[str, Any], options: ReadOptions) -> Comparison:
+    """`messages`: one conversation."""
+    return Comparison((messages(record.get("messages"), "messages"),), True, (), None, where, record)

@@ -1,0 +1,44 @@
+"""Says what is in a source of data, and what training would do with it.
+
+    python -m rmjax.describe --data=SOURCE [--model=PATH] [--validation=SOURCE]
+
+Format, counts, lengths, ties, label ranges, duplicates, overlap, what is dropped, and one comparison token by token.
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+
+from rmjax.core import program
+from rmjax.core.errors import InputError
+from rmjax.data.description import describe, overlap
+from rmjax.data.tokenisation import Options
+from rmjax.data.tokenizer import Tokenizer
+
+_DATA = flags.DEFINE_list("data", [], "Files, globs or hub names, by commas; or `synthetic`.")
+_VALIDATION = flags.DEFINE_list("validation", [], "Sources that should share nothing with --data.")
+_MODEL = flags.DEFINE_string("model", "", "Whose tokenizer is meant; empty: the built-in byte-level one.")
+_FORMAT = flags.DEFINE_string("format", "auto", "The data's format.")
+_STRINGS = flags.DEFINE_enum("strings", "joined", ["joined", "chat"], "Strings as one text, or as chat messages.")
+_COLUMNS = flags.DEFINE_list("columns", [], "Fields to rename, old=new each, by commas.")
+_GROUP = flags.DEFINE_bool("group_prompts", False, "Single responses to one prompt are one comparison.")
+_MAX_LENGTH = flags.DEFINE_integer("max_length", 1024, "Longest conversation in tokens.", lower_bound=1)
+_LIMIT = flags.DEFINE_integer("limit", 0, "Take the first so many comparisons; 0: all.", lower_bound=0)
+
+
+def main(_: Sequence[str]) -> None:
+    """Describes as the flags say."""
+    if not _DATA.value:
+        raise InputError("--data is missing; give a file, a glob, a hub name, or `synthetic`")
+    tokenizer = Tokenizer.load(_MODEL.value)
+    options = Options(
+        format=_FORMAT.value, strings=_STRINGS.value, columns=tuple(_COLUMNS.value), group_prompts=_GROUP.value,
+        max_length=_MAX_LENGTH.value, limit=_LIMIT.value, on_bad_record="skip",
+    )  # fmt: skip
+    print(describe(_DATA.value, tokenizer, options))
+    if _VALIDATION.value:
+        print(overlap(_DATA.value, _VALIDATION.value, options))
+
+
+if __name__ == "__main__":
+    program.run(main)

@@ -1,0 +1,141 @@
+"""The other tasks through every layer: train, validate, evaluate, export."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from rmjax.core.errors import InputError
+from rmjax.data import synthetic
+from rmjax.data.parsers import ReadOptions
+from rmjax.evaluation.evaluation import evaluate, read_labelled
+from rmjax.evaluation.offline import open_judge, score_file
+from rmjax.training.export import export
+from rmjax.training.run import train
+
+
+def lines(workdir, split="validation"):
+    every = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in every if line["split"] == split]
+
+
+def write(path, format, size=24, **options):
+    """Writes built-in comparisons as a file of their format."""
+    records = [item.record for item in synthetic.comparisons("train", size, format)]
+    path.write_text("".join(json.dumps(record | options) + "\n" for record in records))
+    return str(path)
+
+
+def options_of(config, format, objective, **more):
+    config.data.format, config.objective.name = format, objective
+    for key, value in more.items():
+        config.objective[key] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("format", "objective", "options", "metrics", "at_zero"),
+    [
+        ("kwise", "pairwise", {}, {"accuracy", "accuracy_ceiling"}, math.log(2)),
+        ("kwise", "plackett_luce", {"reward_l2": 0.01}, {"accuracy", "loss/plackett_luce", "loss/reward_l2"},
+         math.log(24)),
+        ("regression", "regression", {"standardize": True}, {"mse/order", "pearson/start", "spearman", "mse_floor"},
+         None),
+        ("process", "process", {}, {"accuracy", "auc", "accuracy_ceiling"}, math.log(2)),
+    ],
+)  # fmt: skip
+def test_each_task_trains_and_reports(tiny, tmp_path, format, objective, options, metrics, at_zero):
+    tiny = options_of(tiny, format, objective, **options)
+    outcome = train(tiny, tmp_path / "run")
+    assert metrics <= set(outcome.validation)
+    if at_zero is None:  # standardised labels have variance 1, and the head starts at their mean
+        assert lines(tmp_path / "run", "train")[0]["loss"] == pytest.approx(1, abs=0.4)
+    else:  # a head of zeros knows nothing
+        assert lines(tmp_path / "run")[0]["loss"] == pytest.approx(at_zero, abs=1e-5)
+
+    # The same model, evaluated on the same data by the other path, gives the same figures.
+    judge = open_judge(str(tmp_path / "run"))
+    items = read_labelled(["synthetic"], ReadOptions(format=format), limit=40)
+    best = max(lines(tmp_path / "run"), key=lambda line: line.get("accuracy", line.get("spearman", 0)))
+    evaluate(judge, items, tmp_path / "report", title="t")
+    found = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    for name in metrics - {"loss/plackett_luce", "loss/reward_l2"}:
+        assert found[name] == pytest.approx(best[name], abs=1e-4), name
+
+
+@pytest.mark.parametrize("change", [
+    {"data.row_length": 256}, {"train.rows_per_device": 1}, {"mesh.data": 2, "mesh.fsdp": 2},
+])  # fmt: skip
+def test_layout_changes_no_result_of_a_mixture(tiny, tmp_path, change):
+    """Two terms with different weights: each is divided by its own, however the step is laid out."""
+    sources = (write(tmp_path / "r.jsonl", "regression"), write(tmp_path / "p.jsonl", "pairs"))
+    tiny = options_of(tiny, "auto", "regression+bradley_terry", reward_attribute="order", weights=(0.3, 1.0))
+    tiny.data.train = tiny.data.validation = sources
+    train(tiny, tmp_path / "one")
+    for key, value in change.items():
+        section, name = key.split(".")
+        tiny[section][name] = value
+    train(tiny, tmp_path / "other")
+    one, other = (lines(tmp_path / name, "train") for name in ("one", "other"))
+    for a, b in zip(one, other, strict=True):
+        for name in ("loss", "loss/regression", "loss/bradley_terry", "grad_norm"):
+            assert a[name] == pytest.approx(b[name], rel=1e-4), name
+
+
+def test_sources_are_mixed_by_weight_and_validation_sets_are_reported_by_name(tiny, tmp_path):
+    first, second = write(tmp_path / "a.jsonl", "pairs", 40), write(tmp_path / "b.jsonl", "pairs", 20)
+    tiny.data.train, tiny.data.weights = (first, second), (1.0, 3.0)
+    tiny.data.validation = (f"one={first}", f"two={second}")
+    outcome = train(tiny, tmp_path / "run")
+    assert {"one/accuracy", "two/accuracy"} <= set(outcome.validation)
+    whole = (40 * outcome.validation["one/accuracy"] + 20 * outcome.validation["two/accuracy"]) / 60
+    assert outcome.validation["accuracy"] == pytest.approx(whole)
+    tiny.data.weights = (1.0,)
+    with pytest.raises(InputError, match=r"data.weights has 1 entries, config.data.train 2 sources"):
+        train(tiny, tmp_path / "wrong")
+
+
+def test_data_that_says_nothing_to_the_objective_is_named(tiny, tmp_path):
+    tiny.data.train = (write(tmp_path / "a.jsonl", "pairs"),)
+    tiny.objective.name = "regression"
+    with pytest.raises(InputError, match=r"a.jsonl:1: no label of the head's attributes is known"):
+        train(tiny, tmp_path / "run")
+    tiny = options_of(tiny, "auto", "bradley_terry")
+    tiny.data.train = (write(tmp_path / "b.jsonl", "regression"),)
+    with pytest.raises(InputError, match=r"b.jsonl:1: no preference is known"):
+        train(tiny, tmp_path / "run")
+
+
+def test_an_artifact_can_merge_attributes_and_standardise(tiny, tmp_path):
+    tiny = options_of(tiny, "regression", "regression", standardize=True)
+    train(tiny, tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "both")
+    export(tmp_path / "run", tmp_path / "merged", merge=["order=2", "start=-0.5"])
+    source = write(tmp_path / "in.jsonl", "regression")
+    found = {}
+    for name in ("both", "merged"):
+        score_file(open_judge(str(tmp_path / name)), source, tmp_path / f"{name}.jsonl")
+        found[name] = [json.loads(line)["rewards"][0] for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+    expected = [2 * each["order"] - 0.5 * each["start"] for each in found["both"]]
+    np.testing.assert_allclose(found["merged"], expected, atol=1e-4)
+    with pytest.raises(InputError, match=r"--merge names the attribute 'x'; the head has order, start"):
+        export(tmp_path / "run", tmp_path / "wrong", merge=["x=1"])
+    with pytest.raises(InputError, match=r"--standardize needs one reward"):
+        export(tmp_path / "run", tmp_path / "wrong", standardize=True)
+
+
+def test_standardised_rewards_have_mean_0_and_std_1_on_the_validation_data(tiny, tmp_path):
+    train(tiny, tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "artifact", standardize=True)
+    judge = open_judge(str(tmp_path / "artifact"))
+    evaluate(judge, read_labelled(["synthetic"], ReadOptions(), limit=40), tmp_path / "report", title="t")
+    metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert metrics["reward_mean"] == pytest.approx(0, abs=1e-3)
+    assert metrics["reward_std"] == pytest.approx(1, abs=1e-3)
+
+
+def test_a_resumed_run_of_another_head_is_refused(tiny, tmp_path):
+    train(tiny, tmp_path / "run")
+    with pytest.raises(InputError, match=r"objective.name: 'bradley_terry' there, 'plackett_luce' here"):
+        train(options_of(tiny, "auto", "plackett_luce"), tmp_path / "run")
