@@ -13,11 +13,13 @@ The sides:
   checkpointing, padding to the batch's longest.
 * trl-default: the same as it comes: bfloat16 autocast, 8 comparisons a step (so two updates for a batch of 16).
 
-Each side lives in a process of its own, so that none disturbs another and each has its own peak memory, and takes the
-same comparisons in turn, one side at a time. JAX compiles every shape ahead; PyTorch meets every shape first on one
-layer of the model. Then each side takes the same optimizer steps (AdamW, clipping, head and learning rate alike): a
-small one, untimed, whose loss is from before any update, and every batch, timed. In float32 all losses but those of
-trl-default must agree to about 1e-3. Figures are medians over the batches. A side that is not installed is left out.
+Each side lives in a process of its own, so that none disturbs another and each has its own peak memory. The first of
+--sides stays; each other one is made, takes every batch in turn with the first, and goes: two are in memory at a time,
+one is at work. JAX compiles every shape ahead; torch goes through every batch once before; TRL, whose steps are long,
+meets every shape on one layer of the model. All sides take the same optimizer steps (AdamW, clipping, head and learning
+rate alike): a small one, untimed, whose loss is from before any update, then the batches. In float32 a side's losses,
+but those of trl-default, must agree with the first's to about 1e-3. Figures are medians over the batches; ratios are
+taken batch by batch. A side that is not installed is left out.
 """
 
 import argparse
@@ -133,26 +135,33 @@ class TorchSide:
         self._dataset, self._bfloat16 = dataset, flags.dtype == "bfloat16"
         self._model = torch_model(flags.model)
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
-        shapes = {(1, len(ids)) for batch in batches for i in batch for ids in conversations(dataset.tree(i))}
-        meet_shapes(flags.model, shapes, self._bfloat16)
+        for batch in batches:
+            self._backward(batch)
+        self._optimizer.zero_grad()
 
     def run(self, commands: Commands, reply: Reply) -> None:
         """Takes the steps."""
         import torch
 
         for chosen in commands:
-            total = 0.0
-            for i in chosen:
-                sequences = [torch.from_numpy(ids).long()[None] for ids in conversations(self._dataset.tree(i))]
-                with torch.autocast("cpu", torch.bfloat16, enabled=self._bfloat16):
-                    rewards = [self._model(ids, use_cache=False).logits.float() for ids in sequences]
-                loss = -torch.nn.functional.logsigmoid(rewards[0] - rewards[1]).sum() / len(chosen)
-                loss.backward()
-                total += loss.item()
+            loss = self._backward(chosen)
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
             self._optimizer.step()
             self._optimizer.zero_grad()
-            reply(total)
+            reply(loss)
+
+    def _backward(self, chosen: list[int]) -> float:
+        import torch
+
+        total = 0.0
+        for i in chosen:
+            sequences = [torch.from_numpy(ids).long()[None] for ids in conversations(self._dataset.tree(i))]
+            with torch.autocast("cpu", torch.bfloat16, enabled=self._bfloat16):
+                rewards = [self._model(ids, use_cache=False).logits.float() for ids in sequences]
+            loss = -torch.nn.functional.logsigmoid(rewards[0] - rewards[1]).sum() / len(chosen)
+            loss.backward()
+            total += loss.item()
+        return total
 
 
 class TrlSide:
@@ -331,52 +340,76 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--batch", type=int, default=16, help="comparisons a step")
     parser.add_argument("--batches", type=int, default=3, help="timed steps")
-    parser.add_argument("--sides", default=",".join(SIDES), help="ratios are to the first")
+    parser.add_argument("--sides", default=",".join(SIDES), help="which, and in which order")
     flags = parser.parse_args()
+    asked = flags.sides.split(",")
+    if unknown := set(asked) - set(SIDES):
+        parser.error(f"--sides names {', '.join(sorted(unknown))}; choose from {', '.join(SIDES)}")
     began = time.perf_counter()
     dataset = load_data(flags)
     order = np.random.default_rng(0).permutation(len(dataset))
     batches = [order[i * flags.batch : (i + 1) * flags.batch].tolist() for i in range(flags.batches)]
-    first = batches[0][:2]
 
-    sides: list[Process] = []
-    for name in flags.sides.split(","):
-        if missing := [module for module in NEEDS.get(name, ()) if importlib.util.find_spec(module) is None]:
-            print(f"{name}: left out, {missing[0]} is not installed")
-            continue
-        sides.append(side := Process(name, flags, [first, *batches]))
-        side.step(first)
-        print(f"{name}: loaded, compiled and warm after {side.ready:.1f} s; first step, of {len(first)} comparisons, "
-              f"{side.seconds[0]:.1f} s, its loss before any update {side.losses[0]:.5f}", flush=True)  # fmt: skip
-    for number, batch in enumerate(batches, 1):
-        for side in sides:
+    def start(name: str) -> Process:
+        side = Process(name, flags, [batches[0][:2], *batches])
+        side.step(batches[0][:2])
+        print(f"{name}: loaded, compiled and warm after {side.ready:.1f} s; first step, of 2 comparisons, "
+              f"{side.seconds[0]:.1f} s; its loss, before any update, {side.losses[0]:.5f}", flush=True)  # fmt: skip
+        return side
+
+    names = [name for name in asked if installed(name)]
+    first, sides, own = start(names[0]), [], []
+    for name in names[1:]:
+        side = start(name)
+        for number, batch in enumerate(batches, 1):
+            first.step(batch)
             side.step(batch)
-        print(f"batch {number}: " + ", ".join(f"{side.name} {side.seconds[-1]:.2f} s, loss {side.losses[-1]:.5f}"
-                                              for side in sides), flush=True)  # fmt: skip
-    for side in sides:
+            # The first's losses of its first pass: later ones come after more updates than the side has had.
+            print(f"batch {number}: {names[0]} {first.seconds[-1]:.2f} s, {name} {side.seconds[-1]:.2f} s; losses "
+                  f"{first.losses[number]:.5f} and {side.losses[number]:.5f}", flush=True)  # fmt: skip
         side.close()
+        sides.append(side)
+        own.append(first.seconds[-len(batches) :])
+    if not sides:
+        for batch in batches:
+            first.step(batch)
+    first.close()
 
     peak = matmul_peak(flags.dtype)
     decoder = build.make_model(model_config(flags).model, 0).decoder
     heads = (decoder.num_heads + decoder.num_kv_heads) * decoder.head_dim
     matrices = decoder.num_layers * decoder.hidden_size * (2 * heads + 3 * decoder.intermediate_size)
-    unique = [sum(dataset.tree(i).length for i in batch) for batch in batches]
-    real = [sum(len(ids) for i in batch for ids in conversations(dataset.tree(i))) for batch in batches]
+    amounts = {
+        "comparisons": [len(batch) for batch in batches],
+        "real": [sum(len(ids) for i in batch for ids in conversations(dataset.tree(i))) for batch in batches],
+        "unique": [sum(dataset.tree(i).length for i in batch) for batch in batches],
+    }
     print(f"\n{os.cpu_count()} cores, {flags.dtype}, {flags.batches} batches of {flags.batch}; matmul peak "
           f"{peak / 1e9:.0f} GFLOP/s\n\n"
           "side         comparisons/s  real tokens/s  unique tokens/s  GFLOP/s  of peak  time ratio  ready  peak memory"
           )  # fmt: skip
-    for side in sides:
+    for side, base in zip([first, *sides], [first.seconds[1:], *own], strict=True):
         taken = side.seconds[1:]
-        rate = lambda amounts, taken=taken: statistics.median(n / s for n, s in zip(amounts, taken, strict=True))
-        flops = rate([6 * matrices * n for n in unique])
-        ratio = statistics.median(s / own for s, own in zip(taken, sides[0].seconds[1:], strict=True))
-        print(f"{side.name:<12} {rate([flags.batch] * len(batches)):13.2f} {rate(real):14.0f} {rate(unique):16.0f} "
+        rates = {
+            what: statistics.median(values[i % len(batches)] / seconds for i, seconds in enumerate(taken))
+            for what, values in amounts.items()
+        }
+        flops = 6 * matrices * rates["unique"]
+        ratio = statistics.median(s / b for s, b in zip(taken, base, strict=True))
+        print(f"{side.name:<12} {rates['comparisons']:13.2f} {rates['real']:14.0f} {rates['unique']:16.0f} "
               f"{flops / 1e9:8.0f} {flops / peak:8.0%} {ratio:11.2f} {side.ready:4.0f} s {side.peak / 2**20:8.1f} GiB"
               )  # fmt: skip
     print(f"\nReal tokens: both whole conversations, no padding. Unique tokens: a shared prompt once; the GFLOP/s are "
           f"6 FLOP for each of them and each weight of the layers' matrices, attention apart, so that all sides are "
           f"held against the same work.\nAll of it took {time.perf_counter() - began:.0f} s.")  # fmt: skip
+
+
+def installed(name: str) -> bool:
+    """Returns whether a side can run here; says so if not."""
+    missing = [module for module in NEEDS.get(name, ()) if importlib.util.find_spec(module) is None]
+    if missing:
+        print(f"{name}: left out, {missing[0]} is not installed")
+    return not missing
 
 
 if __name__ == "__main__":
