@@ -411,8 +411,8 @@ def main() -> None:
         aligned = (f"  {cell:>{len(column)}}" for cell, column in zip(cells, columns[1:], strict=True))
         print(f"{side.name:<12}" + "".join(aligned))
     print("\nReal tokens: both whole conversations, no padding. Unique tokens: a shared prompt once; the GFLOP/s are\n"
-          "6 FLOP for each of them and each weight of the layers' matrices, attention apart, so that all sides are held\n"
-          "against the same work. Compile: once, not in the steps; of torch and TRL, their warm-up.\n"
+          "6 FLOP for each of them and each weight of the layers' matrices, attention apart, so that all sides are\n"
+          "held against the same work. Compile: once, not in the steps; of torch and TRL, their warm-up.\n"
           f"All of it took {time.perf_counter() - began:.0f} s.")  # fmt: skip
 
 
