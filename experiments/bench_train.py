@@ -2,19 +2,35 @@
 
     python -m pip install -e '.[bench]'
     python ../shared/tools/smollm2.py DIR
-    python experiments/bench_train.py --model=DIR --data=../shared/data/hh_harmless/train.jsonl.gz
+    python experiments/bench_train.py --model=DIR --data=../shared/data/hh_harmless/train.jsonl.gz --batches=2
 
-Every side takes the same comparisons in turn, in one process, after a warm-up of every shape; the figures are medians
-of comparisons/s, and of the ratios batch by batch. PyTorch and TRL are left out, with a word, where they are missing.
+The sides:
+
+* packed: our train step on prefix trees packed into rows.
+* padded: our train step with the prompt in both responses, all padded to the batch's longest, as the peers do.
+* torch: a tight loop over single conversations, unpadded, nothing computed twice.
+* trl: RewardTrainer.train() in the precision of --dtype, --batch comparisons a step, its other defaults: gradient
+  checkpointing, padding to the batch's longest.
+* trl-default: the same as it comes: bfloat16 autocast, 8 comparisons a step (so two updates for a batch of 16).
+
+Each side lives in a process of its own, so that none disturbs another and each has its own peak memory. The first of
+--sides stays; each other one is made, takes every batch in turn with the first, and goes: two are in memory at a time,
+one is at work. JAX compiles every shape ahead; torch goes through every batch once before; TRL, whose steps are long,
+meets every shape on one layer of the model. All sides take the same optimizer steps (AdamW, clipping, head and learning
+rate alike): a small one, untimed, whose loss is from before any update, then the batches. In float32 a side's losses,
+but those of trl-default, must agree with the first's to about 1e-3. Figures are medians over the batches; ratios are
+taken batch by batch. A side that is not installed is left out.
 """
 
 import argparse
 import importlib.util
+import multiprocessing
 import os
 import resource
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -23,113 +39,218 @@ import numpy as np
 from rmjax.core import config as configs
 from rmjax.core import program
 from rmjax.core.mesh import make_mesh
+from rmjax.data.dataset import TokenizedDataset
 from rmjax.data.packing import fill_rows, pack
 from rmjax.data.schema import Tree, packed_spec
-from rmjax.data.tokenisation import Options, TokenizedDataset, load_dataset
+from rmjax.data.tokenisation import Options, load_dataset
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.models import build
 from rmjax.training.objectives import make_objective
 from rmjax.training.optimizer import make_optimizer, make_schedule
 from rmjax.training.step import Trainer
 
-Step = Callable[[list[int]], None]
+Commands = Iterator[list[int]]  # the comparisons of each step
+Reply = Callable[[float], None]  # takes the step's loss when the step is done
 ROW_LENGTH = 1152  # fills .85 of hh_harmless's batches of 16
+LEARNING_RATE = 1e-6  # so small that rounding, which Adam's first steps magnify, stays below 1e-3 in the losses
+
+
+def head(hidden_size: int) -> np.ndarray:
+    """Returns the reward head [D] that every side starts from; a head of zeros would make every loss ln 2."""
+    return np.random.default_rng(0).normal(0, 0.02, hidden_size).astype(np.float32)
+
+
+def conversations(tree: Tree) -> list[np.ndarray]:
+    """Returns both whole conversations, the better first."""
+    return [np.concatenate([tree.prefix, branch]) for branch in tree.branches]
 
 
 def unshared(tree: Tree) -> Tree:
-    """The same comparison with its prompt repeated in every branch."""
-    branches = tuple(np.concatenate([tree.prefix, branch]) for branch in tree.branches)
+    """Returns the same comparison with its prompt repeated in every branch."""
+    branches = tuple(conversations(tree))
     readouts = tuple((k, len(branch) - 1) for k, branch in enumerate(branches))
     return Tree(tree.prefix[:0], branches, readouts, tree.edges)
 
 
-def jax_side(config, dataset: TokenizedDataset, *, packed: bool) -> Step:
-    """Returns our train step over given comparisons, packed and shared or padded and unshared."""
-    mesh = make_mesh(devices=jax.devices()[:1])
-    jax.set_mesh(mesh)
-    model = build.make_model(config.model, 0)
-    schedule = make_schedule(config.optimizer, 1000)
-    trainer = Trainer(
-        model, make_objective(config.objective), make_optimizer(config.optimizer, schedule), schedule, 1.0, mesh
-    )
-    params = build.initial_params(config.model, model, mesh, jax.random.key(0))
-    state = jax.jit(trainer.init, donate_argnums=0)(params)
-    function = trainer.compile_step()
+class JaxSide:
+    """Our train step, its programs compiled for every batch's shape."""
 
-    def step(chosen: list[int]) -> None:
-        nonlocal state
-        trees = [dataset.tree(i) for i in chosen]
-        if packed:
-            rows = [[trees[i] for i in row] for row in pack([tree.length for tree in trees], ROW_LENGTH)]
-            length, each = ROW_LENGTH, 1
-        else:  # one comparison a row, both responses padded to the batch's longest, as the peers do
-            rows = [[unshared(tree)] for tree in trees]
-            length, each = 2 * -(-max(tree.longest for tree in trees) // 64) * 64, 2
-        rows += [[]] * (-len(rows) % each)
-        spec = packed_spec(each, length, 2 * 16, 16, 1)
-        micro = [fill_rows(rows[i : i + each], spec) for i in range(0, len(rows), each)]
-        count = len(micro)
-        micro += [fill_rows([], spec)] * (16 - count)  # one program for any number of microbatches
-        batch = {name: np.stack([part[name] for part in micro]) for name in spec}
-        state, report = function(state, batch, np.int32(count))
-        jax.block_until_ready(report)
+    def __init__(self, flags: argparse.Namespace, dataset: TokenizedDataset, batches: list[list[int]], packed: bool):
+        config = model_config(flags)
+        config.optimizer.learning_rate, config.optimizer.schedule = LEARNING_RATE, "constant"
+        mesh = make_mesh(devices=jax.devices()[:1])
+        jax.set_mesh(mesh)
+        model = build.make_model(config.model, 0)
+        schedule = make_schedule(config.optimizer, 1)
+        trainer = Trainer(
+            model, make_objective(config.objective), make_optimizer(config.optimizer, schedule), schedule,
+            config.optimizer.grad_clip, mesh,
+        )  # fmt: skip
+        params = build.initial_params(config.model, model, mesh, jax.random.key(0))
+        params["head"]["kernel"] = jnp.asarray(head(model.decoder.hidden_size)[:, None])
+        self._state = jax.jit(trainer.init, donate_argnums=0)(params)
+        self._dataset, self._packed, self._rows_each = dataset, packed, 1 if packed else 2
+        self._largest = max(map(len, batches))
+        self._microbatches = max(-(-len(self._rows(batch)) // self._rows_each) for batch in batches)
+        step = trainer.compile_step()
+        start = time.perf_counter()
+        self._programs = {
+            length: step.lower(self._state, self._batch([], length), np.int32(0)).compile()
+            for length in {self._length(batch) for batch in batches}
+        }
+        self.prepared = time.perf_counter() - start
 
-    return step
+    def run(self, commands: Commands, reply: Reply) -> None:
+        """Takes the steps."""
+        for chosen in commands:
+            rows = self._rows(chosen)
+            length = min(length for length in self._programs if length >= self._length(chosen))
+            count = np.int32(-(-len(rows) // self._rows_each))
+            self._state, report = self._programs[length](self._state, self._batch(rows, length), count)
+            total, weight = jax.device_get(jax.block_until_ready((report, self._state)))[0]["sums"]["loss/bradley_terry"]
+            reply(float(total / weight))
+
+    def _length(self, chosen: list[int]) -> int:
+        # Padded: both responses of a comparison in one row, each as long as the batch's longest (in units of 64).
+        longest = max(self._dataset.tree(i).longest for i in chosen)
+        return ROW_LENGTH if self._packed else 2 * 64 * -(-longest // 64)
+
+    def _rows(self, chosen: list[int]) -> list[list[Tree]]:
+        trees = [self._dataset.tree(i) for i in chosen]
+        if not self._packed:
+            return [[unshared(tree)] for tree in trees]
+        return [[trees[i] for i in row] for row in pack([tree.length for tree in trees], ROW_LENGTH)]
+
+    def _batch(self, rows: list[list[Tree]], length: int) -> dict[str, np.ndarray]:
+        # Microbatches beyond those in use are padding: one program serves any number of them.
+        spec = packed_spec(self._rows_each, length, 2 * self._largest, self._largest, 1)
+        starts = range(0, self._microbatches * self._rows_each, self._rows_each)
+        micro = [fill_rows(rows[start : start + self._rows_each], spec) for start in starts]
+        return {name: np.stack([part[name] for part in micro]) for name in spec}
 
 
-def torch_side(path: str, dataset: TokenizedDataset, bfloat16: bool) -> Step:
-    """A tight loop: each conversation alone, unpadded, gradients accumulated."""
+class TorchSide:
+    """A tight loop: each conversation alone, unpadded, gradients accumulated, nothing recomputed."""
+
+    def __init__(self, flags: argparse.Namespace, dataset: TokenizedDataset, batches: list[list[int]]):
+        import torch
+
+        self._dataset, self._bfloat16 = dataset, flags.dtype == "bfloat16"
+        self._model = torch_model(flags.model)
+        self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
+        start = time.perf_counter()
+        for batch in batches:
+            self._backward(batch)
+        self._optimizer.zero_grad()
+        self.prepared = time.perf_counter() - start
+
+    def run(self, commands: Commands, reply: Reply) -> None:
+        """Takes the steps."""
+        import torch
+
+        for chosen in commands:
+            loss = self._backward(chosen)
+            torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+            reply(loss)
+
+    def _backward(self, chosen: list[int]) -> float:
+        import torch
+
+        total = 0.0
+        for i in chosen:
+            sequences = [torch.from_numpy(ids).long()[None] for ids in conversations(self._dataset.tree(i))]
+            with torch.autocast("cpu", torch.bfloat16, enabled=self._bfloat16):
+                rewards = [self._model(ids, use_cache=False).logits.float() for ids in sequences]
+            loss = -torch.nn.functional.logsigmoid(rewards[0] - rewards[1]).sum() / len(chosen)
+            loss.backward()
+            total += loss.item()
+        return total
+
+
+class TrlSide:
+    """RewardTrainer.train() itself, with its own collator, fed the steps' comparisons by its data loader."""
+
+    def __init__(self, flags: argparse.Namespace, dataset: TokenizedDataset, batches: list[list[int]], default: bool):
+        import datasets
+
+        datasets.disable_progress_bars()
+        self._flags, self._default = flags, default
+        self._size = 8 if default else flags.batch  # 8: RewardConfig's per_device_train_batch_size
+        self._bfloat16 = default or flags.dtype == "bfloat16"
+        pairs = [conversations(dataset.tree(i)) for i in range(len(dataset))]
+        columns = {"chosen_ids": [pair[0] for pair in pairs], "rejected_ids": [pair[1] for pair in pairs]}
+        self._table = datasets.Dataset.from_dict(columns)
+        parts = [part for batch in batches for part in self._parts(batch)]
+        shapes = {(2 * len(part), max(dataset.tree(i).longest for i in part)) for part in parts}
+        start = time.perf_counter()
+        meet_shapes(flags.model, shapes, self._bfloat16)
+        self.prepared = time.perf_counter() - start
+
+    def _parts(self, chosen: list[int]) -> list[list[int]]:
+        return [chosen[start : start + self._size] for start in range(0, len(chosen), self._size)]
+
+    def run(self, commands: Commands, reply: Reply) -> None:
+        """Takes the steps."""
+        import trl
+
+        losses: list[float] = []
+        side = self
+
+        class Fed(trl.RewardTrainer):
+            """Asks for the comparisons of the next step where a data loader would draw them."""
+
+            def get_train_dataloader(self) -> Iterator[dict]:
+                for chosen in commands:
+                    for part in side._parts(chosen):
+                        yield self.data_collator([self.train_dataset[i] for i in part])
+                    # The trainer asks again when the step is done.
+                    reply(statistics.mean(losses))
+                    losses.clear()
+
+            def training_step(self, *args, **kwargs):
+                loss = super().training_step(*args, **kwargs)
+                losses.append(loss.item())
+                return loss
+
+        with tempfile.TemporaryDirectory() as directory:
+            options = {} if self._default else {"per_device_train_batch_size": self._size, "bf16": self._bfloat16}
+            arguments = trl.RewardConfig(
+                directory, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, max_steps=10**6,
+                learning_rate=LEARNING_RATE, lr_scheduler_type="constant", **options,
+            )  # fmt: skip
+            Fed(
+                model=torch_model(self._flags.model), args=arguments, train_dataset=self._table,
+                # A pad token that ends no conversation: the classifier reads the last token that is not padding.
+                processing_class=Tokenizer.load(self._flags.model).with_separate_pad().base,
+            ).train()  # fmt: skip
+
+
+def torch_model(path: str):
+    """Returns transformers' classifier with the common head, parameters in float32."""
     import torch
     import transformers
 
-    torch.set_num_threads(os.cpu_count())
+    transformers.logging.set_verbosity_error()  # it would report the head as missing
+    transformers.logging.disable_progress_bar()
     model = transformers.AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.float32)
+    model.score.weight.data.copy_(torch.from_numpy(head(model.config.hidden_size)))
     model.config.pad_token_id = None
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-
-    def step(chosen: list[int]) -> None:
-        for i in chosen:
-            tree = dataset.tree(i)
-            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-                rewards = [
-                    model(torch.from_numpy(np.concatenate([tree.prefix, branch])).long()[None]).logits.float()
-                    for branch in tree.branches
-                ]
-            (-torch.nn.functional.logsigmoid(rewards[0] - rewards[1]).sum() / len(chosen)).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    return model
 
 
-def trl_side(path: str, dataset: TokenizedDataset, batch_size: int, bfloat16: bool) -> Step:
-    """TRL's RewardTrainer with its defaults, its own collator, one optimizer step a call."""
-    import datasets
+def meet_shapes(path: str, shapes: set[tuple[int, int]], bfloat16: bool) -> None:
+    """Runs one layer of the model forward and back at each (sequences, length), so that its kernels are made."""
+    import torch
     import transformers
-    import trl
 
-    whole = lambda tree, k: np.concatenate([tree.prefix, tree.branches[k]]).tolist()
-    trees = [dataset.tree(i) for i in range(len(dataset))]
-    table = datasets.Dataset.from_dict(
-        {"chosen_input_ids": [whole(t, 0) for t in trees], "rejected_input_ids": [whole(t, 1) for t in trees],
-         "chosen_ids": [whole(t, 0) for t in trees], "rejected_ids": [whole(t, 1) for t in trees]}
-    )  # fmt: skip
-    arguments = trl.RewardConfig(output_dir=os.devnull, per_device_train_batch_size=batch_size, report_to=[],
-                                 use_cpu=True, bf16=bfloat16, max_length=None, save_strategy="no")  # fmt: skip
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype="float32")
-    trainer = trl.RewardTrainer(model=model, args=arguments, train_dataset=table,
-                                processing_class=transformers.AutoTokenizer.from_pretrained(path))  # fmt: skip
-    trainer.create_optimizer_and_scheduler(1000)
-
-    def step(chosen: list[int]) -> None:
-        inputs = trainer.data_collator([trainer.train_dataset[i] for i in chosen])
-        trainer.model.train()
-        trainer.training_step(trainer.model, inputs)
-        trainer.optimizer.step()
-        trainer.optimizer.zero_grad()
-
-    return step
+    config = transformers.AutoConfig.from_pretrained(path, num_hidden_layers=1, num_labels=1, dtype="float32")
+    config.pad_token_id = None
+    model = transformers.AutoModel.from_config(config)
+    for shape in sorted(shapes):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            model(torch.ones(shape, dtype=torch.long), use_cache=False).last_hidden_state[:, -1].sum().backward()
 
 
 def matmul_peak(dtype: str) -> float:
@@ -145,62 +266,163 @@ def matmul_peak(dtype: str) -> float:
     return 2 * 2048**3 / statistics.median(seconds)
 
 
+def model_config(flags: argparse.Namespace):
+    """Returns rmjax's configuration for the model."""
+    config = configs.default()
+    config.model.path, config.model.dtype = flags.model, flags.dtype
+    return config
+
+
+def load_data(flags: argparse.Namespace) -> TokenizedDataset:
+    """Returns the comparisons; the first process to ask tokenises them, the others read its cache."""
+    return load_dataset((flags.data,), Tokenizer.load(flags.model), Options(max_length=1024), split="train")[0]
+
+
+SIDES = {
+    "packed": lambda *given: JaxSide(*given, packed=True),
+    "padded": lambda *given: JaxSide(*given, packed=False),
+    "torch": TorchSide,
+    "trl": lambda *given: TrlSide(*given, default=False),
+    "trl-default": lambda *given: TrlSide(*given, default=True),
+}
+NEEDS = {"torch": ["torch"], "trl": ["torch", "trl"], "trl-default": ["torch", "trl"]}
+
+
+def serve(name: str, flags: argparse.Namespace, batches: list[list[int]], pipe) -> None:
+    """Runs in a side's process: makes it ready, then takes the steps that the pipe asks for."""
+    start = time.perf_counter()
+    side = SIDES[name](flags, load_data(flags), batches)
+
+    def commands() -> Commands:
+        pipe.send((time.perf_counter() - start, side.prepared))
+        while True:
+            try:
+                yield pipe.recv()
+            except EOFError:
+                raise SystemExit from None
+
+    def reply(loss: float) -> None:
+        pipe.send((loss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+
+    side.run(commands(), reply)
+
+
+class Process:
+    """A side in its own process, seen from the one that measures."""
+
+    def __init__(self, name: str, flags: argparse.Namespace, batches: list[list[int]]):
+        context = multiprocessing.get_context("spawn")
+        self.name, self.losses, self.seconds, self.peak = name, [], [], 0
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(name, flags, batches, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.ready, self.prepared = self._receive()
+
+    def step(self, chosen: list[int]) -> None:
+        """Takes a step, and notes its loss and time and the peak memory since the start."""
+        start = time.perf_counter()
+        self._pipe.send(chosen)
+        loss, self.peak = self._receive()
+        self.seconds.append(time.perf_counter() - start)
+        self.losses.append(loss)
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._pipe.close()
+        self._process.join()
+
+    def _receive(self):
+        try:
+            return self._pipe.recv()
+        except EOFError:
+            raise SystemExit(f"{self.name}: its process ended; its error is above") from None
+
+
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", required=True)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--batches", type=int, default=3)
-    parser.add_argument("--sides", default="packed,padded,torch,trl")
+    parser.add_argument("--batch", type=int, default=16, help="comparisons a step")
+    parser.add_argument("--batches", type=int, default=3, help="timed steps")
+    parser.add_argument("--sides", default=",".join(SIDES), help="which, and in which order")
     flags = parser.parse_args()
-
-    config = configs.default()
-    config.model.path, config.model.dtype = flags.model, flags.dtype
-    tokenizer = Tokenizer.load(flags.model)
-    dataset, report = load_dataset((flags.data,), tokenizer, Options(max_length=1024), split="train")
-    print(report)
+    asked = flags.sides.split(",")
+    if unknown := set(asked) - set(SIDES):
+        parser.error(f"--sides names {', '.join(sorted(unknown))}; choose from {', '.join(SIDES)}")
+    began = time.perf_counter()
+    dataset = load_data(flags)
     order = np.random.default_rng(0).permutation(len(dataset))
     batches = [order[i * flags.batch : (i + 1) * flags.batch].tolist() for i in range(flags.batches)]
-    bfloat16 = flags.dtype == "bfloat16"
-    makers = {
-        "packed": lambda: jax_side(config, dataset, packed=True),
-        "padded": lambda: jax_side(config, dataset, packed=False),
-        "torch": lambda: torch_side(flags.model, dataset, bfloat16),
-        "trl": lambda: trl_side(flags.model, dataset, flags.batch, bfloat16),
-    }
-    needs = {"torch": ("torch",), "trl": ("torch", "trl")}
-    steps: dict[str, Step] = {}
-    for name in flags.sides.split(","):
-        if missing := [module for module in needs.get(name, ()) if importlib.util.find_spec(module) is None]:
-            print(f"{name}: left out, {missing[0]} is not installed")
-            continue
-        steps[name] = makers[name]()
-        start = time.perf_counter()
-        for batch in batches:  # every shape warm
-            steps[name](batch)
-        print(f"{name}: warm after {time.perf_counter() - start:.0f} s")
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for batch in batches:
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step(batch)
-            seconds[name].append(time.perf_counter() - start)
+
+    def start(name: str) -> Process:
+        side = Process(name, flags, [batches[0][:2], *batches])
+        side.step(batches[0][:2])
+        print(f"{name}: ready after {side.ready:.1f} s, {side.prepared:.1f} of them to compile or to warm up; first "
+              f"step, of 2 comparisons, {side.seconds[0]:.1f} s; its loss, before any update, {side.losses[0]:.5f}",
+              flush=True)  # fmt: skip
+        return side
+
+    names = [name for name in asked if installed(name)]
+    first, sides, own = start(names[0]), [], []
+    for name in names[1:]:
+        side = start(name)
+        for number, batch in enumerate(batches, 1):
+            first.step(batch)
+            side.step(batch)
+            # The first's losses of its first pass: later ones come after more updates than the side has had.
+            print(f"batch {number}: {names[0]} {first.seconds[-1]:.2f} s, {name} {side.seconds[-1]:.2f} s; losses "
+                  f"{first.losses[number]:.5f} and {side.losses[number]:.5f}", flush=True)  # fmt: skip
+        side.close()
+        sides.append(side)
+        own.append(first.seconds[-len(batches) :])
+    if not sides:
+        for batch in batches:
+            first.step(batch)
+    first.close()
+
     peak = matmul_peak(flags.dtype)
-    decoder = build.make_model(config.model, 0).decoder
+    decoder = build.make_model(model_config(flags).model, 0).decoder
     heads = (decoder.num_heads + decoder.num_kv_heads) * decoder.head_dim
     matrices = decoder.num_layers * decoder.hidden_size * (2 * heads + 3 * decoder.intermediate_size)
-    print(f"{os.cpu_count()} cores, {flags.dtype}, matmul peak {peak / 1e9:.0f} GFLOP/s, batches of {flags.batch}")
-    for name, taken in seconds.items():
-        rate = statistics.median(flags.batch / s for s in taken)
-        lengths = [sum(int(dataset.lengths[i]) for i in batch) for batch in batches]
-        flops = statistics.median(6 * matrices * n / s for n, s in zip(lengths, taken, strict=True))
-        ratio = statistics.median(other / own for other, own in zip(taken, next(iter(seconds.values())), strict=True))
-        tokens = statistics.median(n / s for n, s in zip(lengths, taken, strict=True))
-        print(f"{name:>7}: {rate:.2f} comparisons/s, {tokens:.0f} unique tokens/s, {flops / peak:.0%} of the peak "
-              f"on unique tokens; takes {ratio:.2f}x the time of the first")  # fmt: skip
-    print(f"peak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
+    amounts = {
+        "comparisons": [len(batch) for batch in batches],
+        "real": [sum(len(ids) for i in batch for ids in conversations(dataset.tree(i))) for batch in batches],
+        "unique": [sum(dataset.tree(i).length for i in batch) for batch in batches],
+    }
+    print(f"\n{os.cpu_count()} cores, {flags.dtype}, {flags.batches} batches of {flags.batch}; matmul peak "
+          f"{peak / 1e9:.0f} GFLOP/s\n")  # fmt: skip
+    columns = ("side", "comparisons/s", "real tokens/s", "unique tokens/s", "GFLOP/s", "of peak", "time ratio",
+               "compile", "peak memory")  # fmt: skip
+    print(f"{columns[0]:<12}" + "".join(f"  {column}" for column in columns[1:]))
+    for side, base in zip([first, *sides], [first.seconds[1:], *own], strict=True):
+        taken = side.seconds[1:]
+        rates = {
+            what: statistics.median(values[i % len(batches)] / seconds for i, seconds in enumerate(taken))
+            for what, values in amounts.items()
+        }
+        flops = 6 * matrices * rates["unique"]
+        ratio = statistics.median(s / b for s, b in zip(taken, base, strict=True))
+        cells = (
+            f"{rates['comparisons']:.2f}", f"{rates['real']:.0f}", f"{rates['unique']:.0f}", f"{flops / 1e9:.0f}",
+            f"{flops / peak:.0%}", f"{ratio:.2f}", f"{side.prepared:.0f} s", f"{side.peak / 2**20:.1f} GiB",
+        )  # fmt: skip
+        aligned = (f"  {cell:>{len(column)}}" for cell, column in zip(cells, columns[1:], strict=True))
+        print(f"{side.name:<12}" + "".join(aligned))
+    print("\nReal tokens: both whole conversations, no padding. Unique tokens: a shared prompt once; the GFLOP/s are\n"
+          "6 FLOP for each of them and each weight of the layers' matrices, attention apart, so that all sides are\n"
+          "held against the same work. Compile: once, not in the steps; of torch and TRL, their warm-up.\n"
+          f"All of it took {time.perf_counter() - began:.0f} s.")  # fmt: skip
+
+
+def installed(name: str) -> bool:
+    """Returns whether a side can run here; says so if not."""
+    missing = [module for module in NEEDS.get(name, ()) if importlib.util.find_spec(module) is None]
+    if missing:
+        print(f"{name}: left out, {missing[0]} is not installed")
+    return not missing
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ exist here, or a value of another type, ends in a message that names it.
 """
 
 import json
+import os
 import pathlib
 from collections.abc import Iterator
 
@@ -215,8 +216,10 @@ def selection(metrics: dict[str, float], best: str) -> float:
 
 
 def save(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
-    """Writes the resolved configuration as JSON."""
-    path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    """Writes the resolved configuration as JSON; the file appears whole, as another process may be reading it."""
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    os.replace(partial, path)
 
 
 def load(path: pathlib.Path) -> ml_collections.ConfigDict:

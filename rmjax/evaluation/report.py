@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 
+from rmjax.core.svg import Axes
 from rmjax.evaluation.metrics import EdgeTable, calibration
 
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 460, 280, 52, 42, 12  # pixels of a figure and its axes' room
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:980px;margin:2em auto;padding:0 1em;color:#222;background:#fff}"
     "table{border-collapse:collapse}td{padding:.2em 1.2em .2em 0;border-bottom:1px solid #ddd}"
@@ -38,46 +38,11 @@ def render(title: str, headline: list[tuple[str, str]], table: EdgeTable | None)
     )
 
 
-class _Axes:
-    """A figure's frame: maps data to pixels, and draws ticks."""
-
-    def __init__(self, x: tuple[float, float], y: tuple[float, float], x_label: str, y_label: str):
-        self._x, self._y = x, y
-        right, base = _WIDTH - 12, _HEIGHT - _BOTTOM
-        self.parts = [
-            f'<path d="M{_LEFT} {_TOP}V{base}H{right}" fill="none" stroke="#888"/>',
-            f'<text x="{(_LEFT + right) / 2}" y="{_HEIGHT - 6}" text-anchor="middle">{x_label}</text>',
-            f'<text transform="translate(13 {(base + _TOP) / 2}) rotate(-90)" text-anchor="middle">{y_label}</text>',
-        ]
-        for value in np.linspace(*x, 5):
-            self.text(self.x(value), base + 16, f"{value:.3g}", "middle")
-        for value in np.linspace(*y, 5):
-            self.text(_LEFT - 6, self.y(value) + 4, f"{value:.3g}", "end")
-
-    def x(self, value: float) -> float:
-        return _LEFT + (value - self._x[0]) / (self._x[1] - self._x[0]) * (_WIDTH - 12 - _LEFT)
-
-    def y(self, value: float) -> float:
-        return _HEIGHT - _BOTTOM - (value - self._y[0]) / (self._y[1] - self._y[0]) * (_HEIGHT - _BOTTOM - _TOP)
-
-    def text(self, x: float, y: float, text: str, anchor: str) -> None:
-        self.parts.append(f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>')
-
-    def line(self, x0: float, y0: float, x1: float, y1: float) -> None:
-        self.parts.append(
-            f'<path d="M{self.x(x0):.1f} {self.y(y0):.1f}L{self.x(x1):.1f} {self.y(y1):.1f}" stroke="#b33" '
-            'stroke-dasharray="4 3"/>'
-        )
-
-    def svg(self) -> str:
-        return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}">{"".join(self.parts)}</svg>'
-
-
 def _margins(table: EdgeTable) -> str:
     bound = max(float(np.abs(table.margin).max()), 1e-6)
     counts, edges = np.histogram(table.margin, bins=31, range=(-bound, bound), weights=table.weight)
     top = 10 ** math.floor(math.log10(counts.max())) if counts.max() >= 1 else 1.0
-    axes = _Axes((-bound, bound), (0, math.ceil(counts.max() / top) * top), "margin", "comparisons")
+    axes = Axes((-bound, bound), (0, math.ceil(counts.max() / top) * top), "margin", "comparisons")
     for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
         x, y = axes.x(low), axes.y(count)
         size = f'width="{axes.x(high) - x - 1:.1f}" height="{axes.y(0) - y:.1f}"'
@@ -88,11 +53,9 @@ def _margins(table: EdgeTable) -> str:
 
 def _calibration(table: EdgeTable) -> str:
     confidence, accuracy, weight = calibration(table)
-    axes = _Axes((0.5, 1.0), (0.0, 1.0), "model's probability for the response it prefers", "accuracy")
+    axes = Axes((0.5, 1.0), (0.0, 1.0), "model's probability for the response it prefers", "accuracy")
     axes.line(0.5, 0.5, 1.0, 1.0)
     for x, y, share in zip(confidence, accuracy, weight / weight.sum(), strict=True):
         radius = 3 + 14 * math.sqrt(share)
-        axes.parts.append(
-            f'<circle cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="{radius:.1f}" fill="#47a" fill-opacity=".6"/>'
-        )
+        axes.dot(x, y, "#47a", radius, opacity=0.6)
     return axes.svg()

@@ -1,4 +1,4 @@
-"""What a run writes about itself: metrics.jsonl, TensorBoard, and a progress bar."""
+"""What a run writes about itself: metrics.jsonl and its picture, TensorBoard, and a progress bar."""
 
 import json
 import os
@@ -8,23 +8,27 @@ import sys
 import tensorboardX
 import tqdm
 
+from rmjax.training import curves
+
 
 class MetricsLog:
-    """metrics.jsonl and tensorboard/ of a workdir: one line a step and split, none twice.
+    """metrics.jsonl, learning_curve.svg and tensorboard/ of a workdir: one line a step and split, none twice.
 
     Args:
       workdir: exists.
       step: where the run continues; lines of later steps, and a torn last line, are from work that is done again and
         are removed.
+      quiet: write nothing; of several processes only the first writes.
     """
 
-    def __init__(self, workdir: pathlib.Path, step: int):
+    def __init__(self, workdir: pathlib.Path, step: int, quiet: bool = False):
         self.path = workdir / "metrics.jsonl"
+        self._quiet = quiet
+        if quiet:
+            return
         kept = [line for line in self._lines() if line["step"] <= step]
         text = "".join(json.dumps(line) + "\n" for line in kept)
-        partial = self.path.with_suffix(".part")
-        partial.write_text(text)
-        os.replace(partial, self.path)
+        _replace(self.path, text)
         self._file = open(self.path, "a")  # noqa: SIM115 (closed by close)
         self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
 
@@ -41,22 +45,36 @@ class MetricsLog:
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
         """Appends a line."""
+        if self._quiet:
+            return
         self._file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
         self._file.flush()
         for name, value in metrics.items():
             self._board.add_scalar(f"{split}/{name}", value, step)
 
     def sync(self) -> None:
-        """Puts all lines on disk: called before a checkpoint that they belong to."""
+        """Puts all lines on disk and draws them: called before a checkpoint that they belong to."""
+        if self._quiet:
+            return
         self._file.flush()
         os.fsync(self._file.fileno())
         self._board.flush()
+        _replace(self.path.with_name("learning_curve.svg"), curves.draw(self._lines()))
 
     def close(self) -> None:
         """Closes the files."""
+        if self._quiet:
+            return
         self.sync()
         self._file.close()
         self._board.close()
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+    """Writes beside and renames: a reader, or a kill, never meets half a file."""
+    partial = path.with_suffix(".part")
+    partial.write_text(text)
+    os.replace(partial, path)
 
 
 class Progress:

@@ -48,11 +48,16 @@ class Outcome:
 
 
 class StopRequest:
-    """Turns SIGTERM and the first Ctrl-C into a flag that the loop reads between steps."""
+    """Turns SIGTERM and the first Ctrl-C into a flag that the loop reads between steps.
+
+    Of several processes each would stop at a step of its own; there SIGTERM is left to `Checkpoints.preempted`, whose
+    handler JAX has installed, and Ctrl-C stops at once.
+    """
 
     def __init__(self):
         self.requested = False
-        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+        self._previous = {number: signal.signal(number, self._handle) for number in numbers}
 
     def _handle(self, number: int, frame: Any) -> None:
         self.requested = True
@@ -81,8 +86,8 @@ def run(
       InputError: the loss or the gradient is not finite; names the step and the comparisons. Nothing is saved after it.
     """
     first, last = int(state["step"]), training.plan.num_steps
-    log = MetricsLog(workdir, first)
-    progress = Progress(last, first, quiet=jax.process_index() > 0)
+    quiet = jax.process_index() > 0
+    log, progress = MetricsLog(workdir, first, quiet), Progress(last, first, quiet)
     step_function, evaluate = trainer.compile_step(), trainer.compile_evaluation()
     stop = StopRequest()
     latest: dict[str, float] = {}

@@ -226,7 +226,7 @@ def _conclude(outcome: loop.Outcome, config: Config, workdir: pathlib.Path, step
     data = ",".join(config.data.validation)
     print(
         f"{line}\n"
-        f"made:     {workdir}/ (config.json, metrics.jsonl, tensorboard/, checkpoints/)\n"
+        f"made:     {workdir}/ (config.json, metrics.jsonl, learning_curve.svg, tensorboard/, checkpoints/)\n"
         f"evaluate: python -m rmjax.evaluate --model={workdir} --data={data} --output={workdir}/evaluation\n"
         f"export:   python -m rmjax.export --workdir={workdir} --output={workdir}/artifact\n"
         f"serve:    python -m rmjax.serve --model={workdir}/artifact --grpc_port=8001"
