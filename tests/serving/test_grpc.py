@@ -155,7 +155,7 @@ BAD = [
     ({"sentences": np.array([[b"a", b"b"]], np.object_)}, r"'sentences' has shape \[1, 2\]"),
     ({"sentences": column(b"\xff")}, r"'sentences', row 0 is not UTF-8"),
     ({"sentences": INT([1])}, r"'sentences' has datatype 'INT64'; expected BYTES"),
-    ({"sentences": column(*"abcdefghi")}, r"'sentences' holds 9 sequences; at most 8"),
+    ({"sentences": column(*"abcdefghi")}, r"'sentences' holds 9 sequences of 9 tokens in all; at most 8"),
     ({"words": column("a")}, r"unknown tensor 'words'"),
     ({"tokens": INT([1, 2])}, r"\['tokens'\]; give"),
     ({"sentences": column("a"), "messages": column("a")}, r"\['messages', 'sentences'\]; give"),
