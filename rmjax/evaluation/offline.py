@@ -32,12 +32,14 @@ class Judge:
     Attributes:
       max_length: the longest conversation that is scored, in tokens.
       strings: how prompt and response strings become a conversation, as in training; see `formats.iterate`.
+      facts: rmjax.json, or what of it a workdir knows.
     """
 
     scorer: Scorer
     tokenizer: Tokenizer
     max_length: int
     strings: str
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def attributes(self) -> tuple[str, ...]:
@@ -107,7 +109,7 @@ def open_judge(path: str, *, max_length: int = 0, rows_per_device: int = 0, dtyp
     rows = rows_per_device or (1 if mesh.devices.flat[0].platform == "cpu" else _ACCELERATOR_ROWS)
     max_length = max_length or loaded.max_length
     scorer = Scorer(loaded.model, loaded.params, mesh, max_length, rows * row_shards(mesh))
-    return Judge(scorer, tokenizer, max_length, loaded.facts.get("strings", "joined"))
+    return Judge(scorer, tokenizer, max_length, loaded.facts.get("strings", "joined"), loaded.facts)
 
 
 def prediction(item: Item, rewards: np.ndarray | str, attributes: Sequence[str]) -> dict[str, Any]:

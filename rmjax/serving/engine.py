@@ -94,6 +94,27 @@ class Engine:
             await self._task
         self._thread.shutdown()
 
+    def admit(self, source: str, sequences: int, tokens: int = 0, *, ahead: int = 0) -> None:
+        """Raises the error with which a call of so many sequences and tokens would be refused now, if any.
+
+        Args:
+          source: the tensor they come in, for messages.
+          tokens: 0 where they are not known yet.
+          ahead: sequences that will be in the queue before them.
+        """
+        size = f"{sequences} sequences" + (f" of {tokens} tokens in all" if tokens else "")
+        most = f"the queue of {self.queue_size} with {self.queue_tokens} tokens"
+        if sequences > self.queue_size or tokens > self.queue_tokens:
+            raise RequestError(f"tensor {source!r} holds {size}, which can never fit into {most}: send fewer at a "
+                               "time, or raise --queue and --queue_tokens")  # fmt: skip
+        if not self.ready:
+            raise NotServing("the server is draining" if self._closing else "the server is still warming up")
+        if self._sequences + ahead + sequences > self.queue_size or self._tokens + tokens > self.queue_tokens:
+            # When half of the queue is worked off; the others that are refused now come back then as well.
+            retry = min(max(self._tokens / self._rate / 2, 0.1), _LONGEST_RETRY)
+            raise Overloaded(f"{self._sequences + ahead} sequences of {self._tokens} tokens wait and {size} more do "
+                             f"not fit into {most}; try again later", retry)  # fmt: skip
+
     async def submit(
         self, sequences: Sequence[np.ndarray], source: str, *, client: str = "", deadline: float = math.inf
     ) -> np.ndarray:
@@ -116,18 +137,7 @@ class Engine:
             raise RequestError(f"tensor {source!r} holds no sequences; expected at least one")
         arrays = [self._check(row, sequence, source) for row, sequence in enumerate(sequences)]
         tokens = sum(map(len, arrays))
-        if len(arrays) > self.queue_size or tokens > self.queue_tokens:
-            raise RequestError(f"tensor {source!r} holds {len(arrays)} sequences of {tokens} tokens in all; at most "
-                               f"{self.queue_size} with {self.queue_tokens} tokens fit into the queue: send fewer at a "
-                               "time, or raise --queue and --queue_tokens")  # fmt: skip
-        if not self.ready:
-            raise NotServing("the server is draining" if self._closing else "the server is still warming up")
-        if self._sequences + len(arrays) > self.queue_size or self._tokens + tokens > self.queue_tokens:
-            # When half of the queue is worked off; the others that are refused now come back then as well.
-            retry = min(max(self._tokens / self._rate / 2, 0.1), _LONGEST_RETRY)
-            raise Overloaded(f"{self._sequences} sequences of {self._tokens} tokens wait and {len(arrays)} of {tokens} "
-                             f"more do not fit into the queue of {self.queue_size} and {self.queue_tokens}; try again "
-                             "later", retry)  # fmt: skip
+        self.admit(source, len(arrays), tokens)
         loop = asyncio.get_running_loop()
         if deadline <= loop.time():
             raise DeadlinePassed("the deadline had passed before the request was queued")

@@ -82,7 +82,7 @@ def test_a_full_queue_refuses_and_recovers():
         held = await hold(engine, model)
         waiting = asyncio.create_task(engine.submit(arrays(*[[2]] * 5), "tokens"))
         await asyncio.sleep(0.05)
-        with pytest.raises(Overloaded, match="5 sequences of 5 tokens wait and 2 of 2 more"):
+        with pytest.raises(Overloaded, match="5 sequences of 5 tokens wait and 2 sequences of 2 tokens in all more"):
             await engine.submit(arrays([1], [1]), "tokens")
         model.gate.set()
         await asyncio.gather(held, waiting)
@@ -95,7 +95,7 @@ def test_bad_sequences_are_refused_by_name():
     async def body(engine, model):
         for sequences, words in ((arrays([1], []), "'tokens', row 1 has no tokens"),
                                  (arrays([1] * 9), "row 0 has 9 tokens; at most 8"),
-                                 (arrays(*[[1]] * 7), "7 sequences of 7 tokens in all; at most 6"),
+                                 (arrays(*[[1]] * 7), "7 sequences of 7 tokens in all, which can never fit"),
                                  ([], "no sequences")):  # fmt: skip
             with pytest.raises(RequestError, match=words):
                 await engine.submit(sequences, "tokens")
