@@ -27,7 +27,7 @@ from rmjax.serving.protocol import Call, chosen_outputs, configuration, metadata
 from rmjax.serving.repository import Repository
 from rmjax.serving.security import Security
 
-MAX_BODY = 128 << 20  # bytes of one request; the critic's training batches reach 84 MB
+_MAX_BODY = 128 << 20  # bytes of one request; the critic's training batches reach 84 MB
 _MAX_BODIES = 1 << 30  # bytes of all requests in progress
 _BODY_SECONDS = 120.0  # from a request's headers to the end of its body
 _KEEP_ALIVE = 600  # seconds that an idle connection stays open: RL loops pause between their rollouts
@@ -53,14 +53,11 @@ class _Endpoint:
 
 
 class HttpFace:
-    """Answers HTTP requests; `app` is the ASGI application.
+    """Answers HTTP requests; `app` is the ASGI application."""
 
-    Args:
-      max_body: bytes of one request's body; larger ones are refused.
-    """
-
-    def __init__(self, repository: Repository, security: Security, max_body: int = MAX_BODY):
-        self._repository, self._security, self._max_body, self._held = repository, security, max_body, 0
+    def __init__(self, repository: Repository, security: Security):
+        self._repository, self._security = repository, security
+        self._held = 0  # bytes of all bodies in progress
         model = "/v2/models/{model}"
         self._endpoints = [
             *(_Endpoint("POST", path + "/infer", self._infer, "Answers inputs with outputs.")
@@ -119,8 +116,8 @@ class HttpFace:
 
         def grow(by: int) -> None:
             nonlocal size
-            if size + by > self._max_body:
-                raise TooLarge(f"the body has more than {self._max_body} bytes; send fewer sequences at a time")
+            if size + by > _MAX_BODY:
+                raise TooLarge(f"the body has more than {_MAX_BODY} bytes; send fewer sequences at a time")
             if self._held + by > _MAX_BODIES:
                 raise Overloaded(f"{self._held} bytes of requests are in progress; try again later")
             size, self._held = size + by, self._held + by

@@ -103,8 +103,10 @@ class Fake:
                 for tree, one in zip(whole, sums, strict=True)]  # fmt: skip
 
     def encode(self, texts, close):
-        rendered = [text if isinstance(text, str) else "".join(m["content"] for m in text) for text in texts]
-        return [np.frombuffer(text.encode() + b"\x01" * close, np.uint8).astype(np.int32) for text in rendered]
+        closed = [
+            text + "\x01" * close if isinstance(text, str) else "".join(m["content"] for m in text) for text in texts
+        ]
+        return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in closed]
 
     def load(self, metrics):
         engine = Engine(self.score, lambda: None, metrics=metrics, **self.options)

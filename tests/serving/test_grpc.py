@@ -177,6 +177,60 @@ def test_the_server_describes_itself(running):
     assert {"inference.GRPCInferenceService", "grpc.health.v1.Health"} <= names
 
 
+def test_configuration_and_index(running):
+    config = running.client.get_model_config("reward_model").config
+    assert config.max_batch_size == 8
+    assert [(t.name, t.data_type, list(t.dims)) for t in config.output] == [("rewards", 11, [1])]  # TYPE_FP32
+    (model,) = running.client.get_model_repository_index().models
+    assert (model.name, model.state) == ("reward_model", "READY")
+
+
+def infer_request(text, **options):
+    request = service_pb2.ModelInferRequest(model_name="reward_model", **options)
+    request.inputs.add(name="sentences", datatype="BYTES", shape=[1, 1]).contents.bytes_contents.append(text)
+    return request
+
+
+def test_a_stream_answers_in_order_and_outlives_errors(running):
+    texts = [b"one", b"", b"three"]
+    requests = [infer_request(text, id=str(i)) for i, text in enumerate(texts)]
+    answers = list(running.stub.ModelStreamInfer(iter(requests)))
+    assert [answer.infer_response.id for answer in answers] == ["0", "1", "2"]
+    assert "no tokens" in answers[1].error_message
+    for i in (0, 2):
+        found = np.frombuffer(answers[i].infer_response.raw_output_contents[0], np.float32)
+        alone = ask(running, {"sentences": column(texts[i])})
+        np.testing.assert_allclose(found, alone[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelConfig", "ModelMetadata", "ServerLive"])
+def test_garbage_is_an_invalid_argument(running, method):
+    call = running.channel.unary_unary(f"/inference.GRPCInferenceService/{method}")
+    with pytest.raises(grpc.RpcError, match="no protobuf") as raised:
+        call(b"\xff\xff garbage")
+    assert raised.value.code() == CODE.INVALID_ARGUMENT
+    stream = running.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+    (answer,) = stream(iter([b"\xff garbage"]))
+    assert "no ModelInferRequest" in service_pb2.ModelStreamInferResponse.FromString(answer).error_message
+
+
+def test_what_is_not_served_is_unimplemented(running):
+    with pytest.raises(grpc.RpcError) as raised:
+        running.stub.ModelStatistics(service_pb2.ModelStatisticsRequest(name="reward_model"))
+    assert raised.value.code() == CODE.UNIMPLEMENTED
+
+
+def test_truncation_when_asked(running):
+    request = infer_request(b"c" * 70)
+    request.parameters["truncate"].bool_param = True
+    response = running.stub.ModelInfer(request)
+    assert [output.name for output in response.outputs] == ["rewards", "exceeded"]
+    assert np.frombuffer(response.raw_output_contents[1], np.int32).tolist() == [1]
+    request.parameters["truncate"].int64_param = 1
+    with pytest.raises(grpc.RpcError, match="'truncate' is 1; expected bool"):
+        running.stub.ModelInfer(request)
+
+
 def test_healthy_only_between_warm_up_and_drain(running):
     with contextlib.ExitStack() as stack:
         cold = start(stack, {"reward_model": running.load}, warm=False)

@@ -91,7 +91,7 @@ BAD = [
     ({"json": {"inputs": [sentences("")]}}, "row 0 has no tokens"),
     ({"json": {"inputs": [sentences("a" * 65)]}}, "65 tokens; at most 64"),
     ({"content": json.dumps({"inputs": [sentences(LONE)]}).encode()}, "not Unicode text"),
-    ({"json": {"inputs": [sentences(json.dumps([{"role": "user", "content": LONE}]), name="messages")]}}, "not Unicode"),
+    ({"json": {"inputs": [sentences(json.dumps([{"role": "user", "content": LONE}]), name="messages")]}}, "Unicode"),
     ({"json": {"inputs": [sentences("a", parameters={"shared_memory_region": "x"})]}}, "only 'binary_data_size'"),
     ({"json": {"inputs": [{"name": "tokens", "datatype": "INT64", "shape": [1, 1], "data": [1.5]}]}}, "no INT64"),
     ({"json": {"inputs": [{"name": "tokens", "datatype": "INT64", "shape": [1, 1], "data": [2**70]}]}}, "no INT64"),
