@@ -269,7 +269,7 @@ class HttpServer:
         security = security or Security()
         context = security.context()
         config = uvicorn.Config(
-            HttpFace(repository, security).app, http=LimitedProtocol, ws="none", lifespan="off", log_config=None,
+            HttpFace(repository, security).app, http=LimitedProtocol, ws="none", lifespan="off", log_config=None, log_level="error",
             access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=_KEEP_ALIVE,
             backlog=_BACKLOG,
         )  # fmt: skip
