@@ -269,15 +269,16 @@ class HttpServer:
         security = security or Security()
         context = security.context()
         config = uvicorn.Config(
-            HttpFace(repository, security).app, http=LimitedProtocol, ws="none", lifespan="off", log_config=None, log_level="error",
-            access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=_KEEP_ALIVE,
-            backlog=_BACKLOG,
+            HttpFace(repository, security).app, http=LimitedProtocol, ws="none", lifespan="off", log_config=None,
+            log_level="error", access_log=False, server_header=False, proxy_headers=False,
+            timeout_keep_alive=_KEEP_ALIVE, backlog=_BACKLOG,
         )  # fmt: skip
         config.load()
         config.ssl = context
         self._server, self._task = _Uvicorn(config), None
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.socket(family)
+        # The protocol is named, for asyncio sets TCP_NODELAY on no other socket.
+        self._socket = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self._socket.bind((host, port))

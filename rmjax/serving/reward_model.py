@@ -3,11 +3,9 @@
 Axis letters: B sequences of a request, S tokens of the padded sequences, A attributes.
 """
 
-import asyncio
-import concurrent.futures
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from rmjax.data.schema import Message
 from rmjax.serving.engine import Engine
 from rmjax.serving.errors import RequestError
 from rmjax.serving.protocol import Arrays, Call, Tensor
+from rmjax.serving.tokenising import Encode, Text, Tokenising
 
 INPUTS = {
     "sentences": Tensor("BYTES", (-1, 1)),
@@ -29,8 +28,7 @@ _ROLES = ("role", "content")
 _CHARACTERS_PER_TOKEN = 100  # far more than any text has; what is longer would only keep the tokenizer busy
 _LONGEST_TEXT = 1 << 20  # characters that are tokenised in any case, for truncation
 
-Encode = Callable[[Sequence[str | list[Message]], bool], list[np.ndarray]]
-Conversation = str | list[Message] | np.ndarray
+Conversation = Text | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +68,7 @@ class RewardService:
         if truncate:
             self.outputs["exceeded"] = Tensor("INT32", (-1, 1))
         self.facts = {"attributes": list(attributes), "max_length": engine.max_length, **(facts or {})}
-        self._encode, self._vocab_size, self._truncate = encode, vocab_size, truncate
-        self._encoding = 0  # texts at the tokenizer
-        # One thread: Hugging Face's fast tokenizers fail with "Already borrowed" when two use them at once.
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="tokenise")
+        self._tokenise, self._vocab_size, self._truncate = Tokenising(encode), vocab_size, truncate
 
     async def infer(self, tensors: Arrays, call: Call) -> Arrays:
         """Returns `rewards` float32 [B, A], and `exceeded` int32 [B, 1] where truncation is asked for.
@@ -126,15 +121,12 @@ class RewardService:
         rewards = await self.engine.submit(sequences, source, client=call.client, deadline=call.deadline)
         return Scored(rewards, [len(sequence) for sequence in sequences], exceeded)
 
-    async def _tokens(self, texts: list[str | list[Message]], source: str, close: bool) -> list[np.ndarray]:
-        self.engine.admit(source, len(texts), ahead=self._encoding)  # before the tokenizer works for nothing
-        self._encoding += len(texts)
+    async def _tokens(self, texts: list[Text], source: str, close: bool) -> list[np.ndarray]:
+        self.engine.admit(source, len(texts), ahead=self._tokenise.waiting)  # before the tokenizer works for nothing
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self._encode, texts, close)
+            return await self._tokenise(texts, close)
         except InputError as error:  # the chat template refuses the messages, or there is none
             raise RequestError(f"tensor {source!r}: {error}") from error
-        finally:
-            self._encoding -= len(texts)
 
     def _check_text(self, source: str, row: int, conversation: Conversation) -> None:
         """Raises RequestError for what the tokenizer would choke on."""
@@ -177,7 +169,7 @@ class RewardService:
 
     def close(self) -> None:
         """Ends the tokenising thread."""
-        self._thread.shutdown()
+        self._tokenise.close()
 
 
 def check_messages(source: str, row: int, messages: Any) -> list[Message]:
