@@ -10,16 +10,24 @@ this machine, unless --host says otherwise; --token_file and the --tls flags say
 import asyncio
 import functools
 import importlib.util
+import pathlib
 from collections.abc import Sequence
 
+import jax
 from absl import flags
 
 from rmjax.core import program
 from rmjax.core.errors import InputError
+from rmjax.core.mesh import make_mesh, row_shards
+from rmjax.data.tokenizer import Tokenizer
 from rmjax.evaluation.offline import open_judge
+from rmjax.models.build import load_model
 from rmjax.serving import server
+from rmjax.serving.critic import Critic
+from rmjax.serving.critic_service import critic_loaders
 from rmjax.serving.engine import Engine
 from rmjax.serving.metrics import ModelMetrics
+from rmjax.serving.reading import Reader
 from rmjax.serving.repository import Repository
 from rmjax.serving.reward_model import RewardService
 from rmjax.serving.security import Security
@@ -38,6 +46,10 @@ _QUEUE_TOKENS = flags.DEFINE_integer("queue_tokens", 1 << 22, "Tokens that may w
 _ROWS = flags.DEFINE_integer("rows_per_device", 0, "Rows of a batch on each device; 0: by the kind of device.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of activations.")
 _TOKEN = flags.DEFINE_string("token_file", "", "File with the bearer token that clients must send; empty: none.")
+_CRITIC = flags.DEFINE_string("critic", "", "Reward model that PPO's critic begins as; empty: no critic.")
+_CRITIC_DIR = flags.DEFINE_string("critic_dir", "", "Where the critic's checkpoints lie; it continues from the latest.")
+_CRITIC_RATE = flags.DEFINE_float("critic_learning_rate", 9e-6, "Of the critic.", lower_bound=0.0)
+_COMBINE = flags.DEFINE_bool("combine_rm_and_critic", False, "critic_infer answers the reward model's rewards too.")
 _CERTIFICATE = flags.DEFINE_string("tls_cert", "", "PEM file of the server's certificate chain; empty: no TLS.")
 _KEY = flags.DEFINE_string("tls_key", "", "PEM file of its key.")
 _CLIENT_CA = flags.DEFINE_string("tls_client_ca", "", "PEM file of the authority whose certificates clients must show.")
@@ -56,9 +68,23 @@ def _load(path: str, metrics: ModelMetrics) -> RewardService:
     )  # fmt: skip
 
 
+def _load_critic() -> tuple[Critic, Reader]:
+    mesh = make_mesh((-1, 1, 1, 1))
+    with jax.set_mesh(mesh):
+        loaded = load_model(_CRITIC.value, mesh=mesh, dtype=_DTYPE.value)
+    length, vocab_size = _MAX_LENGTH.value or loaded.max_length, loaded.model.decoder.vocab_size
+    if not 0 < length <= loaded.model.decoder.max_positions:
+        raise InputError(f"--max_length={length}; --critic was made for 1 to {loaded.model.decoder.max_positions}")
+    critic = Critic(
+        loaded.model, loaded.params, mesh, row_length=length, rows=max(_ROWS.value, 1) * row_shards(mesh),
+        learning_rate=_CRITIC_RATE.value, directory=pathlib.Path(_CRITIC_DIR.value),
+    )  # fmt: skip
+    return critic, Reader(Tokenizer.load(str(loaded.directory)).encode, vocab_size, length, _TRUNCATE.value)
+
+
 def _paths(given: Sequence[str]) -> dict[str, str]:
     """Returns {name: path}; one path alone is `reward_model`."""
-    if not given:
+    if not given and not _CRITIC.value:
         raise InputError("--model is missing; give an artifact, a Hugging Face directory or a workdir")
     if len(given) == 1 and "=" not in given[0]:
         return {_DEFAULT_NAME: given[0]}
@@ -74,10 +100,18 @@ def _paths(given: Sequence[str]) -> dict[str, str]:
 def main(_: Sequence[str]) -> None:
     """Serves as the flags say."""
     paths = _paths(_MODEL.value)
+    if _CRITIC.value and not _CRITIC_DIR.value:
+        raise InputError("--critic needs --critic_dir, where its checkpoints lie")
+    if _COMBINE.value and not (paths and _CRITIC.value):
+        raise InputError("--combine_rm_and_critic needs both --model and --critic")
     security = Security.read(_TOKEN.value, _CERTIFICATE.value, _KEY.value, _CLIENT_CA.value)
 
     async def serve() -> None:
-        repository = Repository({name: functools.partial(_load, path) for name, path in paths.items()}, paths)
+        loaders = {name: functools.partial(_load, path) for name, path in paths.items()}
+        if _CRITIC.value:
+            rewarding = (lambda: repository.use(next(iter(paths)))) if _COMBINE.value else None
+            loaders |= critic_loaders(_load_critic, rewarding)
+        repository = Repository(loaders, paths)
         await server.serve(repository, _HOST.value, _PORT.value, _HTTP.value, security)
 
     factory = None

@@ -6,10 +6,11 @@ closes texts with the EOS, they become a conversation as in training.
 Axis letters: B sequences of a request, A attributes.
 """
 
+import contextlib
 import dataclasses
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ import numpy as np
 from rmjax.serving.errors import RequestError
 from rmjax.serving.http_tensors import field
 from rmjax.serving.protocol import Call
+from rmjax.serving.reading import Conversation, check_messages
 from rmjax.serving.repository import Repository
-from rmjax.serving.reward_model import Conversation, RewardService, Scored, check_messages
+from rmjax.serving.reward_model import RewardService, Scored
 
 Body = dict[str, Any]
 
@@ -29,7 +31,7 @@ async def get_reward(repository: Repository, body: Body, call: Call) -> Body:
     A query is prompt and response as one text. It is closed by the EOS unless it ends with it, as OpenRLHF's server
     does.
     """
-    with repository.use(repository.names[0]) as service:
+    with _rewarding(repository, repository.names[0]) as service:
         texts = _strings(field(body, "query", list), "query")
         rewards = _single(service, await service.score(texts, "query", _with(call, close=True)))
     return {"rewards": rewards, "scores": rewards, "extra_logs": {}}
@@ -40,7 +42,7 @@ async def score(repository: Repository, body: Body, call: Call) -> float:
 
     The prompt is a string or a list of chat messages.
     """
-    with repository.use(repository.names[0]) as service:
+    with _rewarding(repository, repository.names[0]) as service:
         prompt, response = body.get("prompt"), field(body, "response", str)
         conversation = _joined(service, prompt, response)
         scored = await service.score([conversation], "prompt", _with(call, close=True))
@@ -52,7 +54,7 @@ async def predict(repository: Repository, body: Body, call: Call) -> list:
 
     `inputs` is a string, a pair [prompt, response], or a list of such lists.
     """
-    with repository.use(repository.names[0]) as service:
+    with _rewarding(repository, repository.names[0]) as service:
         inputs, raw = body.get("inputs"), field(body, "raw_scores", bool, False)
         batch = isinstance(inputs, list) and inputs and all(isinstance(item, list) for item in inputs)
         items = [_pair(service, item) for item in (inputs if batch else [inputs])]
@@ -89,7 +91,7 @@ async def embeddings(repository: Repository, body: Body, call: Call) -> Body:
 
 async def _vllm(repository: Repository, body: Body, call: Call, *, activation: bool, kind: str) -> Body:
     name = field(body, "model", str, repository.names[0])
-    with repository.use(name) as service:
+    with _rewarding(repository, name) as service:
         for option in ("use_activation", "activation"):  # the second was vLLM's name once
             if body.get(option) is not None:
                 activation = field(body, option, bool)
@@ -132,7 +134,9 @@ def _vllm_input(service: RewardService, found: Any) -> list[Conversation]:
         raise RequestError(f"'input' is {found!s:.60}; expected a string, a list of tokens, or a list of either")
     if all(integers(item) for item in items):
         try:
-            return [service.check_tokens("input", row, np.array(item, np.int64)) for row, item in enumerate(items)]
+            return [
+                service.reader.check_tokens("input", row, np.array(item, np.int64)) for row, item in enumerate(items)
+            ]
         except OverflowError as error:
             raise RequestError("'input' holds a token that is no 64-bit integer") from error
     return _strings(items, "input")
@@ -192,6 +196,14 @@ def _activated(rewards: np.ndarray, activation: bool) -> np.ndarray:
         return 0.5 * (1 + np.tanh(0.5 * rewards))
     powers = np.exp(rewards - rewards.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
+
+
+@contextlib.contextmanager
+def _rewarding(repository: Repository, name: str) -> Iterator[RewardService]:
+    with repository.use(name) as service:
+        if not isinstance(service, RewardService):
+            raise RequestError(f"model {name!r} gives no rewards; use /v2/models/{name}/infer")
+        yield service
 
 
 def _with(call: Call, **changes: Any) -> Call:

@@ -135,7 +135,7 @@ class Engine:
         """
         if not sequences:
             raise RequestError(f"tensor {source!r} holds no sequences; expected at least one")
-        arrays = [self._check(row, sequence, source) for row, sequence in enumerate(sequences)]
+        arrays = [check_sequence(row, sequence, source, self.max_length) for row, sequence in enumerate(sequences)]
         tokens = sum(map(len, arrays))
         self.admit(source, len(arrays), tokens)
         loop = asyncio.get_running_loop()
@@ -152,15 +152,6 @@ class Engine:
             if timer is not None:
                 timer.cancel()
             self._leave(call)
-
-    def _check(self, row: int, sequence: np.ndarray, source: str) -> np.ndarray:
-        if not len(sequence):
-            raise RequestError(f"tensor {source!r}, row {row} has no tokens; expected at least one")
-        if len(sequence) > self.max_length:
-            raise RequestError(f"tensor {source!r}, row {row} has {len(sequence)} tokens; at most {self.max_length} "
-                               "are scored, and nothing is truncated unasked: shorten it, ask for truncation, or raise "
-                               "--max_length")  # fmt: skip
-        return np.ascontiguousarray(sequence, np.int32)
 
     def _waits(self, sequences: int, tokens: int) -> None:
         """Adds to what waits."""
@@ -278,3 +269,17 @@ class Engine:
             call.missing -= 1
             if not call.missing:
                 call.answer.set_result(np.stack(call.rewards))
+
+
+def check_sequence(row: int, sequence: np.ndarray, source: str, max_length: int) -> np.ndarray:
+    """Returns a sequence as int32 [length].
+
+    Raises:
+      RequestError: it is empty or longer than max_length.
+    """
+    if not len(sequence):
+        raise RequestError(f"tensor {source!r}, row {row} has no tokens; expected at least one")
+    if len(sequence) > max_length:
+        raise RequestError(f"tensor {source!r}, row {row} has {len(sequence)} tokens; at most {max_length} are scored, "
+                           "nothing is cut unasked: shorten it, ask for truncation, or raise --max_length")  # fmt: skip
+    return np.ascontiguousarray(sequence, np.int32)

@@ -46,7 +46,7 @@ class InferenceService:
 
     async def ModelReady(self, request, context):
         """Says whether the model is scored with now."""
-        return service_pb2.ModelReadyResponse(ready=self._model(request).engine.ready)
+        return service_pb2.ModelReadyResponse(ready=self._model(request).ready)
 
     async def ServerMetadata(self, request, context):
         """Names the server."""

@@ -179,7 +179,7 @@ class HttpFace:
 
     async def _model_ready(self, request: Request, _: bytes) -> Response:
         service = self._repository.service(request.path_params["model"], request.path_params.get("version", ""))
-        return Response(status_code=200 if service.engine.ready else 503)
+        return Response(status_code=200 if service.ready else 503)
 
     async def _server(self, request: Request, _: bytes) -> Response:
         extensions = ["binary_tensor_data", "model_configuration", "model_repository"]

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from rmjax.serving.errors import RequestError
+from rmjax.serving.metrics import ModelMetrics
 
 VERSION = "1"  # of every model
 # Protocol's datatype: (NumPy's, the name in Triton's model configuration)
@@ -61,9 +62,17 @@ class Model(Protocol):
     outputs: Mapping[str, Tensor]
     max_batch_size: int  # 0: the first axis of its tensors is no batch
     facts: Mapping[str, Any]
+    metrics: ModelMetrics
+    ready: bool
 
     async def infer(self, tensors: Arrays, call: Call) -> Arrays:
         """Returns the outputs to a request's inputs."""
+
+    async def start(self) -> None:
+        """Warms up; ready from then on."""
+
+    async def close(self) -> None:
+        """Answers the requests that wait, and ends."""
 
 
 def read_call(parameters: Mapping[str, Any], client: str, now: float, time_left: float | None) -> Call:

@@ -8,24 +8,22 @@ from typing import Any
 from rmjax.core.errors import InputError
 from rmjax.serving.errors import NotFound, RequestError
 from rmjax.serving.metrics import Metrics, ModelMetrics
-from rmjax.serving.protocol import VERSION, Arrays, Call
-from rmjax.serving.reward_model import RewardService
+from rmjax.serving.protocol import VERSION, Arrays, Call, Model
 
-Load = Callable[[ModelMetrics], RewardService]
+Load = Callable[[ModelMetrics], Model]
 
 
 class _Served:
     """A loaded model, and how many calls use it."""
 
-    def __init__(self, service: RewardService):
+    def __init__(self, service: Model):
         self.service, self.calls, self.idle = service, 0, asyncio.Event()
         self.idle.set()
 
     async def close(self) -> None:
         """Answers all calls that have begun, then ends."""
         await self.idle.wait()
-        await self.service.engine.drain()
-        self.service.close()
+        await self.service.close()
 
 
 class Repository:
@@ -53,9 +51,9 @@ class Repository:
     @property
     def ready(self) -> bool:
         """Whether every model scores."""
-        return all(served.service.engine.ready for served in self._served.values())
+        return all(served.service.ready for served in self._served.values())
 
-    def service(self, name: str, version: str = "") -> RewardService:
+    def service(self, name: str, version: str = "") -> Model:
         """Returns a model, known by its name or by its path.
 
         Raises:
@@ -72,7 +70,7 @@ class Repository:
         return served
 
     @contextlib.contextmanager
-    def use(self, name: str, version: str = "") -> Iterator[RewardService]:
+    def use(self, name: str, version: str = "") -> Iterator[Model]:
         """Holds a model while one request is answered with it, and counts the request.
 
         A model that is replaced meanwhile is closed only afterwards, so no request is lost to a reload.
@@ -84,7 +82,7 @@ class Repository:
         served.calls += 1
         served.idle.clear()
         try:
-            with served.service.engine.metrics.request():
+            with served.service.metrics.request():
                 yield served.service
         finally:
             served.calls -= 1
@@ -102,7 +100,7 @@ class Repository:
 
     def index(self) -> list[dict[str, Any]]:
         """Returns the models and their states, as the protocol has it."""
-        states = {name: served.service.engine.ready for name, served in self._served.items()}
+        states = {name: served.service.ready for name, served in self._served.items()}
         return [
             {"name": name, "version": VERSION, "state": "READY" if ready else "UNAVAILABLE", "reason": ""}
             for name, ready in states.items()
@@ -111,7 +109,7 @@ class Repository:
     async def start(self) -> None:
         """Warms every model up, one after the other."""
         for served in self._served.values():
-            await served.service.engine.start()
+            await served.service.start()
 
     async def load(self, name: str) -> None:
         """Loads a model anew from where it came from; the old one serves until the new one is warm.
@@ -128,7 +126,7 @@ class Repository:
                 new = _Served(await asyncio.to_thread(self._loaders[name], metrics))
             except InputError as error:
                 raise RequestError(f"model {name!r} was not loaded, the old one goes on: {error}") from error
-            await new.service.engine.start()
+            await new.service.start()
             old, self._served[name] = self._served[name], new
         closing = asyncio.create_task(old.close())
         self._closing.add(closing)

@@ -59,7 +59,7 @@ def programs():
         yield run
 
 
-def test_a_killed_server_is_started_again_and_its_clients_finish(programs, model):
+def test_a_killed_server_is_started_again_and_its_clients_finish(programs, model, tmp_path):
     first, _, port = programs(f"--model={model}", "--grpc_port=0", "--http_port=0", "--queue=8")
     texts = [f"text {i}" for i in range(200)]
     with concurrent.futures.ThreadPoolExecutor() as pool, Client(f"http://127.0.0.1:{port}", batch=2) as client:
@@ -70,7 +70,8 @@ def test_a_killed_server_is_started_again_and_its_clients_finish(programs, model
         first.wait()
         assert not rewards.done()
         models = f"--model=reward_model={model},two={model}"
-        second, _, _ = programs(models, "--grpc_port=0", f"--http_port={port}", "--queue=8", "--truncate")
+        critic = (f"--critic={model}", f"--critic_dir={tmp_path}", "--combine_rm_and_critic")
+        second, _, _ = programs(models, "--grpc_port=0", f"--http_port={port}", "--queue=8", "--truncate", *critic)
         assert rewards.result(60).reshape(4, -1) == pytest.approx(expected[None].repeat(4, 0), abs=1e-5)
 
     # The second server has several models, and was told to truncate.
@@ -80,6 +81,8 @@ def test_a_killed_server_is_started_again_and_its_clients_finish(programs, model
         assert [output["name"] for output in facts["outputs"]] == ["rewards", "exceeded"]
         answer = http.post("/v2/models/two/infer", json=body("a" * 99)).json()
         assert {output["name"]: output["data"] for output in answer["outputs"]}["exceeded"] == [1]
+        found = http.post("/v2/models/critic_infer/infer", json=body("abc", "a")).json()
+        assert {output["name"]: output["shape"] for output in found["outputs"]} == {"values": [2, 3], "rewards": [2, 1]}
         assert http.post("/v2/repository/models/two/load").status_code == 200
         assert http.post("/v2/models/two/infer", json=body("a")).status_code == 200
         assert 'compilations_after_warm_up_total{model="two"} 0.0' in http.get("/metrics").text
@@ -91,8 +94,8 @@ def test_a_killed_server_is_started_again_and_its_clients_finish(programs, model
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--model=a=x,b",), "expected NAME=PATH"),
         (("--model=/no/such/place",), "no such directory"),
+        (("--critic=x",), "needs --critic_dir"),
     ],
 )
 def test_bad_flags_end_in_one_line(flags, words):
