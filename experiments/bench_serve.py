@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 
-ROUNDS, SECONDS, WARM = 3, 3.0, 1.0
+ROUNDS, SECONDS, WARM = 3, 2.0, 0.5
 CLIENTS = (1, 16, 128, 1024)
 INFER = b"/v2/models/reward_model/infer"
 SAMPLES, MAX_LENGTH = 8, 1024

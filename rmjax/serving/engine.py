@@ -13,7 +13,7 @@ from rmjax.data.packing import make_tree
 from rmjax.data.schema import Tree
 from rmjax.serving.errors import DeadlinePassed, NotFinite, NotServing, Overloaded, RequestError
 from rmjax.serving.metrics import Metrics, ModelMetrics
-from rmjax.serving.sharing import PrefixSet, group, shared_length
+from rmjax.serving.sharing import PrefixSet, shared_length
 
 Score = Callable[[Sequence[Tree]], list[np.ndarray]]
 _LONGEST_RETRY = 30.0  # seconds that a refused client is told to wait at most
@@ -181,24 +181,23 @@ class Engine:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while self._clients or not self._closing:
-            if not (batch := self._take(loop.time())):
+            batch, prefixes = self._take(loop.time())
+            if not batch:
                 self._arrived.clear()
                 await self._arrived.wait()
                 continue
             began = loop.time()
-            rewards, unique = await loop.run_in_executor(
-                self._thread, self._score_batch, [call.sequences[row] for call, row in batch]
-            )
+            rewards, unique = await loop.run_in_executor(self._thread, self._score_batch, prefixes)
             rate = unique / max(loop.time() - began, 1e-6)
             self._rate = rate if self._rate == math.inf else 0.8 * self._rate + 0.2 * rate
             self.metrics.batches.inc()
             self.metrics.sequences.inc(len(batch))
-            self.metrics.tokens.inc(sum(len(call.sequences[row]) for call, row in batch))
+            self.metrics.tokens.inc(sum(map(len, prefixes.sequences)))
             self.metrics.unique_tokens.inc(unique)
             for (call, row), found in zip(batch, rewards, strict=True):
                 self._answer(call, row, found)
 
-    def _take(self, now: float) -> Taken:
+    def _take(self, now: float) -> tuple[Taken, PrefixSet]:
         """Takes the sequences that fill a batch, the clients in turn; at least one where any waits.
 
         A turn is one sequence, and those after it in the call that share half of their tokens or more: samples of one
@@ -224,20 +223,22 @@ class Engine:
             following = call.sequences[call.taken] if call.taken < len(call.sequences) else None
             if following is None:
                 calls.popleft()
-            if following is None or 2 * shared_length(sequence, following) < len(following):
+            if following is None or (
+                len(self._clients) > 1 and 2 * shared_length(sequence, following) < len(following)
+            ):
                 self._end_turn(client)
         if batch and next(iter(self._clients), None) == batch[-1][0].client:
             self._end_turn(batch[-1][0].client)  # the batch is full; the next one begins with somebody else
         self._waits(-sequences, -tokens)
-        return batch
+        return batch, prefixes
 
     def _end_turn(self, client: str) -> None:
         if calls := self._clients.pop(client):
             self._clients[client] = calls
 
-    def _score_batch(self, sequences: list[np.ndarray]) -> tuple[list[np.ndarray | Exception], int]:
+    def _score_batch(self, prefixes: PrefixSet) -> tuple[list[np.ndarray | Exception], int]:
         """Returns (the rewards [A] of each sequence or what it ended in, unique tokens); runs in the scoring thread."""
-        groups = group(sequences, self.max_length)
+        sequences, groups = prefixes.sequences, prefixes.groups(self.max_length)
         trees = [make_tree([sequences[i] for i in indices]) for indices in groups]
         unique = sum(tree.length for tree in trees)
         try:
@@ -250,12 +251,17 @@ class Engine:
         except Exception as error:  # whatever the device raises: it fails nobody but the sequence that causes it
             if len(sequences) == 1:
                 return [error], unique
-            return [self._score_batch([sequence])[0][0] for sequence in sequences], unique
+            return [self._score_alone(sequence) for sequence in sequences], unique
         found: list[np.ndarray | Exception] = [np.zeros(0)] * len(sequences)
         for indices, rewards in zip(groups, scored, strict=True):
             for i, reward in zip(indices, rewards, strict=True):
                 found[i] = reward
         return found, unique
+
+    def _score_alone(self, sequence: np.ndarray) -> np.ndarray | Exception:
+        alone = PrefixSet()
+        alone.add(sequence, math.inf)
+        return self._score_batch(alone)[0][0]
 
     def _answer(self, call: _Call, row: int, found: np.ndarray | Exception) -> None:
         if call.answer.done():  # cancelled, expired, or another of its sequences failed

@@ -100,9 +100,10 @@ class Reader:
         Raises:
           RequestError: it does not.
         """
-        if (wrong := tokens[(tokens < 0) | (tokens >= self._vocab_size)]).size:
-            raise RequestError(f"tensor {source!r}, row {row} holds the token {int(wrong[0])}; the vocabulary has 0 to "
-                               f"{self._vocab_size - 1}")  # fmt: skip
+        least, most = (int(tokens.min()), int(tokens.max())) if len(tokens) else (0, 0)
+        if least < 0 or most >= self._vocab_size:
+            raise RequestError(f"tensor {source!r}, row {row} holds the token {least if least < 0 else most}; the "
+                               f"vocabulary has 0 to {self._vocab_size - 1}")  # fmt: skip
         return tokens
 
     def close(self) -> None:

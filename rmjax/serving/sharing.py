@@ -1,8 +1,6 @@
 """Sequences that wait together and begin alike become one tree, so that what they share is computed once."""
 
 import bisect
-import itertools
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -18,11 +16,17 @@ def shared_length(a: np.ndarray, b: np.ndarray) -> int:
 
 
 class PrefixSet:
-    """The sequences of a batch in the making, and how many unique tokens they have."""
+    """The sequences of a batch in the making, sorted, so that what begins alike lies together.
+
+    Attributes:
+      sequences: int32 [length] each, in the order in which they were added.
+    """
 
     def __init__(self):
-        self._keys: list[bytes] = []  # sorted, so that what begins alike lies together
-        self._sequences: list[np.ndarray] = []
+        self.sequences: list[np.ndarray] = []
+        self._keys: list[bytes] = []  # sorted
+        self._order: list[int] = []  # indices into `sequences`, as sorted
+        self._shared: list[int] = []  # tokens that each has in common with the one sorted before it; 0 for the first
 
     def add(self, sequence: np.ndarray, room: float) -> int | None:
         """Adds a sequence if its new tokens fit into `room`.
@@ -32,47 +36,48 @@ class PrefixSet:
         """
         key = sequence.tobytes()
         at = bisect.bisect_left(self._keys, key)
-        known = max((shared_length(sequence, s) for s in self._sequences[max(at - 1, 0) : at + 1]), default=0)
+        before = shared_length(sequence, self.sequences[self._order[at - 1]]) if at else 0
+        after = shared_length(sequence, self.sequences[self._order[at]]) if at < len(self._order) else 0
+        known = max(before, after)
         known = known if known >= _SHORTEST_SHARED else 0
         if len(sequence) - known > room:
             return None
+        if at < len(self._order):
+            self._shared[at] = after
         self._keys.insert(at, key)
-        self._sequences.insert(at, sequence)
+        self._order.insert(at, len(self.sequences))
+        self._shared.insert(at, before)
+        self.sequences.append(sequence)
         return known
 
+    def groups(self, longest: int) -> list[list[int]]:
+        """Partitions the sequences into groups, each to become one tree.
 
-def group(sequences: Sequence[np.ndarray], longest: int) -> list[list[int]]:
-    """Partitions sequences into groups, each to become one tree.
+        Neighbours in sorted order are merged, those that share most first, whenever that saves tokens: a group of n
+        sequences with p common tokens saves (n - 1) p.
 
-    Neighbours in sorted order are merged, those that share most first, whenever that saves tokens: a group of n
-    sequences with p common tokens saves (n - 1) p.
+            [1]*20 + [2], [3], [1]*20 + [4]  ->  [[0, 2], [1]]
 
-        group([[1]*20 + [2], [3], [1]*20 + [4]], 64)  ->  [[0, 2], [1]]
+        Args:
+          longest: unique tokens of the largest tree.
 
-    Args:
-      sequences: int32 [length] each, none empty.
-      longest: unique tokens of the largest tree.
-
-    Returns:
-      Groups of indices into `sequences`, each index once, in order.
-    """
-    order = sorted(range(len(sequences)), key=lambda i: sequences[i].tobytes())
-    shared = [shared_length(sequences[a], sequences[b]) for a, b in itertools.pairwise(order)]
-    # Group k spans order[start[k] : stop[k]]; neighbours find each other by their ends.
-    groups = {k: (k, k + 1, 0, len(sequences[i])) for k, i in enumerate(order)}  # start: (start, stop, p, tokens)
-    ends = {k + 1: k for k in range(len(order))}  # stop: start
-    for k in sorted(range(len(shared)), key=lambda k: -shared[k]):
-        if shared[k] < _SHORTEST_SHARED:
-            break
-        left, right = groups[ends[k + 1]], groups[k + 1]
-        # A branch is never empty, so a sequence that the others begin with keeps its last token to itself.
-        parts = [left[2] or left[3] - 1, right[2] or right[3] - 1, shared[k]]
-        common, sizes = min(parts), [g[1] - g[0] for g in (left, right)]
-        saved = (sum(sizes) - 1) * common
-        before = sum((size - 1) * g[2] for size, g in zip(sizes, (left, right), strict=True))
-        tokens = left[3] + right[3] + before - saved
-        if saved > before and tokens <= longest:
-            del groups[k + 1]
-            groups[left[0]] = (left[0], right[1], common, tokens)
-            ends[right[1]] = left[0]
-    return sorted(sorted(order[start:stop]) for start, stop, _, _ in groups.values())
+        Returns:
+          Groups of indices into `sequences`, each index once, in order.
+        """
+        # A group spans order[start:stop]; neighbours find each other by their ends.
+        groups = {k: (k, k + 1, 0, len(self.sequences[i])) for k, i in enumerate(self._order)}  # start, stop, p, tokens
+        starts = {k + 1: k for k in groups}  # by stop
+        for k in sorted(range(1, len(self._order)), key=lambda k: -self._shared[k]):
+            if self._shared[k] < _SHORTEST_SHARED:
+                break
+            left, right = groups[starts[k]], groups[k]
+            # A branch is never empty, so a sequence that the others begin with keeps its last token to itself.
+            common = min(left[2] or left[3] - 1, right[2] or right[3] - 1, self._shared[k])
+            before = sum((stop - start - 1) * p for start, stop, p, _ in (left, right))
+            saved = (right[1] - left[0] - 1) * common
+            tokens = left[3] + right[3] + before - saved
+            if saved > before and tokens <= longest:
+                del groups[k]
+                groups[left[0]] = (left[0], right[1], common, tokens)
+                starts[right[1]] = left[0]
+        return sorted(sorted(self._order[start:stop]) for start, stop, _, _ in groups.values())

@@ -9,7 +9,7 @@ from rmjax.core.errors import InputError
 from rmjax.serving.engine import Engine
 from rmjax.serving.errors import DeadlinePassed, NotFinite, NotServing, Overloaded, RequestError
 from rmjax.serving.metrics import Metrics, ModelMetrics
-from rmjax.serving.sharing import group
+from rmjax.serving.sharing import PrefixSet
 
 POISON = 666  # a token at which the device fails
 
@@ -300,6 +300,13 @@ def test_what_waits_together_shares_its_prompt():
     asyncio.run(body())
 
 
+def grouped(sequences, longest):
+    prefixes = PrefixSet()
+    for sequence in sequences:
+        prefixes.add(sequence, np.inf)
+    return prefixes.groups(longest)
+
+
 def test_groups_save_tokens_and_fit():
     rng = np.random.default_rng(0)
     for longest in (64, 256):
@@ -308,7 +315,7 @@ def test_groups_save_tokens_and_fit():
             np.concatenate([prompts[rng.integers(4)], rng.integers(0, 3, rng.integers(1, 5))]) for _ in range(40)
         ]
         sequences = [s.astype(np.int32) for s in [*sequences, prompts[3], prompts[3]] if len(s) <= longest]
-        groups = group(sequences, longest)
+        groups = grouped(sequences, longest)
         assert sorted(itertools.chain(*groups)) == list(range(len(sequences)))
         unique = 0
         for members in groups:
@@ -319,4 +326,5 @@ def test_groups_save_tokens_and_fit():
             unique += (tokens := common + sum(len(sequences[i]) - common for i in members))
             assert tokens <= longest
         assert unique < 0.7 * sum(map(len, sequences))
-    assert group([np.array(s, np.int32) for s in ([1] * 20 + [2], [3], [1] * 20 + [4])], 64) == [[0, 2], [1]]
+    assert grouped(arrays([1] * 20 + [2], [3], [1] * 20 + [4]), 64) == [[0, 2], [1]]
+    assert grouped([], 64) == []
