@@ -15,6 +15,7 @@ from rmjax.data import synthetic
 from rmjax.evaluation.evaluation import evaluate, read_labelled
 from rmjax.evaluation.offline import open_judge, score_file
 from rmjax.serving.engine import Engine
+from rmjax.serving.protocol import Call
 from rmjax.serving.reward_model import RewardService
 from rmjax.training.export import export
 from rmjax.training.run import train
@@ -71,9 +72,9 @@ def test_four_ways_to_score_agree(made, tmp_path):
         texts = [
             r["prompt"] + r[key] + judge.tokenizer.base.eos_token for r in records for key in ("chosen", "rejected")
         ]
-        rewards = await service.rewards({"sentences": np.array([[text.encode()] for text in texts], object)})
+        answer = await service.infer({"sentences": np.array([[text.encode()] for text in texts], object)}, Call())
         await engine.drain()
-        return rewards.reshape(-1, 2)
+        return answer["rewards"].reshape(-1, 2)
 
     by_file, by_evaluation = ([line["rewards"] for line in found] for found in (scored, predicted))
     for rewards in (by_file, by_evaluation, asyncio.run(served())):

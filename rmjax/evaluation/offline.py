@@ -34,12 +34,14 @@ class Judge:
     Attributes:
       max_length: the longest conversation that is scored, in tokens.
       options: how prompt, response and steps become a conversation, as in training.
+      facts: rmjax.json, or what of it a workdir knows.
     """
 
     scorer: Scorer
     tokenizer: Tokenizer
     max_length: int
     options: ReadOptions
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def attributes(self) -> tuple[str, ...]:
@@ -98,7 +100,7 @@ def open_judge(path: str, *, max_length: int = 0, rows_per_device: int = 0, dtyp
     max_length = max_length or loaded.max_length
     scorer = Scorer(loaded.model, loaded.params, mesh, max_length, rows * row_shards(mesh))
     known = {name: loaded.facts[name] for name in ("strings", "step_separator") if name in loaded.facts}
-    return Judge(scorer, tokenizer, max_length, ReadOptions(**known))
+    return Judge(scorer, tokenizer, max_length, ReadOptions(**known), loaded.facts)
 
 
 def prediction(item: Item, rewards: np.ndarray | str, attributes: Sequence[str]) -> dict[str, Any]:

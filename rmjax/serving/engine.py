@@ -1,9 +1,9 @@
-"""The engine: a bounded queue, batches by tokens, one thread that scores."""
+"""The engine: a bounded queue, batches by tokens with shared prompts, one thread that scores."""
 
 import asyncio
 import collections
 import concurrent.futures
-import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,55 +11,68 @@ import numpy as np
 from rmjax.core.errors import InputError
 from rmjax.data.packing import make_tree
 from rmjax.data.schema import Tree
+from rmjax.serving.errors import DeadlinePassed, NotFinite, NotServing, Overloaded, RequestError
+from rmjax.serving.metrics import Metrics, ModelMetrics
+from rmjax.serving.sharing import PrefixSet, shared_length
 
 Score = Callable[[Sequence[Tree]], list[np.ndarray]]
+_LONGEST_RETRY = 30.0  # seconds that a refused client is told to wait at most
 
 
-class RequestError(InputError):
-    """A request that cannot be answered as it is; the message names its tensor."""
+class _Call:
+    """One call of `submit`.
+
+    Attributes:
+      answer: the rewards of all its sequences, once `missing` is 0.
+      taken: sequences that are no longer waiting.
+    """
+
+    def __init__(self, sequences: list[np.ndarray], client: str, deadline: float, answer: asyncio.Future):
+        self.sequences, self.client, self.deadline, self.answer = sequences, client, deadline, answer
+        self.taken, self.missing = 0, len(sequences)
+        self.rewards: list[np.ndarray | None] = [None] * len(sequences)
+
+    @property
+    def waiting(self) -> list[np.ndarray]:
+        return self.sequences[self.taken :]
 
 
-class Overloaded(Exception):
-    """The queue is full; the same request may succeed later."""
-
-
-class NotServing(Exception):
-    """The server warms up or drains."""
-
-
-class NotFinite(Exception):
-    """The model gave a reward that is no number."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Waiting:
-    tree: Tree
-    answer: asyncio.Future
+Taken = list[tuple[_Call, int]]  # a batch: (call, row) of each sequence
 
 
 class Engine:
     """Scores token sequences of concurrent requests in shared batches.
 
-    While a batch is scored, requests gather; the next batch takes as many as fill it. So batches grow with the load,
-    and a lone request never waits for company.
+    While a batch is scored, requests gather; the next batch takes as many as fill it, the clients in turn. So batches
+    grow with the load, and a lone request never waits for company. Sequences of a batch that begin alike, of one call
+    or several, become one tree: what they share is computed once. A reward does not depend on what else is in the
+    batch, beyond float rounding.
 
     Args:
       score: trees to rewards [readouts, A] each; called in one thread.
       warm_up: called in that thread before anything is served.
-      max_length: tokens of the longest sequence; longer ones are refused, never cut.
-      batch_tokens: tokens after which a batch is full.
-      queue_size: sequences that may wait; more are refused with `Overloaded`.
+      max_length: tokens of the longest sequence, and of the largest tree; longer sequences are refused, never cut.
+      batch_tokens: unique tokens after which a batch is full.
+      queue_size, queue_tokens: sequences and tokens that may wait; more are refused with `Overloaded`.
+      metrics: counts; None counts for nobody.
     """
 
     def __init__(
-        self, score: Score, warm_up: Callable[[], None], *, max_length: int, batch_tokens: int, queue_size: int
-    ):
+        self, score: Score, warm_up: Callable[[], None], *, max_length: int, batch_tokens: int, queue_size: int,
+        queue_tokens: int = 1 << 22, metrics: ModelMetrics | None = None,
+    ):  # fmt: skip
         if queue_size < 1:
             raise InputError(f"queue is {queue_size}; expected room for at least one sequence")
-        self.max_length, self.ready = max_length, False
-        self._score, self._warm_up = score, warm_up
-        self._batch_tokens, self._queue_size = batch_tokens, queue_size
-        self._waiting: collections.deque[_Waiting] = collections.deque()
+        if queue_tokens < max_length:
+            raise InputError(f"queue_tokens is {queue_tokens}; expected room for one sequence of max_length = "
+                             f"{max_length}")  # fmt: skip
+        self.max_length, self.queue_size, self.queue_tokens, self.ready = max_length, queue_size, queue_tokens, False
+        self.metrics = metrics or ModelMetrics(Metrics(), "")
+        self._score, self._warm_up, self._batch_tokens = score, warm_up, batch_tokens
+        # The clients that wait, whose turn it is first, and the calls of each.
+        self._clients: dict[str, collections.deque[_Call]] = {}
+        self._sequences = self._tokens = 0  # that wait
+        self._rate = math.inf  # unique tokens a second, of late
         self._arrived = asyncio.Event()
         self._closing = False
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="score")
@@ -67,7 +80,9 @@ class Engine:
 
     async def start(self) -> None:
         """Warms up; requests are taken from then on."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._warm_up)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._thread, self._warm_up)
+        await loop.run_in_executor(self._thread, self.metrics.count_compilations)
         self._task = asyncio.create_task(self._run())
         self.ready = True
 
@@ -79,78 +94,198 @@ class Engine:
             await self._task
         self._thread.shutdown()
 
-    async def submit(self, sequences: Sequence[np.ndarray], source: str) -> np.ndarray:
+    def admit(self, source: str, sequences: int, tokens: int = 0, *, ahead: int = 0) -> None:
+        """Raises the error with which a call of so many sequences and tokens would be refused now, if any.
+
+        Args:
+          source: the tensor they come in, for messages.
+          tokens: 0 where they are not known yet.
+          ahead: sequences that will be in the queue before them.
+        """
+        size = f"{sequences} sequences" + (f" of {tokens} tokens in all" if tokens else "")
+        most = f"the queue of {self.queue_size} with {self.queue_tokens} tokens"
+        if sequences > self.queue_size or tokens > self.queue_tokens:
+            raise RequestError(f"tensor {source!r} holds {size}, which can never fit into {most}: send fewer at a "
+                               "time, or raise --queue and --queue_tokens")  # fmt: skip
+        if not self.ready:
+            raise NotServing("the server is draining" if self._closing else "the server is still warming up")
+        if self._sequences + ahead + sequences > self.queue_size or self._tokens + tokens > self.queue_tokens:
+            # When half of the queue is worked off; the others that are refused now come back then as well.
+            retry = min(max(self._tokens / self._rate / 2, 0.1), _LONGEST_RETRY)
+            raise Overloaded(f"{self._sequences + ahead} sequences of {self._tokens} tokens wait and {size} more do "
+                             f"not fit into {most}; try again later", retry)  # fmt: skip
+
+    async def submit(
+        self, sequences: Sequence[np.ndarray], source: str, *, client: str = "", deadline: float = math.inf
+    ) -> np.ndarray:
         """Returns the rewards of n sequences, float32 [n, A], read at their last tokens.
 
-        A call that is cancelled leaves the queue.
+        A call that is cancelled leaves the queue, and so does one whose deadline passes: what of it is not yet being
+        scored never will be.
 
         Args:
           sequences: int [length] each.
           source: the tensor they came in, for messages.
+          client: whose turn this is; clients that wait are served in turn.
+          deadline: as of the event loop's clock.
 
         Raises:
-          RequestError: a sequence is empty or too long, or there are more than the queue holds.
-          Overloaded, NotServing, NotFinite: see there.
+          RequestError: a sequence is empty or too long, or they are more than the queue can ever hold.
+          Overloaded, NotServing, NotFinite, DeadlinePassed: see there.
         """
-        trees = [self._tree(row, sequence, source) for row, sequence in enumerate(sequences)]
-        if len(trees) > self._queue_size:
-            raise RequestError(f"tensor {source!r} holds {len(trees)} sequences; at most {self._queue_size} fit into "
-                               "the queue: send fewer at a time, or raise --queue")  # fmt: skip
-        if not self.ready:
-            raise NotServing("the server is draining" if self._closing else "the server is still warming up")
-        if len(self._waiting) + len(trees) > self._queue_size:
-            raise Overloaded(f"{len(self._waiting)} sequences wait and {len(trees)} more do not fit into the queue of "
-                             f"{self._queue_size}; try again later")  # fmt: skip
+        if not sequences:
+            raise RequestError(f"tensor {source!r} holds no sequences; expected at least one")
+        arrays = [check_sequence(row, sequence, source, self.max_length) for row, sequence in enumerate(sequences)]
+        tokens = sum(map(len, arrays))
+        self.admit(source, len(arrays), tokens)
         loop = asyncio.get_running_loop()
-        own = [_Waiting(tree, loop.create_future()) for tree in trees]
-        self._waiting.extend(own)
+        if deadline <= loop.time():
+            raise DeadlinePassed("the deadline had passed before the request was queued")
+        call = _Call(arrays, client, deadline, loop.create_future())
+        self._clients.setdefault(client, collections.deque()).append(call)
+        self._waits(len(arrays), tokens)
         self._arrived.set()
+        timer = loop.call_at(deadline, self._expire, call) if deadline < math.inf else None
         try:
-            return np.stack(await asyncio.gather(*(item.answer for item in own)))
-        except BaseException:  # cancelled, or one of them failed: nobody waits for the others any more
-            for item in own:
-                item.answer.cancel()
-            self._waiting = collections.deque(item for item in self._waiting if not item.answer.done())
-            raise
+            return await call.answer
+        finally:
+            if timer is not None:
+                timer.cancel()
+            self._leave(call)
 
-    def _tree(self, row: int, sequence: np.ndarray, source: str) -> Tree:
-        if not len(sequence):
-            raise RequestError(f"tensor {source!r}, row {row} has no tokens; expected at least one")
-        if len(sequence) > self.max_length:
-            raise RequestError(f"tensor {source!r}, row {row} has {len(sequence)} tokens; at most {self.max_length} "
-                               "are scored, and nothing is truncated: shorten it, or raise --max_length")  # fmt: skip
-        return make_tree([sequence])
+    def _waits(self, sequences: int, tokens: int) -> None:
+        """Adds to what waits."""
+        self._sequences += sequences
+        self._tokens += tokens
+        self.metrics.waiting_sequences.set(self._sequences)
+        self.metrics.waiting_tokens.set(self._tokens)
+
+    def _expire(self, call: _Call) -> None:
+        self._fail(call, DeadlinePassed("the deadline passed before the request was scored"))
+
+    def _fail(self, call: _Call, error: Exception) -> None:
+        if not call.answer.done():
+            call.answer.set_exception(error)
+        self._leave(call)
+
+    def _leave(self, call: _Call) -> None:
+        """Takes what of a call still waits out of the queue."""
+        if waiting := call.waiting:
+            call.taken = len(call.sequences)
+            calls = self._clients[call.client]
+            calls.remove(call)
+            if not calls:
+                del self._clients[call.client]
+            self._waits(-len(waiting), -sum(map(len, waiting)))
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._waiting or not self._closing:
-            if not self._waiting:
+        while self._clients or not self._closing:
+            batch, prefixes = self._take(loop.time())
+            if not batch:
                 self._arrived.clear()
                 await self._arrived.wait()
                 continue
-            batch = self._take()
-            try:
-                rewards = await loop.run_in_executor(self._thread, self._score, [item.tree for item in batch])
-            except Exception as error:  # whatever the device raises: this batch fails, the server goes on
-                rewards = [error] * len(batch)
-            for item, found in zip(batch, rewards, strict=True):
-                _answer(item.answer, found)
+            began = loop.time()
+            rewards, unique = await loop.run_in_executor(self._thread, self._score_batch, prefixes)
+            rate = unique / max(loop.time() - began, 1e-6)
+            self._rate = rate if self._rate == math.inf else 0.8 * self._rate + 0.2 * rate
+            self.metrics.batches.inc()
+            self.metrics.sequences.inc(len(batch))
+            self.metrics.tokens.inc(sum(map(len, prefixes.sequences)))
+            self.metrics.unique_tokens.inc(unique)
+            for (call, row), found in zip(batch, rewards, strict=True):
+                self._answer(call, row, found)
 
-    def _take(self) -> list[_Waiting]:
-        """Takes the sequences that fill a batch, the longest-waiting first; at least one."""
-        batch, tokens = [], 0
-        while self._waiting and (not batch or tokens + self._waiting[0].tree.length <= self._batch_tokens):
-            batch.append(self._waiting.popleft())
-            tokens += batch[-1].tree.length
-        return batch
+    def _take(self, now: float) -> tuple[Taken, PrefixSet]:
+        """Takes the sequences that fill a batch, the clients in turn; at least one where any waits.
+
+        A turn is one sequence, and those after it in the call that share half of their tokens or more: samples of one
+        prompt stay together.
+        """
+        batch: Taken = []
+        prefixes, room = PrefixSet(), float(self._batch_tokens)
+        sequences = tokens = 0
+        while self._clients:
+            client, calls = next(iter(self._clients.items()))
+            call = calls[0]
+            if call.deadline <= now:  # its timer has not come to it yet
+                self._expire(call)
+                continue
+            sequence = call.sequences[call.taken]
+            known = prefixes.add(sequence, room if batch else math.inf)
+            if known is None:
+                break
+            batch.append((call, call.taken))
+            room -= len(sequence) - known
+            sequences, tokens = sequences + 1, tokens + len(sequence)
+            call.taken += 1
+            following = call.sequences[call.taken] if call.taken < len(call.sequences) else None
+            if following is None:
+                calls.popleft()
+            if following is None or (
+                len(self._clients) > 1 and 2 * shared_length(sequence, following) < len(following)
+            ):
+                self._end_turn(client)
+        if batch and next(iter(self._clients), None) == batch[-1][0].client:
+            self._end_turn(batch[-1][0].client)  # the batch is full; the next one begins with somebody else
+        self._waits(-sequences, -tokens)
+        return batch, prefixes
+
+    def _end_turn(self, client: str) -> None:
+        if calls := self._clients.pop(client):
+            self._clients[client] = calls
+
+    def _score_batch(self, prefixes: PrefixSet) -> tuple[list[np.ndarray | Exception], int]:
+        """Returns (the rewards [A] of each sequence or what it ended in, unique tokens); runs in the scoring thread."""
+        sequences, groups = prefixes.sequences, prefixes.groups(self.max_length)
+        trees = [make_tree([sequences[i] for i in indices]) for indices in groups]
+        unique = sum(tree.length for tree in trees)
+        try:
+            scored = self._score(trees)
+            # A value that is not finite reaches all branches of its tree, since 0 * NaN is NaN: alone, each sequence
+            # answers for itself.
+            ill = [g for g, rewards in enumerate(scored) if len(rewards) > 1 and not np.isfinite(rewards).all()]
+            for g in ill:
+                scored[g] = np.concatenate(self._score([make_tree([sequences[i]]) for i in groups[g]]))
+        except Exception as error:  # whatever the device raises: it fails nobody but the sequence that causes it
+            if len(sequences) == 1:
+                return [error], unique
+            return [self._score_alone(sequence) for sequence in sequences], unique
+        found: list[np.ndarray | Exception] = [np.zeros(0)] * len(sequences)
+        for indices, rewards in zip(groups, scored, strict=True):
+            for i, reward in zip(indices, rewards, strict=True):
+                found[i] = reward
+        return found, unique
+
+    def _score_alone(self, sequence: np.ndarray) -> np.ndarray | Exception:
+        alone = PrefixSet()
+        alone.add(sequence, math.inf)
+        return self._score_batch(alone)[0][0]
+
+    def _answer(self, call: _Call, row: int, found: np.ndarray | Exception) -> None:
+        if call.answer.done():  # cancelled, expired, or another of its sequences failed
+            return
+        if isinstance(found, Exception):
+            self._fail(call, found)
+        elif not np.isfinite(found).all():
+            self._fail(call, NotFinite(f"the model's reward of sequence {row} is {found.tolist()}, not finite"))
+        else:
+            call.rewards[row] = found
+            call.missing -= 1
+            if not call.missing:
+                call.answer.set_result(np.stack(call.rewards))
 
 
-def _answer(answer: asyncio.Future, found: np.ndarray | Exception) -> None:
-    if answer.done():  # its call was cancelled meanwhile
-        return
-    if isinstance(found, Exception):
-        answer.set_exception(found)
-    elif np.isfinite(found).all():
-        answer.set_result(found[0])
-    else:
-        answer.set_exception(NotFinite(f"the model's reward is {found[0].tolist()}, not finite"))
+def check_sequence(row: int, sequence: np.ndarray, source: str, max_length: int) -> np.ndarray:
+    """Returns a sequence as int32 [length].
+
+    Raises:
+      RequestError: it is empty or longer than max_length.
+    """
+    if not len(sequence):
+        raise RequestError(f"tensor {source!r}, row {row} has no tokens; expected at least one")
+    if len(sequence) > max_length:
+        raise RequestError(f"tensor {source!r}, row {row} has {len(sequence)} tokens; at most {max_length} are scored, "
+                           "nothing is cut unasked: shorten it, ask for truncation, or raise --max_length")  # fmt: skip
+    return np.ascontiguousarray(sequence, np.int32)

@@ -1,39 +1,40 @@
 """The gRPC face: the Open Inference Protocol v2, health and reflection."""
 
 import asyncio
-import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import grpc
 from absl import logging
+from google.protobuf import json_format, message, message_factory
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2
 
 import rmjax
 from rmjax.core.errors import InputError
-from rmjax.serving import reward_model
-from rmjax.serving.engine import NotFinite, NotServing, Overloaded, RequestError
-from rmjax.serving.reward_model import RewardService
-from rmjax.serving.tensors import add_output, read_inputs
+from rmjax.serving.errors import RequestError, ServingError
+from rmjax.serving.protocol import VERSION, chosen_outputs, configuration, metadata, read_call
+from rmjax.serving.repository import Repository
+from rmjax.serving.security import Security
+from rmjax.serving.tensors import add_output, read_inputs, read_parameters
 
 _SERVICE = "inference.GRPCInferenceService"
-_MAX_MESSAGE = 64 << 20  # bytes; gRPC's own 4 MiB is 512 sequences of 1,024 tokens
-_GRACE = 30.0  # seconds that calls in flight have to end when the server stops
-_VERSION = "1"  # of the one model that is served
-_CODES = {
-    RequestError: grpc.StatusCode.INVALID_ARGUMENT,
-    Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    NotServing: grpc.StatusCode.UNAVAILABLE,
-    NotFinite: grpc.StatusCode.INTERNAL,
-}
+_MAX_MESSAGE = 128 << 20  # bytes; the critic's training batches reach 84 MB
+_MAX_METADATA = 16 << 10  # bytes
+_GRACE = 300.0  # seconds that calls in flight have to end when the server stops
+_STREAM_AHEAD = 64  # requests of one stream that are worked on at once
 
 
-class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """`inference.GRPCInferenceService` with the one model `reward_model`."""
+class _Garbage:
+    """A message that is no protobuf of the expected type."""
 
-    def __init__(self, service: RewardService):
-        self._service = service
+
+class InferenceService:
+    """`inference.GRPCInferenceService`: one method for each of the protocol's that is served."""
+
+    def __init__(self, repository: Repository):
+        self._repository = repository
 
     async def ServerLive(self, request, context):
         """Says that the process answers."""
@@ -41,59 +42,178 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ServerReady(self, request, context):
         """Says whether requests are scored now."""
-        return service_pb2.ServerReadyResponse(ready=self._service.engine.ready)
+        return service_pb2.ServerReadyResponse(ready=self._repository.ready)
 
     async def ModelReady(self, request, context):
         """Says whether the model is scored with now."""
-        await self._check_model(request.name, request.version, context)
-        return service_pb2.ModelReadyResponse(ready=self._service.engine.ready)
+        return service_pb2.ModelReadyResponse(ready=self._model(request).ready)
 
     async def ServerMetadata(self, request, context):
         """Names the server."""
         return service_pb2.ServerMetadataResponse(name="rmjax", version=rmjax.__version__, extensions=[])
 
     async def ModelMetadata(self, request, context):
-        """Names the model's tensors; -1 is a size that the client chooses."""
-        await self._check_model(request.name, request.version, context)
-        tensor = service_pb2.ModelMetadataResponse.TensorMetadata
-        shapes = reward_model.INPUT_SHAPES
-        outputs = [tensor(name=reward_model.OUTPUT, datatype="FP32", shape=[-1, len(self._service.attributes)])]
-        return service_pb2.ModelMetadataResponse(
-            name=reward_model.NAME,
-            versions=[_VERSION],
-            platform="jax",
-            inputs=[tensor(name=name, datatype=kind, shape=shapes[name]) for name, kind in reward_model.INPUTS.items()],
-            outputs=outputs,
-        )
+        """Names the model's tensors."""
+        return _parse(metadata(request.name, self._model(request)), service_pb2.ModelMetadataResponse())
+
+    async def ModelConfig(self, request, context):
+        """Says what PyTriton's clients must know."""
+        found = {"config": configuration(request.name, self._model(request))}
+        return _parse(found, service_pb2.ModelConfigResponse())
+
+    async def RepositoryIndex(self, request, context):
+        """Lists the models."""
+        return _parse({"models": self._repository.index()}, service_pb2.RepositoryIndexResponse())
+
+    async def RepositoryModelLoad(self, request, context):
+        """Loads a model anew from where it came from."""
+        if request.parameters:
+            raise RequestError(f"a load has the parameters {sorted(request.parameters)}; expected none: a model is "
+                               "loaded from the path that the server was started with")  # fmt: skip
+        await self._repository.load(request.model_name)
+        return service_pb2.RepositoryModelLoadResponse()
 
     async def ModelInfer(self, request, context):
-        """Scores a request's sequences."""
-        await self._check_model(request.model_name, request.model_version, context)
-        try:
-            unknown = [output.name for output in request.outputs if output.name != reward_model.OUTPUT]
-            if unknown:
-                raise RequestError(f"unknown output tensor {unknown[0]!r}; this model gives {reward_model.OUTPUT}")
-            rewards = await self._service.rewards(read_inputs(request, reward_model.INPUTS))
-        except tuple(_CODES) as error:
-            await context.abort(_CODES[type(error)], str(error))
-        except Exception as error:
-            logging.exception("a request failed")
-            await context.abort(grpc.StatusCode.INTERNAL, f"scoring failed ({type(error).__name__}); see the log")
-        response = service_pb2.ModelInferResponse(model_name=reward_model.NAME, model_version=_VERSION, id=request.id)
-        add_output(response, reward_model.OUTPUT, rewards)
+        """Answers one request."""
+        now, left = asyncio.get_running_loop().time(), context.time_remaining()
+        call = read_call(read_parameters(request), _client(context), now, left)
+        name, version = request.model_name, request.model_version
+        tensors = read_inputs(request, self._repository.service(name, version).inputs)
+        outputs = await self._repository.infer(name, version, tensors, call)
+        response = service_pb2.ModelInferResponse(model_name=name, model_version=VERSION, id=request.id)
+        for output, values in chosen_outputs([output.name for output in request.outputs], outputs).items():
+            add_output(response, output, values)
         return response
 
-    async def _check_model(self, name: str, version: str, context) -> None:
-        if name != reward_model.NAME:
-            message = f"unknown model {name!r}; this server has {reward_model.NAME}"
-            await context.abort(grpc.StatusCode.NOT_FOUND, message)
-        if version not in ("", _VERSION):
-            message = f"model {name!r} has no version {version!r}; leave it empty, or give {_VERSION}"
-            await context.abort(grpc.StatusCode.NOT_FOUND, message)
+    async def ModelStreamInfer(self, requests: AsyncIterator, context) -> AsyncIterator:
+        """Answers the requests of a stream in their order, several at a time; an error does not end the stream."""
+        answers: asyncio.Queue[asyncio.Task | None] = asyncio.Queue(_STREAM_AHEAD)
+
+        async def read() -> None:
+            async for request in requests:
+                await answers.put(asyncio.create_task(self._stream_answer(request, context)))
+            await answers.put(None)
+
+        reader = asyncio.create_task(read())
+        try:
+            while (answer := await answers.get()) is not None:
+                yield await answer
+        finally:  # also when the client is gone
+            reader.cancel()
+            while not answers.empty():
+                if (answer := answers.get_nowait()) is not None:
+                    answer.cancel()
+
+    async def _stream_answer(self, request, context) -> service_pb2.ModelStreamInferResponse:
+        try:
+            if isinstance(request, _Garbage):
+                raise RequestError("a message of the stream is no ModelInferRequest")
+            return service_pb2.ModelStreamInferResponse(infer_response=await self.ModelInfer(request, context))
+        except Exception as error:
+            response = service_pb2.ModelStreamInferResponse(error_message=str(_for_client(error)))
+            response.infer_response.id = getattr(request, "id", "")
+            return response
+
+    def _model(self, request):
+        return self._repository.service(request.name, request.version)
+
+
+def _handlers(service: InferenceService) -> grpc.GenericRpcHandler:
+    """Returns handlers of the methods that `service` has; gRPC answers UNIMPLEMENTED for the others.
+
+    They parse messages themselves: gRPC would answer a message that is no protobuf, as any exception, with UNKNOWN and
+    the exception's text.
+    """
+    handlers = {}
+    for method in service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods:
+        if (behaviour := getattr(service, method.name, None)) is None:
+            continue
+        parse = _parser(message_factory.GetMessageClass(method.input_type))
+        write = message_factory.GetMessageClass(method.output_type).SerializeToString
+        if method.server_streaming:
+            handlers[method.name] = grpc.stream_stream_rpc_method_handler(behaviour, parse, write)
+        else:
+            handlers[method.name] = grpc.unary_unary_rpc_method_handler(_answered(behaviour), parse, write)
+    return grpc.method_handlers_generic_handler(_SERVICE, handlers)
+
+
+def _parser(kind: type[message.Message]) -> Callable[[bytes], Any]:
+    def parse(data: bytes) -> Any:
+        try:
+            return kind.FromString(data)
+        except message.DecodeError:
+            return _Garbage()
+
+    return parse
+
+
+def _answered(behaviour: Callable) -> Callable:
+    async def call(request, context):
+        try:
+            if isinstance(request, _Garbage):
+                raise RequestError("the message is no protobuf of the method's request")
+            return await behaviour(request, context)
+        except Exception as error:
+            await _abort(context, _for_client(error))
+
+    return call
+
+
+def _for_client(error: Exception) -> ServingError:
+    """Returns the error as the client may see it: no text of an exception that was not meant for it."""
+    if isinstance(error, ServingError):
+        return error
+    logging.exception("a request failed")
+    return ServingError(f"scoring failed ({type(error).__name__}); see the server's log")
+
+
+async def _abort(context, error: ServingError) -> None:
+    retry = getattr(error, "retry_after", None)
+    trailing = () if retry is None else (("grpc-retry-pushback-ms", str(round(1000 * retry))),)
+    await context.abort(grpc.StatusCode[error.code], str(error), trailing)
+
+
+def _client(context) -> str:
+    """Returns whose turn a call is: the metadata `x-client-id`, or the address it comes from."""
+    found = dict(context.invocation_metadata() or ()).get("x-client-id")
+    return found or context.peer().rpartition(":")[0]
+
+
+def _parse(found: dict[str, Any], into: message.Message) -> message.Message:
+    return json_format.ParseDict(found, into, ignore_unknown_fields=True)
+
+
+class _Authentication(grpc.aio.ServerInterceptor):
+    """Refuses calls without the token, except of the health service: probes have none."""
+
+    def __init__(self, security: Security):
+        self._security = security
+
+    async def intercept_service(self, continuation, details):
+        handler = await continuation(details)
+        if handler is None or details.method.startswith(f"/{health.SERVICE_NAME}/"):
+            return handler
+        try:
+            self._security.check(str(dict(details.invocation_metadata).get("authorization", "")))
+        except ServingError as error:
+            refusal = error
+
+            async def refuse(request, context):
+                await _abort(context, refusal)
+
+            async def refuse_stream(request, context):
+                await _abort(context, refusal)
+                yield  # makes it a generator
+
+            if handler.response_streaming:
+                make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else None
+                return (make or grpc.unary_stream_rpc_method_handler)(refuse_stream)
+            return grpc.unary_unary_rpc_method_handler(refuse)
+        return handler
 
 
 class GrpcServer:
-    """A listening server; healthy only while its engine is ready.
+    """A listening server; healthy only while its models are ready.
 
     Args:
       host, port: where to listen; port 0 takes any free one, which `port` then names.
@@ -102,59 +222,44 @@ class GrpcServer:
       InputError: the address cannot be listened on.
     """
 
-    def __init__(self, service: RewardService, host: str, port: int):
-        self._service = service
-        options = [("grpc.max_receive_message_length", _MAX_MESSAGE), ("grpc.max_send_message_length", _MAX_MESSAGE)]
-        # Without it a second server on a taken port would silently share its calls.
-        self._server = grpc.aio.server(options=[*options, ("grpc.so_reuseport", 0)])
-        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceService(service), self._server)
+    def __init__(self, repository: Repository, host: str, port: int, security: Security | None = None):
+        security = security or Security()
+        options = [
+            ("grpc.max_receive_message_length", _MAX_MESSAGE), ("grpc.max_send_message_length", _MAX_MESSAGE),
+            ("grpc.absolute_max_metadata_size", _MAX_METADATA),
+            # Without it a second server on a taken port would silently share its calls.
+            ("grpc.so_reuseport", 0),
+        ]  # fmt: skip
+        interceptors = [_Authentication(security)] if security.token else []
+        self._server = grpc.aio.server(options=options, interceptors=interceptors)
+        self._server.add_generic_rpc_handlers((_handlers(InferenceService(repository)),))
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        reflection.enable_server_reflection((_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        credentials, address = security.grpc_credentials(), f"{host}:{port}"
         try:
-            self.port = self._server.add_insecure_port(f"{host}:{port}")
+            self.port = (
+                self._server.add_secure_port(address, credentials)
+                if credentials
+                else self._server.add_insecure_port(address)
+            )
         except RuntimeError as error:
-            raise InputError(f"cannot listen on {host}:{port} ({error}); port 0 takes any free one") from error
+            raise InputError(f"cannot listen on {address} ({error}); port 0 takes any free one") from error
 
     async def start(self) -> None:
         """Listens; live, but not ready."""
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.start()
 
-    async def warm_up(self) -> None:
-        """Warms the engine up; healthy from then on."""
-        await self._service.engine.start()
+    async def set_ready(self) -> None:
+        """Says that all models are warm."""
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
     async def stop(self) -> None:
         """Turns unhealthy, refuses new calls, answers those in flight, and ends."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(_GRACE)
-        await self._service.engine.drain()
-        self._service.close()
 
     async def _set_health(self, status: int) -> None:
         for name in ("", _SERVICE):
             await self._health.set(name, status)
-
-
-async def serve(make_service: Callable[[], RewardService], host: str, port: int) -> None:
-    """Serves until SIGTERM or Ctrl-C, then drains.
-
-    Args:
-      make_service: called within the event loop.
-    """
-    stopping, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    server = GrpcServer(make_service(), host, port)
-    await server.start()
-    print(f"warming up; until then {host}:{server.port} answers NOT_SERVING", flush=True)
-    warming, waiting = asyncio.create_task(server.warm_up()), asyncio.create_task(stopping.wait())
-    await asyncio.wait((warming, waiting), return_when=asyncio.FIRST_COMPLETED)
-    await warming  # a compiler cannot be interrupted; and it may have failed
-    print(f"gRPC on {host}:{server.port}", flush=True)
-    await waiting
-    print("draining", flush=True)
-    await server.stop()

@@ -169,26 +169,6 @@ def reward_l2(rewards: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
     return jnp.sum(jnp.where(used, jnp.square(rewards), 0.0)), jnp.sum(used, dtype=jnp.float32)
 
 
-def clipped_value(
-    values: jax.Array, old_values: jax.Array, returns: jax.Array, mask: jax.Array, clip: float = 0.2
-) -> tuple[jax.Array, jax.Array]:
-    """1/2 max[(v - R)², (clip(v, v_old - e, v_old + e) - R)²] over the tokens of the mask.
-
-    Args:
-      values, old_values, returns, mask: float32 [B, T]: the critic's values v now and when the tokens were sampled, the
-        returns R, and 1 on response tokens.
-      clip: e.
-
-    Returns:
-      (sum of losses, sum of the mask).
-
-    Source: Schulman et al. 2017 (arXiv 1707.06347), as in the PPO reference code and NeMo-Aligner.
-    """
-    clipped = jnp.clip(values, old_values - clip, old_values + clip)
-    worst = jnp.maximum(jnp.square(values - returns), jnp.square(clipped - returns))
-    return 0.5 * jnp.sum(mask * worst), jnp.sum(mask)
-
-
 def statistics(rewards: jax.Array, batch: Batch, merge: Sequence[float]) -> Sums:
     """Returns sums of accuracy (ties of rewards count 0.5), margin and the rewards' means over edges and readouts."""
     reward, winner, loser = reward_of(rewards, batch, merge)

@@ -1,27 +1,35 @@
 import asyncio
+import itertools
 import threading
 
 import numpy as np
 import pytest
 
-from rmjax.serving.engine import Engine, NotFinite, NotServing, Overloaded, RequestError
+from rmjax.core.errors import InputError
+from rmjax.serving.engine import Engine
+from rmjax.serving.errors import DeadlinePassed, NotFinite, NotServing, Overloaded, RequestError
+from rmjax.serving.metrics import Metrics, ModelMetrics
+from rmjax.serving.sharing import PrefixSet
+
+POISON = 666  # a token at which the device fails
 
 
 class Model:
-    """Scores a sequence with its sum; notes its batches; waits while `gate` is closed."""
+    """Scores a sequence with its sum, 13 with NaN; notes its batches; waits while `gate` is closed."""
 
     def __init__(self):
         self.batches, self.gate, self.began = [], threading.Event(), threading.Event()
         self.gate.set()
 
     def score(self, trees):
-        self.batches.append([len(tree.branches[0]) for tree in trees])
+        whole = [[np.concatenate([tree.prefix, branch]) for branch in tree.branches] for tree in trees]
+        self.batches.append([len(sequence) for tree in whole for sequence in tree])
         self.began.set()
         assert self.gate.wait(10)
-        sums = [int(tree.branches[0].sum()) for tree in trees]
-        if -1 in sums:
+        if any(POISON in sequence for tree in whole for sequence in tree):
             raise RuntimeError("device lost")
-        return [np.array([[np.nan if total == 13 else total]], np.float32) for total in sums]
+        sums = [np.array([[sequence.sum()] for sequence in tree], np.float32) for tree in whole]
+        return [np.full_like(rewards, np.nan) if 13 in rewards else rewards for rewards in sums]
 
 
 def run(test, **options):
@@ -60,7 +68,7 @@ def test_requests_get_their_own_rewards():
 def test_waiting_requests_are_batched_by_tokens():
     async def body(engine, model):
         held = await hold(engine, model)
-        tasks = [asyncio.create_task(engine.submit(arrays([1] * n), "tokens")) for n in (4, 6, 5, 1)]
+        tasks = [asyncio.create_task(engine.submit(arrays([n] * n), "tokens")) for n in (4, 6, 5, 1)]
         await asyncio.sleep(0.05)
         model.gate.set()
         await asyncio.gather(held, *tasks)
@@ -74,7 +82,7 @@ def test_a_full_queue_refuses_and_recovers():
         held = await hold(engine, model)
         waiting = asyncio.create_task(engine.submit(arrays(*[[2]] * 5), "tokens"))
         await asyncio.sleep(0.05)
-        with pytest.raises(Overloaded, match="5 sequences wait and 2 more"):
+        with pytest.raises(Overloaded, match="5 sequences of 5 tokens wait and 2 sequences of 2 tokens in all more"):
             await engine.submit(arrays([1], [1]), "tokens")
         model.gate.set()
         await asyncio.gather(held, waiting)
@@ -87,7 +95,8 @@ def test_bad_sequences_are_refused_by_name():
     async def body(engine, model):
         for sequences, words in ((arrays([1], []), "'tokens', row 1 has no tokens"),
                                  (arrays([1] * 9), "row 0 has 9 tokens; at most 8"),
-                                 (arrays(*[[1]] * 7), "7 sequences; at most 6")):  # fmt: skip
+                                 (arrays(*[[1]] * 7), "7 sequences of 7 tokens in all, which can never fit"),
+                                 ([], "no sequences")):  # fmt: skip
             with pytest.raises(RequestError, match=words):
                 await engine.submit(sequences, "tokens")
         assert not model.batches
@@ -114,7 +123,7 @@ def test_a_reward_that_is_not_finite_fails_its_request_alone():
 def test_the_engine_outlives_a_failing_device():
     async def body(engine, model):
         with pytest.raises(RuntimeError, match="device lost"):
-            await engine.submit(arrays([-1]), "tokens")
+            await engine.submit(arrays([POISON]), "tokens")
         assert (await engine.submit(arrays([3]), "tokens")).tolist() == [[3]]
 
     run(body)
@@ -160,3 +169,162 @@ def test_nothing_is_taken_before_the_warm_up():
             await engine.submit(arrays([1]), "tokens")
 
     asyncio.run(body())
+
+
+def waiting(engine, *calls, **options):
+    return [asyncio.create_task(engine.submit(arrays(*sequences), "tokens", **options)) for sequences in calls]
+
+
+def test_one_poisoned_request_among_many_fails_alone():
+    async def body(engine, model):
+        held = await hold(engine, model)
+        prompt = [5] * 20
+        tasks = waiting(engine, *([[*prompt, i]] for i in range(31)), [[*prompt, POISON]], [[13]])
+        await asyncio.sleep(0.05)
+        model.gate.set()
+        found = await asyncio.gather(held, *tasks, return_exceptions=True)
+        assert [float(rewards[0, 0]) for rewards in found[1:32]] == [100 + i for i in range(31)]
+        assert isinstance(found[32], RuntimeError)
+        assert isinstance(found[33], NotFinite)
+
+    run(body, max_length=1024, batch_tokens=1024, queue_size=64)
+
+
+def test_a_branch_that_is_not_finite_does_not_spoil_its_tree():
+    async def body(engine, model):
+        held = await hold(engine, model)
+        zeros = [0] * 20
+        tasks = waiting(engine, [[*zeros, 1]], [[*zeros, 13]], [[*zeros, 3]])
+        await asyncio.sleep(0.05)
+        model.gate.set()
+        found = await asyncio.gather(held, *tasks, return_exceptions=True)
+        assert [type(answer) for answer in found[1:]] == [np.ndarray, NotFinite, np.ndarray]
+
+    run(body, max_length=64, batch_tokens=64)
+
+
+def test_the_queue_is_bounded_in_tokens():
+    async def body(engine, model):
+        held = await hold(engine, model)
+        tasks = waiting(engine, [[2] * 8], [[3] * 7])
+        await asyncio.sleep(0.05)
+        with pytest.raises(Overloaded, match="2 sequences of 15 tokens wait") as raised:
+            await engine.submit(arrays([1] * 2), "tokens")
+        assert 0.1 <= raised.value.retry_after <= 30
+        with pytest.raises(RequestError, match="2 sequences of 17 tokens in all"):
+            await engine.submit(arrays([1] * 8, [1] * 9), "tokens")
+        model.gate.set()
+        await asyncio.gather(held, *tasks)
+
+    run(body, queue_tokens=16, max_length=9)
+    with pytest.raises(InputError, match="queue_tokens is 8"):
+        Engine(None, None, max_length=9, batch_tokens=8, queue_size=8, queue_tokens=8)
+
+
+def test_expired_requests_are_answered_at_once_and_never_scored():
+    async def body(engine, model):
+        held = await hold(engine, model)
+        loop = asyncio.get_running_loop()
+        (late,) = waiting(engine, [[2], [3]], deadline=loop.time() + 0.02)
+        with pytest.raises(DeadlinePassed):
+            await late  # while the model is still busy
+        with pytest.raises(DeadlinePassed):
+            await engine.submit(arrays([4]), "tokens", deadline=loop.time() - 1)
+        (kept,) = waiting(engine, [[5]], deadline=loop.time() + 60)
+        await asyncio.sleep(0)
+        model.gate.set()
+        await asyncio.gather(held, kept)
+        assert model.batches == [[1], [1]]
+
+    run(body)
+
+
+def test_clients_are_served_in_turn():
+    async def body(engine, model):
+        held = await hold(engine, model)
+        tasks = waiting(engine, *([[7] * 4 + [i]] for i in range(4)), client="greedy")
+        tasks += waiting(engine, [[1, 2]], client="modest") + waiting(engine, [[3, 4, 5]], client="third")
+        await asyncio.sleep(0.05)
+        model.gate.set()
+        await asyncio.gather(held, *tasks)
+        assert model.batches[1:] == [[5, 2, 3], [5, 5], [5]]
+
+    run(body, queue_size=16)
+
+
+def test_samples_of_one_prompt_stay_together_but_starve_nobody():
+    async def body(engine, model):
+        held = await hold(engine, model)
+        tasks = waiting(engine, [[9] * 16 + [i] for i in range(20)], client="greedy")
+        tasks += waiting(engine, [[1, 2]], client="modest")
+        await asyncio.sleep(0.05)
+        model.gate.set()
+        await asyncio.gather(held, *tasks)
+        assert model.batches[1] == [17] * 4  # 16 + 4 unique tokens are 20; the prompt counts once
+        assert 2 in model.batches[2]
+
+    run(body, queue_size=32, queue_tokens=1000, max_length=20, batch_tokens=20)
+
+
+def test_what_waits_together_shares_its_prompt():
+    async def body():
+        metrics = Metrics()
+        counted, trees = Model(), []
+
+        def score(given):
+            trees.extend(given)
+            return counted.score(given)
+
+        engine = Engine(score, lambda: None, max_length=64, batch_tokens=256, queue_size=64,
+                        metrics=ModelMetrics(metrics, "m"))  # fmt: skip
+        await engine.start()
+        held = await hold(engine, counted)
+        prompt, other = list(range(100, 130)), list(range(200, 230))
+        calls = [[[*prompt, 1], [*other, 2], [*prompt, 3, 4]], [[*prompt, 5]], [[*other, 6]]]
+        tasks = waiting(engine, *calls)
+        await asyncio.sleep(0.05)
+        counted.gate.set()
+        found = await asyncio.gather(*tasks)
+        await held
+        for rewards, sequences in zip(found, calls, strict=True):
+            assert rewards[:, 0].tolist() == [sum(sequence) for sequence in sequences]
+        assert sorted(tree.length for tree in trees[1:]) == [32, 34]
+        value = lambda name: metrics.registry.get_sample_value(f"rmjax_{name}", {"model": "m"})
+        assert value("tokens_total") == 1 + 31 * 4 + 32
+        assert value("unique_tokens_total") == 1 + 32 + 34
+        assert value("batches_total") == 2
+        assert value("sequences_total") == 6
+        assert value("queue_tokens") == value("compilations_after_warm_up_total") == 0
+        await engine.drain()
+
+    asyncio.run(body())
+
+
+def grouped(sequences, longest):
+    prefixes = PrefixSet()
+    for sequence in sequences:
+        prefixes.add(sequence, np.inf)
+    return prefixes.groups(longest)
+
+
+def test_groups_save_tokens_and_fit():
+    rng = np.random.default_rng(0)
+    for longest in (64, 256):
+        prompts = [rng.integers(0, 3, n) for n in (1, 20, 40, 60)]
+        sequences = [
+            np.concatenate([prompts[rng.integers(4)], rng.integers(0, 3, rng.integers(1, 5))]) for _ in range(40)
+        ]
+        sequences = [s.astype(np.int32) for s in [*sequences, prompts[3], prompts[3]] if len(s) <= longest]
+        groups = grouped(sequences, longest)
+        assert sorted(itertools.chain(*groups)) == list(range(len(sequences)))
+        unique = 0
+        for members in groups:
+            common = 0
+            if len(members) > 1:
+                columns = zip(*(sequences[i][:-1].tolist() for i in members), strict=False)
+                common = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+            unique += (tokens := common + sum(len(sequences[i]) - common for i in members))
+            assert tokens <= longest
+        assert unique < 0.7 * sum(map(len, sequences))
+    assert grouped(arrays([1] * 20 + [2], [3], [1] * 20 + [4]), 64) == [[0, 2], [1]]
+    assert grouped([], 64) == []

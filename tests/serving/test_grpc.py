@@ -1,10 +1,8 @@
 import asyncio
+import contextlib
 import json
-import threading
-import types
 
 import grpc
-import jax
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
@@ -13,64 +11,17 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from rmjax.core.errors import InputError
-from rmjax.core.mesh import make_mesh
 from rmjax.data.packing import make_tree
-from rmjax.data.tokenizer import Tokenizer
-from rmjax.evaluation.scoring import Scorer
-from rmjax.models.config import DecoderConfig, HeadConfig
-from rmjax.models.decoder import RewardModel
-from rmjax.serving.engine import Engine
 from rmjax.serving.grpc_server import GrpcServer
-from rmjax.serving.reward_model import RewardService
+from tests.serving.conftest import start
 
-MAX_LENGTH, QUEUE = 64, 8
 CODE = grpc.StatusCode
 
 
-def start(stack, *, warm=True):
-    """Starts a server of a tiny random model in a thread's event loop."""
-    tokenizer = Tokenizer.load("")
-    decoder = DecoderConfig(len(tokenizer), 32, 64, 2, 4, 2, 8, 1e-5, 1e4, None, False, False, 512, 0.2)
-    model, mesh = RewardModel(decoder, HeadConfig(init=1.0)), make_mesh()
-    with jax.set_mesh(mesh):
-        scorer = Scorer(model, model.init(jax.random.key(0)), mesh, MAX_LENGTH, rows=1)
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    call = lambda work: asyncio.run_coroutine_threadsafe(work, loop).result(60)
-
-    async def make():
-        engine = Engine(scorer.score, scorer.warm_up, max_length=MAX_LENGTH, batch_tokens=64, queue_size=QUEUE)
-        service = RewardService(engine, tokenizer.encode, vocab_size=len(tokenizer), attributes=("reward",))
-        server = GrpcServer(service, "127.0.0.1", 0)
-        await server.start()
-        return server
-
-    server = call(make())
-    if warm:
-        call(server.warm_up())
-    channel = grpc.insecure_channel(f"127.0.0.1:{server.port}")
-
-    def stop():
-        call(server.stop())
-        channel.close()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-
-    stack.callback(stop)
-    return types.SimpleNamespace(
-        port=server.port, channel=channel, scorer=scorer, tokenizer=tokenizer, call=call, server=server,
-        stub=service_pb2_grpc.GRPCInferenceServiceStub(channel),
-        client=triton.InferenceServerClient(f"127.0.0.1:{server.port}"),
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def running():
-    import contextlib
-
-    with contextlib.ExitStack() as stack:
-        yield start(stack)
+@pytest.fixture(scope="module", autouse=True)
+def clients(running):
+    running.stub = service_pb2_grpc.GRPCInferenceServiceStub(running.channel)
+    running.client = triton.InferenceServerClient(f"127.0.0.1:{running.grpc_port}")
 
 
 def ask(running, tensors, model="reward_model", **options):
@@ -155,7 +106,7 @@ BAD = [
     ({"sentences": np.array([[b"a", b"b"]], np.object_)}, r"'sentences' has shape \[1, 2\]"),
     ({"sentences": column(b"\xff")}, r"'sentences', row 0 is not UTF-8"),
     ({"sentences": INT([1])}, r"'sentences' has datatype 'INT64'; expected BYTES"),
-    ({"sentences": column(*"abcdefghi")}, r"'sentences' holds 9 sequences; at most 8"),
+    ({"sentences": column(*"abcdefghi")}, r"'sentences' holds 9 sequences, which can never fit"),
     ({"words": column("a")}, r"unknown tensor 'words'"),
     ({"tokens": INT([1, 2])}, r"\['tokens'\]; give"),
     ({"sentences": column("a"), "messages": column("a")}, r"\['messages', 'sentences'\]; give"),
@@ -226,28 +177,82 @@ def test_the_server_describes_itself(running):
     assert {"inference.GRPCInferenceService", "grpc.health.v1.Health"} <= names
 
 
-def test_healthy_only_between_warm_up_and_drain():
-    import contextlib
+def test_configuration_and_index(running):
+    config = running.client.get_model_config("reward_model").config
+    assert config.max_batch_size == 8
+    assert [(t.name, t.data_type, list(t.dims)) for t in config.output] == [("rewards", 11, [1])]  # TYPE_FP32
+    (model,) = running.client.get_model_repository_index().models
+    assert (model.name, model.state) == ("reward_model", "READY")
 
+
+def infer_request(text, **options):
+    request = service_pb2.ModelInferRequest(model_name="reward_model", **options)
+    request.inputs.add(name="sentences", datatype="BYTES", shape=[1, 1]).contents.bytes_contents.append(text)
+    return request
+
+
+def test_a_stream_answers_in_order_and_outlives_errors(running):
+    texts = [b"one", b"", b"three"]
+    requests = [infer_request(text, id=str(i)) for i, text in enumerate(texts)]
+    answers = list(running.stub.ModelStreamInfer(iter(requests)))
+    assert [answer.infer_response.id for answer in answers] == ["0", "1", "2"]
+    assert "no tokens" in answers[1].error_message
+    for i in (0, 2):
+        found = np.frombuffer(answers[i].infer_response.raw_output_contents[0], np.float32)
+        alone = ask(running, {"sentences": column(texts[i])})
+        np.testing.assert_allclose(found, alone[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelConfig", "ModelMetadata", "ServerLive"])
+def test_garbage_is_an_invalid_argument(running, method):
+    call = running.channel.unary_unary(f"/inference.GRPCInferenceService/{method}")
+    with pytest.raises(grpc.RpcError, match="no protobuf") as raised:
+        call(b"\xff\xff garbage")
+    assert raised.value.code() == CODE.INVALID_ARGUMENT
+    stream = running.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+    (answer,) = stream(iter([b"\xff garbage"]))
+    assert "no ModelInferRequest" in service_pb2.ModelStreamInferResponse.FromString(answer).error_message
+
+
+def test_what_is_not_served_is_unimplemented(running):
+    with pytest.raises(grpc.RpcError) as raised:
+        running.stub.ModelStatistics(service_pb2.ModelStatisticsRequest(name="reward_model"))
+    assert raised.value.code() == CODE.UNIMPLEMENTED
+
+
+def test_truncation_when_asked(running):
+    request = infer_request(b"c" * 70)
+    request.parameters["truncate"].bool_param = True
+    response = running.stub.ModelInfer(request)
+    assert [output.name for output in response.outputs] == ["rewards", "exceeded"]
+    assert np.frombuffer(response.raw_output_contents[1], np.int32).tolist() == [1]
+    request.parameters["truncate"].int64_param = 1
+    with pytest.raises(grpc.RpcError, match="'truncate' is 1; expected bool"):
+        running.stub.ModelInfer(request)
+
+
+def test_healthy_only_between_warm_up_and_drain(running):
     with contextlib.ExitStack() as stack:
-        cold = start(stack, warm=False)
+        cold = start(stack, {"reward_model": running.load}, warm=False)
+        client = triton.InferenceServerClient(f"127.0.0.1:{cold.grpc_port}")
         stub, status = health_pb2_grpc.HealthStub(cold.channel), health_pb2.HealthCheckResponse
         for service in ("", "inference.GRPCInferenceService"):
             assert stub.Check(health_pb2.HealthCheckRequest(service=service)).status == status.NOT_SERVING
-        assert cold.client.is_server_live()
-        assert not cold.client.is_server_ready()
+        assert client.is_server_live()
+        assert not client.is_server_ready()
+        cold.client = client
         with pytest.raises(triton.InferenceServerException, match="warming up") as raised:
             ask(cold, {"sentences": column("a")})
         assert "UNAVAILABLE" in raised.value.status()
         cold.call(cold.server.warm_up())
         assert stub.Check(health_pb2.HealthCheckRequest()).status == status.SERVING
-        assert cold.scorer.compiled == set(cold.scorer.row_lengths)
+        assert running.scorer.compiled == set(running.scorer.row_lengths)
         assert ask(cold, {"sentences": column("a")}).shape == (1, 1)
 
 
 def test_a_taken_port_is_said(running):
     async def take():
-        GrpcServer(None, "127.0.0.1", running.port)
+        GrpcServer(None, "127.0.0.1", running.grpc_port)
 
-    with pytest.raises(InputError, match=f"cannot listen on 127.0.0.1:{running.port}"):
+    with pytest.raises(InputError, match=f"cannot listen on 127.0.0.1:{running.grpc_port}"):
         asyncio.run(take())

@@ -14,6 +14,7 @@ from rmjax.core.errors import InputError
 from rmjax.data.packing import fill_rows
 from rmjax.data.parsers import NEMO, ReadOptions, ranked_edges
 from rmjax.data.schema import Edge, Tree, packed_spec
+from rmjax.models.value import clipped_value
 from rmjax.training import objectives
 
 RNG = np.random.default_rng(0)
@@ -133,7 +134,7 @@ def test_clipped_value():
     mask = RNG.integers(0, 2, (2, 6)).astype(float)
     clipped = np.clip(v, old - 0.2, old + 0.2)
     expected = 0.5 * (np.maximum((v - returns) ** 2, (clipped - returns) ** 2) * mask).sum() / mask.sum()
-    found = objectives.clipped_value(*map(jnp.float32, (v, old, returns, mask)))
+    found = clipped_value(*map(jnp.float32, (v, old, returns, mask)))
     assert ratio(found) == pytest.approx(expected, rel=1e-5)
 
 

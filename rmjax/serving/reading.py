@@ -1,0 +1,175 @@
+"""From a request's tensors to token sequences: what rewards and values are asked of.
+
+Axis letters: B sequences of a request, S tokens of the padded sequences.
+"""
+
+import json
+from typing import Any
+
+import numpy as np
+
+from rmjax.core.errors import InputError
+from rmjax.data.schema import Message
+from rmjax.serving.errors import RequestError
+from rmjax.serving.protocol import Arrays, Call, Tensor
+from rmjax.serving.tokenising import Encode, Text, Tokenising
+
+INPUTS = {
+    "sentences": Tensor("BYTES", (-1, 1)),
+    "tokens": Tensor("INT64", (-1, -1)),
+    "sequence_lengths": Tensor("INT64", (-1, 1)),
+    "messages": Tensor("BYTES", (-1, 1)),
+}
+_WAYS = "'sentences', or 'messages', or 'tokens' with 'sequence_lengths'"
+_ROLES = ("role", "content")
+_CHARACTERS_PER_TOKEN = 100  # far more than any text has; what is longer would only keep the tokenizer busy
+_LONGEST_TEXT = 1 << 20  # characters that are tokenised in any case, for truncation
+
+Conversation = Text | np.ndarray
+
+
+class Reader:
+    """Reads what a model is asked about.
+
+    Args:
+      encode: `Tokenizer.encode`: (strings or lists of messages, close) -> tokens of each.
+      vocab_size: V; tokens that clients send are below it.
+      max_length: tokens of the longest sequence.
+      truncate: cut every overlong sequence at its right end, asked or not.
+    """
+
+    def __init__(self, encode: Encode, vocab_size: int, max_length: int, truncate: bool = False):
+        self.truncate = truncate
+        self._tokenise, self._vocab_size, self._max_length = Tokenising(encode), vocab_size, max_length
+
+    @property
+    def waiting(self) -> int:
+        """Texts that wait for the tokenizer."""
+        return self._tokenise.waiting
+
+    def conversations(self, tensors: Arrays) -> tuple[str, list[Conversation]]:
+        """Returns the name of the tensor that holds the request's sequences, and the B sequences.
+
+        Args:
+          tensors: one of
+            `sentences` [B, 1], UTF-8 text;
+            `messages` [B, 1], a JSON list of chat messages each;
+            `tokens` [B, S] and `sequence_lengths` [B, 1], what lies behind a sequence's length being padding.
+
+        Raises:
+          RequestError: a tensor is missing or cannot be used; names it.
+        """
+        given = set(tensors)
+        if given == {"tokens", "sequence_lengths"}:
+            return "tokens", self._sequences(tensors["tokens"], tensors["sequence_lengths"])
+        if given not in ({"sentences"}, {"messages"}):
+            raise RequestError(f"the request has the tensors {sorted(given)}; give {_WAYS}")
+        name = given.pop()
+        _check_column(name, tensors[name])
+        texts = [_decode(name, row, value) for row, value in enumerate(tensors[name][:, 0])]
+        return name, texts if name == "sentences" else [_messages(row, text) for row, text in enumerate(texts)]
+
+    async def sequences(
+        self, conversations: list[Conversation], source: str, call: Call
+    ) -> tuple[list[np.ndarray], np.ndarray]:
+        """Returns the tokens of B conversations, and of which of them some were cut off, bool [B].
+
+        Strings are tokenised as they are, without BOS or EOS unless `call.close`; messages are rendered with the chat
+        template. What is overlong is cut only where `call.truncate` or the server says so.
+
+        Raises:
+          RequestError: one of them cannot be tokenised; names it.
+        """
+        for row, conversation in enumerate(conversations):
+            self._check_text(source, row, conversation)
+        texts = [c for c in conversations if not isinstance(c, np.ndarray)]
+        try:
+            encoded = iter(await self._tokenise(texts, call.close) if texts else ())
+        except InputError as error:  # the chat template refuses the messages, or there is none
+            raise RequestError(f"tensor {source!r}: {error}") from error
+        found = [c if isinstance(c, np.ndarray) else next(encoded) for c in conversations]
+        limit = min(call.limit or self._max_length, self._max_length)
+        exceeded = np.array([len(sequence) > limit for sequence in found], bool)
+        if call.truncate or self.truncate:
+            found = [s[-limit:] if call.truncate == "left" else s[:limit] for s in found]
+        return found, exceeded
+
+    def check_tokens(self, source: str, row: int, tokens: np.ndarray) -> np.ndarray:
+        """Returns the tokens int [length] if the vocabulary has them all.
+
+        Raises:
+          RequestError: it does not.
+        """
+        least, most = (int(tokens.min()), int(tokens.max())) if len(tokens) else (0, 0)
+        if least < 0 or most >= self._vocab_size:
+            raise RequestError(f"tensor {source!r}, row {row} holds the token {least if least < 0 else most}; the "
+                               f"vocabulary has 0 to {self._vocab_size - 1}")  # fmt: skip
+        return tokens
+
+    def close(self) -> None:
+        """Ends the tokenising thread."""
+        self._tokenise.close()
+
+    def _sequences(self, tokens: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+        _check_column("sequence_lengths", lengths)
+        if tokens.ndim != 2 or len(tokens) != len(lengths):
+            raise RequestError(f"tensor 'tokens' has shape {list(tokens.shape)}; expected [B, S] with B = "
+                               f"{len(lengths)}, as sequence_lengths [B, 1] says")  # fmt: skip
+        sequences = []
+        for row, length in enumerate(lengths[:, 0].tolist()):
+            if not 1 <= length <= tokens.shape[1]:
+                raise RequestError(f"tensor 'sequence_lengths', row {row} is {length}; expected 1 to "
+                                   f"{tokens.shape[1]}, the width of tokens")  # fmt: skip
+            sequences.append(self.check_tokens("tokens", row, tokens[row, :length]))
+        return sequences
+
+    def _check_text(self, source: str, row: int, conversation: Conversation) -> None:
+        """Raises RequestError for what the tokenizer would choke on."""
+        if isinstance(conversation, np.ndarray):
+            return
+        if not conversation:
+            raise RequestError(f"tensor {source!r}, row {row} has no tokens; expected at least one")
+        text = conversation if isinstance(conversation, str) else json.dumps(conversation, ensure_ascii=False)
+        if len(text) > (most := max(_LONGEST_TEXT, _CHARACTERS_PER_TOKEN * self._max_length)):
+            raise RequestError(f"tensor {source!r}, row {row} has {len(text)} characters; at most {most} are read for "
+                               f"{self._max_length} tokens: shorten it")  # fmt: skip
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair
+            raise RequestError(f"tensor {source!r}, row {row} is not Unicode text ({error.reason})") from error
+
+
+def check_messages(source: str, row: int, messages: Any) -> list[Message]:
+    """Returns chat messages if they are a list of objects whose role and content are strings.
+
+    Raises:
+      RequestError: they are not.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise RequestError(f"tensor {source!r}, row {row} is {json.dumps(messages):.60}; expected a JSON list of chat "
+                           "messages")  # fmt: skip
+    for message in messages:
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in _ROLES):
+            raise RequestError(f"tensor {source!r}, row {row} holds {json.dumps(message):.60}; expected an object "
+                               "whose role and content are strings")  # fmt: skip
+    return messages
+
+
+def _check_column(name: str, tensor: np.ndarray) -> None:
+    if tensor.ndim != 2 or tensor.shape[1] != 1 or not len(tensor):
+        raise RequestError(f"tensor {name!r} has shape {list(tensor.shape)}; expected [B, 1] with B at least 1")
+
+
+def _decode(name: str, row: int, value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise RequestError(f"tensor {name!r}, row {row} is not UTF-8 ({error})") from error
+
+
+def _messages(row: int, text: str) -> list[Message]:
+    try:
+        messages = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"tensor 'messages', row {row} is not JSON ({error})") from error
+    return check_messages("messages", row, messages)

@@ -1,0 +1,62 @@
+"""Both faces of a server, from start to drain."""
+
+import asyncio
+import signal
+import sys
+
+from rmjax.serving.grpc_server import GrpcServer
+from rmjax.serving.http_server import HttpServer
+from rmjax.serving.repository import Repository
+from rmjax.serving.security import Security
+
+# A request crosses threads several times; at Python's own 5 ms a crossing could take longer than the answer.
+_SWITCH_SECONDS = 0.0005
+
+
+class Server:
+    """Models behind a gRPC and an HTTP port.
+
+    Raises:
+      InputError: an address cannot be listened on.
+    """
+
+    def __init__(
+        self, repository: Repository, host: str, grpc_port: int, http_port: int, security: Security | None = None
+    ):
+        self.repository = repository
+        self.grpc = GrpcServer(repository, host, grpc_port, security)
+        self.http = HttpServer(repository, host, http_port, security)
+
+    async def start(self) -> None:
+        """Listens; live, but not ready."""
+        await self.grpc.start()
+        await self.http.start()
+
+    async def warm_up(self) -> None:
+        """Warms every model up; ready from then on."""
+        await self.repository.start()
+        await self.grpc.set_ready()
+
+    async def stop(self) -> None:
+        """Refuses new requests, answers those that have arrived, and ends."""
+        await asyncio.gather(self.grpc.stop(), self.http.stop())
+        await self.repository.close()
+
+
+async def serve(repository: Repository, host: str, grpc_port: int, http_port: int, security: Security) -> None:
+    """Serves until SIGTERM or Ctrl-C, then drains."""
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    stopping, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    server = Server(repository, host, grpc_port, http_port, security)
+    await server.start()
+    print(f"warming up; until then {host}:{server.grpc.port} answers NOT_SERVING", flush=True)
+    warming, waiting = asyncio.create_task(server.warm_up()), asyncio.create_task(stopping.wait())
+    await asyncio.wait((warming, waiting), return_when=asyncio.FIRST_COMPLETED)
+    await warming  # a compiler cannot be interrupted; and it may have failed
+    print(f"gRPC on {host}:{server.grpc.port}", flush=True)
+    print(f"HTTP on {host}:{server.http.port}", flush=True)
+    await waiting
+    print("draining", flush=True)
+    await server.stop()

@@ -1,0 +1,87 @@
+"""Tokenising in a thread of its own, the texts that wait together in one call."""
+
+import asyncio
+import collections
+import concurrent.futures
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from rmjax.data.schema import Message
+
+Text = str | list[Message]
+Encode = Callable[[Sequence[Text], bool], list[np.ndarray]]
+_TEXTS = 256  # of one call, so that nobody waits long behind others
+
+
+class Tokenising:
+    """Encodes texts of concurrent requests.
+
+    One thread: Hugging Face's fast tokenizers fail with "Already borrowed" when two use them at once. Calls of several
+    requests together: changing threads costs more than tokenising a short text.
+
+    Args:
+      encode: `Tokenizer.encode`: (strings or lists of messages, close) -> tokens of each.
+    """
+
+    def __init__(self, encode: Encode):
+        self.waiting = 0  # texts
+        self._encode = encode
+        self._requests: collections.deque[tuple[Sequence[Text], bool, asyncio.Future]] = collections.deque()
+        self._task: asyncio.Task | None = None
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="tokenise")
+
+    async def __call__(self, texts: Sequence[Text], close: bool) -> list[np.ndarray]:
+        """Returns the tokens of each text.
+
+        Raises:
+          Exception: what `encode` raises for these texts.
+        """
+        found = asyncio.get_running_loop().create_future()
+        self._requests.append((texts, close, found))
+        self.waiting += len(texts)
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+        try:
+            return await found
+        finally:
+            self.waiting -= len(texts)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._requests:
+            batch, size = [], 0
+            while self._requests and (not batch or size + len(self._requests[0][0]) <= _TEXTS):
+                batch.append(self._requests.popleft())
+                size += len(batch[-1][0])
+            batch = [request for request in batch if not request[2].done()]  # the others were cancelled
+            encoded = await loop.run_in_executor(self._thread, self._encode_all, [request[:2] for request in batch])
+            for (*_, found), tokens in zip(batch, encoded, strict=True):
+                if found.done():
+                    continue
+                if isinstance(tokens, Exception):
+                    found.set_exception(tokens)
+                else:
+                    found.set_result(tokens)
+        self._task = None
+
+    def _encode_all(self, requests: list[tuple[Sequence[Text], bool]]) -> list[list[np.ndarray] | Exception]:
+        found: list[list[np.ndarray] | Exception] = [[]] * len(requests)
+        for closing in (False, True):
+            chosen = [i for i, (_, close) in enumerate(requests) if close == closing]
+            try:
+                tokens = iter(
+                    self._encode([text for i in chosen for text in requests[i][0]], closing) if chosen else ()
+                )
+                for i in chosen:
+                    found[i] = [next(tokens) for _ in requests[i][0]]
+            except Exception as error:  # one of them is at fault: alone, each answers for itself
+                if len(requests) == 1:
+                    return [error]
+                for i in chosen:
+                    found[i] = self._encode_all([requests[i]])[0]
+        return found
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._thread.shutdown()

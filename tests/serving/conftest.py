@@ -1,0 +1,144 @@
+"""Servers in a thread of the test process: of a tiny random model, or of a score that is a plain function."""
+
+import asyncio
+import contextlib
+import threading
+import types
+
+import grpc
+import httpx2
+import jax
+import numpy as np
+import pytest
+
+from rmjax.core.mesh import make_mesh
+from rmjax.data.tokenizer import Tokenizer
+from rmjax.evaluation.scoring import Scorer
+from rmjax.models.config import DecoderConfig, HeadConfig
+from rmjax.models.decoder import RewardModel
+from rmjax.serving.engine import Engine
+from rmjax.serving.repository import Repository
+from rmjax.serving.reward_model import RewardService
+from rmjax.serving.server import Server
+
+MAX_LENGTH, QUEUE = 64, 8
+
+
+class Loop:
+    """An event loop in a thread; `call` runs a coroutine in it."""
+
+    def __init__(self):
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever)
+        self._thread.start()
+
+    def call(self, work):
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
+
+    def close(self):
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_scorer():
+    tokenizer = Tokenizer.load("")
+    decoder = DecoderConfig(len(tokenizer), 32, 64, 2, 4, 2, 8, 1e-5, 1e4, None, False, False, 512, 0.2)
+    model, mesh = RewardModel(decoder, HeadConfig(init=1.0)), make_mesh()
+    with jax.set_mesh(mesh):
+        return Scorer(model, model.init(jax.random.key(0)), mesh, MAX_LENGTH, rows=1), tokenizer
+
+
+def start(stack, loaders, *, warm=True, security=None, paths=None):
+    """Starts a server of `loaders` ({name: metrics -> RewardService}) on free ports; `stack` stops it."""
+    loop = Loop()
+    stack.callback(loop.close)
+
+    async def make():
+        server = Server(Repository(loaders, paths), "127.0.0.1", 0, 0, security)
+        await server.start()
+        return server
+
+    server = loop.call(make())
+    stopped = []
+
+    def stop():
+        if not stopped:
+            stopped.append(loop.call(server.stop()))
+
+    stack.callback(stop)
+    if warm:
+        loop.call(server.warm_up())
+    http = httpx2.Client(base_url=f"http://127.0.0.1:{server.http.port}", timeout=30, trust_env=False)
+    channel = grpc.insecure_channel(f"127.0.0.1:{server.grpc.port}")
+    stack.callback(channel.close)
+    stack.callback(http.close)
+    return types.SimpleNamespace(
+        server=server, call=loop.call, loop=loop.loop, http=http, channel=channel, stop=stop,
+        http_port=server.http.port, grpc_port=server.grpc.port, repository=server.repository,
+        metric=lambda name, **labels: server.repository.metrics.registry.get_sample_value(f"rmjax_{name}", labels),
+    )  # fmt: skip
+
+
+class Fake:
+    """A model of bytes: the reward of a text is the sum of its bytes; `gate` holds it, 0 is NaN.
+
+    Attributes:
+      scored: every sequence that reached it, as bytes.
+    """
+
+    def __init__(self, **options):
+        self.options = {"max_length": 256, "batch_tokens": 1024, "queue_size": 64, "queue_tokens": 1 << 14} | options
+        self.scored, self.gate, self.began = [], threading.Event(), threading.Event()
+        self.gate.set()
+
+    def score(self, trees):
+        whole = [[np.concatenate([tree.prefix, branch]) for branch in tree.branches] for tree in trees]
+        self.scored += [bytes(sequence.tolist()) for tree in whole for sequence in tree]
+        self.began.set()
+        assert self.gate.wait(30)
+        sums = [np.array([[sequence.sum()] for sequence in tree], np.float32) for tree in whole]
+        return [np.where([[0 in s] for s in tree], np.nan, one).astype(np.float32)
+                for tree, one in zip(whole, sums, strict=True)]  # fmt: skip
+
+    def encode(self, texts, close):
+        closed = [
+            text + "\x01" * close if isinstance(text, str) else "".join(m["content"] for m in text) for text in texts
+        ]
+        return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in closed]
+
+    def load(self, metrics):
+        engine = Engine(self.score, lambda: None, metrics=metrics, **self.options)
+        return RewardService(engine, self.encode, vocab_size=256, attributes=("reward",))
+
+
+@pytest.fixture
+def fakes():
+    """Starts servers of fakes: `fakes(**options)` gives one with its `fake`."""
+    with contextlib.ExitStack() as stack:
+
+        def make(security=None, **options):
+            fake = Fake(**options)
+            running = start(stack, {"reward_model": fake.load}, security=security)
+            running.fake = fake
+            stack.callback(fake.gate.set)
+            return running
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def running(tiny_scorer):
+    """A server of the tiny model."""
+    scorer, tokenizer = tiny_scorer
+
+    def load(metrics):
+        engine = Engine(scorer.score, scorer.warm_up, max_length=MAX_LENGTH, batch_tokens=64, queue_size=QUEUE,
+                        metrics=metrics)  # fmt: skip
+        return RewardService(engine, tokenizer.encode, vocab_size=len(tokenizer), attributes=("reward",))
+
+    with contextlib.ExitStack() as stack:
+        made = start(stack, {"reward_model": load})
+        made.scorer, made.tokenizer, made.load = scorer, tokenizer, load
+        yield made

@@ -1,0 +1,14 @@
+import importlib.util
+
+from tests.conftest import ROOT
+
+
+def test_no_mutation_harms_the_server():
+    spec = importlib.util.spec_from_file_location("fuzz_serve", ROOT / "experiments" / "fuzz_serve.py")
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    found = program.fuzz(400, seed=1)
+    assert not found["failed"]
+    assert found["valid"] > 40
+    assert found["http"][400] > 50
+    assert found["grpc"]["INVALID_ARGUMENT"] > 50
