@@ -97,6 +97,15 @@ class TokenizedDataset:
         labels = cut(self.labels, self.readout_offsets) if self.attributes else None
         return Tree(parts[0], tuple(parts[1:]), readouts, edges, labels)
 
+    def shared(self, other: "TokenizedDataset") -> list[int]:
+        """Returns which of our comparisons have the very tokens of one of the other's."""
+        own, theirs = ([dataset._tokens(i) for i in range(len(dataset))] for dataset in (self, other))
+        theirs = set(theirs)
+        return [i for i, tokens in enumerate(own) if tokens in theirs]
+
+    def _tokens(self, i: int) -> bytes:
+        return self.tokens[self.token_offsets[i] : self.token_offsets[i + 1]].tobytes()
+
     def with_attributes(self, attributes: tuple[str, ...]) -> "TokenizedDataset":
         """Returns the dataset with these attributes in this order; one that it does not have is missing everywhere."""
         labels = np.full((len(self.labels), len(attributes)), np.nan, np.float32)

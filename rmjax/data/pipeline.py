@@ -32,13 +32,11 @@ def materialise(dataset: TokenizedDataset, plan: BatchPlan, step: int, rows: np.
     return {"batch": {name: np.stack([m[name] for m in micro]) for name in spec}, "microbatches": np.int32(used)}
 
 
-def make_iterator(
-    dataset: TokenizedDataset, plan: BatchPlan, rows: np.ndarray, first_step: int = 0
-) -> grain.DatasetIterator:
-    """Returns an iterator over the plan's steps from `first_step`; its state can be saved and set.
+def make_iterator(dataset: TokenizedDataset, plan: BatchPlan, rows: np.ndarray) -> grain.DatasetIterator:
+    """Returns an iterator over the plan's steps; its state, {"next_index": step}, can be saved and set.
 
     A few steps are made ahead by threads; which step comes next is all of its state.
     """
-    steps = grain.MapDataset.range(first_step, plan.num_steps)
+    steps = grain.MapDataset.range(plan.num_steps)
     steps = steps.map(lambda step: materialise(dataset, plan, int(step), rows))
     return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))

@@ -53,15 +53,19 @@ class Checkpoints:
     def restore(self, step: int, abstract: Any, iterator: grain.DatasetIterator) -> Any:
         """Returns the state of `step` onto the shardings of `abstract`, and sets the iterator.
 
+        A checkpoint of another number of processes has no iterator for this one; the step says all that is needed.
+
         Raises:
           InputError: the checkpoint is damaged or of another model.
         """
-        items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract), iterator=grain.checkpoint.CheckpointRestore(iterator)
-        )
         path = self.directory / str(step)
+        items = {"state": ocp.args.StandardRestore(abstract)}
+        if (path / "iterator" / f"process_{jax.process_index()}-of-{jax.process_count()}.json").exists():
+            items["iterator"] = grain.checkpoint.CheckpointRestore(iterator)
+        else:
+            iterator.set_state({"next_index": step})
         try:
-            return self._manager.restore(step, args=items)["state"]
+            return self._manager.restore(step, args=ocp.args.Composite(**items))["state"]
         except Exception as error:  # Orbax and TensorStore raise whatever they find
             reason = " ".join(str(error).split())[:300]
             raise InputError(

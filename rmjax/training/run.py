@@ -42,6 +42,9 @@ def train(config: Config, workdir: pathlib.Path) -> loop.Outcome:
     for name, dataset in (("train", training), ("validation", validation)):
         _check_data(name, dataset, objective)
     head = dataclasses.replace(head, merge=objective.merge)
+    if common := validation.shared(training):
+        print(f"warning: {len(common):,} of {len(validation):,} validation comparisons are in the training data too, "
+              f"first {validation.where[common[0]]}; what validation says of them is not of new data")  # fmt: skip
     mesh = make_mesh([config.mesh[axis] for axis in AXES])
     with jax.set_mesh(mesh):
         model = build.make_model(config.model, len(tokenizer), head)

@@ -68,7 +68,8 @@ def test_a_restored_iterator_goes_on_with_the_same_batches(dataset, plan, done):
 
 
 def test_an_iterator_can_start_at_a_step(dataset, plan):
-    iterator = pipeline.make_iterator(dataset, plan, np.arange(2), first_step=6)
+    iterator = pipeline.make_iterator(dataset, plan, np.arange(2))
+    iterator.set_state({"next_index": 6})
     assert isinstance(iterator, grain.DatasetIterator)
     items = list(iterator)
     assert len(items) == 3

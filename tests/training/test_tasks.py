@@ -83,11 +83,12 @@ def test_layout_changes_no_result_of_a_mixture(tiny, tmp_path, change):
             assert a[name] == pytest.approx(b[name], rel=1e-4), name
 
 
-def test_sources_are_mixed_by_weight_and_validation_sets_are_reported_by_name(tiny, tmp_path):
+def test_sources_are_mixed_by_weight_and_validation_sets_are_reported_by_name(tiny, tmp_path, capsys):
     first, second = write(tmp_path / "a.jsonl", "pairs", 40), write(tmp_path / "b.jsonl", "pairs", 20)
     tiny.data.train, tiny.data.weights = (first, second), (1.0, 3.0)
     tiny.data.validation = (f"one={first}", f"two={second}")
     outcome = train(tiny, tmp_path / "run")
+    assert "warning: 60 of 60 validation comparisons are in the training data too" in capsys.readouterr().out
     assert {"one/accuracy", "two/accuracy"} <= set(outcome.validation)
     whole = (40 * outcome.validation["one/accuracy"] + 20 * outcome.validation["two/accuracy"]) / 60
     assert outcome.validation["accuracy"] == pytest.approx(whole)

@@ -120,6 +120,16 @@ def test_an_interrupted_run_continues_bit_for_bit(tiny, reference, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, final_params(workdir), final_params(reference))
 
 
+def test_a_checkpoint_of_another_number_of_processes_continues(tiny, reference, tmp_path):
+    workdir = tmp_path / "run"
+    train(tiny, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "6")
+    iterator = workdir / "checkpoints" / "3" / "iterator"
+    (iterator / "process_0-of-1.json").rename(iterator / "process_0-of-2.json")
+    train(tiny, workdir)
+    assert lines(workdir) == lines(reference)
+
+
 def command(config, workdir, tmp_path):
     file = tmp_path / "config_file.py"
     file.write_text(
