@@ -3,11 +3,11 @@
     python experiments/bench_packing.py --tokenizer=DIR ../shared/data
 
 For pairs (hh_harmless), K-wise data (qa_feedback_kwise, K = 4) and single responses grouped by prompt (summeval, 16 to
-an article), two ways of laying out the same steps, with the same model, batch by batch in turn:
+an article), three ways of laying out the same steps, with the same model, batch by batch in turn:
 
 * packed: prefix trees, each shared prompt once, packed into rows.
-* padded: each response a row of its own with its prompt, padded to the longest of its microbatch (in units of 64), the
-  responses of a step sorted by length so that little is padded: what a careful peer does.
+* padded: each response a row of its own with its prompt, padded to the longest of the step, in 64s.
+* sorted: the same, but the step's responses sorted by length and each microbatch padded to its own longest.
 
 The model is random, of the sizes given here; the ratio is the sum of the times of all batches. `--batches` takes the
 first so many of the epoch, so that a large model can be timed too; `--model` times a pretrained one.
@@ -104,12 +104,13 @@ class Packed(Side):
 class Padded(Side):
     """Microbatches of many shapes: a gradient each, added up, then one update."""
 
-    def seconds(self, responses: list[Tree]) -> tuple[float, int]:
+    def seconds(self, responses: list[Tree], by_length: bool) -> tuple[float, int]:
         """Returns the time of a step, and the token slots that it computed."""
         trainer, micro, slots = self._trainer, [], 0
-        responses = sorted(responses, key=lambda tree: tree.length)
-        while responses:  # the longest first, as many as fill a microbatch
-            length = -(-responses[-1].length // UNIT) * UNIT
+        longest = max(tree.length for tree in responses)
+        responses = sorted(responses, key=lambda tree: tree.length) if by_length else responses
+        while responses:  # where sorted, the longest first; as many as fill a microbatch
+            length = -(-(responses[-1].length if by_length else longest) // UNIT) * UNIT
             each = max(1, MICRO_TOKENS // length)
             micro.append(self.fill([[tree] for tree in responses[-each:]], length, 1, 0))
             slots += length * len(responses[-each:])
@@ -142,9 +143,8 @@ class Padded(Side):
 
 
 def ratio(sides: dict[str, float]) -> str:
-    """Returns both sides and how many times the first the second is."""
-    packed, padded = sides["packed"], sides["padded"]
-    return f"{packed:,.0f} packed, {padded:,.0f} padded ({padded / packed:.2f}x)"
+    """Returns the sides, and how many times the packed one each other is."""
+    return ", ".join(f"{value:,.0f} {side} ({value / sides['packed']:.2f}x)" for side, value in sides.items())
 
 
 def measure(name: str, folder: pathlib.Path, flags: argparse.Namespace) -> None:
@@ -167,15 +167,17 @@ def measure(name: str, folder: pathlib.Path, flags: argparse.Namespace) -> None:
         row_length=row_length, microbatch_rows=1, seed=0,
     )  # fmt: skip
     steps = range(min(flags.batches or plan.num_steps, plan.num_steps))
-    times: dict[str, list[float]] = {"packed": [], "padded": []}
-    slots = {"packed": 0, "padded": 0}
+    times: dict[str, list[float]] = {"packed": [], "padded": [], "sorted": []}
+    slots = {"packed": 0, "padded": 0, "sorted": 0}
     for step in tqdm.tqdm(steps, desc=name, unit="step"):
         rows = [[dataset.tree(i) for i in row] for row in plan.rows(step)]
         times["packed"].append(packed.seconds(rows, row_length, plan.sizes))
         slots["packed"] += len(rows) * row_length
-        seconds, computed = padded.seconds([one for row in rows for tree in row for one in lone_responses(tree)])
-        times["padded"].append(seconds)
-        slots["padded"] += computed
+        responses = [one for i in plan.comparisons(step) for one in lone_responses(dataset.tree(int(i)))]
+        for side in ("padded", "sorted"):
+            seconds, computed = padded.seconds(responses, side == "sorted")
+            times[side].append(seconds)
+            slots[side] += computed
     used = np.concatenate([plan.comparisons(step) for step in steps])
     unique = int(dataset.lengths[used].sum())
     real = sum(t.length for i in used for t in lone_responses(dataset.tree(int(i))))
