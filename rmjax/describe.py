@@ -14,6 +14,7 @@ from rmjax.core.errors import InputError
 from rmjax.data.description import describe, overlap
 from rmjax.data.tokenisation import Options
 from rmjax.data.tokenizer import Tokenizer
+from rmjax.models import build
 
 _DATA = flags.DEFINE_list("data", [], "Files, globs or hub names, by commas; or `synthetic`.")
 _VALIDATION = flags.DEFINE_list("validation", [], "Sources that should share nothing with --data.")
@@ -23,6 +24,7 @@ _STRINGS = flags.DEFINE_enum("strings", "joined", ["joined", "chat"], "Strings a
 _COLUMNS = flags.DEFINE_list("columns", [], "Fields to rename, old=new each, by commas.")
 _GROUP = flags.DEFINE_bool("group_prompts", False, "Single responses to one prompt are one comparison.")
 _MAX_LENGTH = flags.DEFINE_integer("max_length", 1024, "Longest conversation in tokens.", lower_bound=1)
+_ON_OVERLONG = flags.DEFINE_enum("on_overlong", "drop", ["drop", "truncate_prompt"], "What becomes of longer ones.")
 _LIMIT = flags.DEFINE_integer("limit", 0, "Take the first so many comparisons; 0: all.", lower_bound=0)
 
 
@@ -30,10 +32,10 @@ def main(_: Sequence[str]) -> None:
     """Describes as the flags say."""
     if not _DATA.value:
         raise InputError("--data is missing; give a file, a glob, a hub name, or `synthetic`")
-    tokenizer = Tokenizer.load(_MODEL.value)
+    tokenizer = Tokenizer.load(build.tokenizer_directory(_MODEL.value) if _MODEL.value else "")
     options = Options(
         format=_FORMAT.value, strings=_STRINGS.value, columns=tuple(_COLUMNS.value), group_prompts=_GROUP.value,
-        max_length=_MAX_LENGTH.value, limit=_LIMIT.value, on_bad_record="skip",
+        max_length=_MAX_LENGTH.value, on_overlong=_ON_OVERLONG.value, limit=_LIMIT.value, on_bad_record="skip",
     )  # fmt: skip
     print(describe(_DATA.value, tokenizer, options))
     if _VALIDATION.value:

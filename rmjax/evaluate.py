@@ -24,6 +24,7 @@ _DATA = flags.DEFINE_list(
 )
 _OUTPUT = flags.DEFINE_string("output", "", "The directory to write to.")
 _FORMAT = flags.DEFINE_string("format", "auto", "The data's format.")
+_STRINGS = flags.DEFINE_enum("strings", None, ["joined", "chat"], "Strings as one text or as messages; the model's.")
 _COLUMNS = flags.DEFINE_list("columns", [], "Fields to rename, old=new each, by commas.")
 _LIMIT = flags.DEFINE_integer("limit", 0, "Take the first so many comparisons; 0: all.", lower_bound=0)
 _ON_BAD = flags.DEFINE_enum("on_bad_record", "error", ["error", "skip"], "What a record that cannot be read does.")
@@ -40,7 +41,11 @@ def main(_: Sequence[str]) -> None:
         _MODEL.value, max_length=_MAX_LENGTH.value, rows_per_device=_ROWS.value, dtype=_DTYPE.value
     )  # fmt: skip
     items = read_labelled(
-        _DATA.value, dataclasses.replace(judge.options, format=_FORMAT.value, columns=tuple(_COLUMNS.value)),
+        _DATA.value,
+        dataclasses.replace(
+            judge.options, format=_FORMAT.value, columns=tuple(_COLUMNS.value),
+            strings=_STRINGS.value or judge.options.strings,
+        ),
         limit=_LIMIT.value, on_bad_record=_ON_BAD.value,
     )  # fmt: skip
     headline = evaluate(

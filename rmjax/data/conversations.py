@@ -1,14 +1,16 @@
 """How a record's prompt and response become one conversation, and the checks of a record's fields."""
 
-import math
 import re
 from typing import Any
+
+import numpy as np
 
 from rmjax.data.schema import Message
 
 # HH-RLHF's transcripts: turns opened by these marks.
 _TURN = re.compile(r"\n\n(Human|Assistant):[ ]?")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
+_LARGEST = float(np.finfo(np.float32).max)  # what labels and margins are kept in
 
 
 class BadField(Exception):
@@ -24,7 +26,7 @@ def number(value: Any, name: str) -> float:
     try:
         if isinstance(value, str):
             value = float(value)
-        if not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(float(value)):
+        if not isinstance(value, bool) and isinstance(value, int | float) and abs(float(value)) <= _LARGEST:
             return float(value)
     except (ValueError, OverflowError):
         pass
@@ -59,7 +61,10 @@ def text(value: Any, name: str) -> str:
 
 
 def messages(value: Any, name: str) -> list[Message]:
-    """Returns a list of chat messages, at least one; one that calls tools needs no content. Raises BadField."""
+    """Returns a list of chat messages, at least one; one that calls tools needs no content. Raises BadField.
+
+    Keys that are null go: Parquet and `datasets` give every message the keys of all.
+    """
     if not isinstance(value, list) or not value:
         raise BadField(f"{name} is {value!r:.60}; expected a string or a list of messages",
                        f"{name} is no string and no list of messages")  # fmt: skip
@@ -71,7 +76,7 @@ def messages(value: Any, name: str) -> list[Message]:
         if not isinstance(content, str) and not (content is None and isinstance(calls, list) and calls):
             raise BadField(f"{name} holds a {message['role']!r:.60} message whose content is no string",
                            f"{name} holds a message whose content is no string")  # fmt: skip
-    return value
+    return [{key: part for key, part in message.items() if part is not None or key == "content"} for message in value]
 
 
 def conversation(prompt: Any, response: Any, name: str, chat: bool) -> str | list[Message]:
@@ -104,15 +109,18 @@ def conversation(prompt: Any, response: Any, name: str, chat: bool) -> str | lis
             if last["role"] == "user":
                 raise BadField(f"{name} holds the prompt and no response to it; a response needs text")
             return answer
-        if answer[0]["role"] != "assistant":
-            raise BadField(f"{name} starts with a {answer[0]['role']!r} message that is not the prompt; give a whole "
-                           "conversation without prompt, or a response that starts with the assistant",
-                           f"{name} starts with a message that is neither the prompt nor the assistant's")  # fmt: skip
-        return [{"role": "user", "content": prompt}, *answer]
-    asked = messages(prompt, "prompt")
-    if answer == asked:
-        raise BadField(f"{name} holds the prompt and no response to it; a response needs text")
-    return answer if answer[: len(asked)] == asked else [*asked, *answer]
+        asked = _user(prompt)
+    else:
+        asked = messages(prompt, "prompt")
+        if answer == asked:
+            raise BadField(f"{name} holds the prompt and no response to it; a response needs text")
+        if answer[: len(asked)] == asked:
+            return answer
+    if answer[0]["role"] != "assistant":
+        raise BadField(f"{name} starts with a {answer[0]['role']!r} message that is not the prompt; give a whole "
+                       "conversation without prompt, or a response that starts with the assistant",
+                       f"{name} starts with a message that is neither the prompt nor the assistant's")  # fmt: skip
+    return [*asked, *answer]
 
 
 def _strings(prompt: Any, response: str, name: str, chat: bool) -> str | list[Message]:

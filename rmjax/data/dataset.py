@@ -1,6 +1,7 @@
 """Tokenised comparisons as flat arrays."""
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -96,6 +97,13 @@ class TokenizedDataset:
         edges = tuple(Edge(int(w), int(r), *rest) for w, r, *rest in cut(self.edges, self.edge_offsets).tolist())
         labels = cut(self.labels, self.readout_offsets) if self.attributes else None
         return Tree(parts[0], tuple(parts[1:]), readouts, edges, labels)
+
+    def fingerprint(self) -> str:
+        """Returns a hash of all that training reads of the comparisons."""
+        digest = hashlib.sha256()
+        for array in (self.tokens, self.segments, self.readouts, self.edges, self.labels):
+            digest.update(array.tobytes() + b"|")
+        return digest.hexdigest()
 
     def shared(self, other: "TokenizedDataset") -> list[int]:
         """Returns which of our comparisons have the very tokens of one of the other's."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from rmjax.core.config import check_choice
 from rmjax.core.errors import InputError
-from rmjax.data import parsers
+from rmjax.data import parsers, steps
 from rmjax.data.conversations import BadField
 from rmjax.data.parsers import ReadOptions
 from rmjax.data.schema import Comparison, Edge
@@ -28,13 +28,14 @@ _PARSERS: dict[str, Parse] = {
     "preference_strength": parsers.preference_strength,
     "kwise": parsers.kwise,
     "completions": parsers.completions,
-    "process": parsers.process,
-    "prm800k": parsers.prm800k,
-    "math_shepherd": parsers.math_shepherd,
+    "process": steps.process,
+    "prm800k": steps.prm800k,
+    "math_shepherd": steps.math_shepherd,
     "text": parsers.plain_text,
     "messages": parsers.plain_messages,
 }
 FORMATS = tuple(_PARSERS)
+_TIED = "all its responses are tied, which says nothing (data.ties = half keeps ties)"
 _CONSECUTIVE = ("nemo_binary", "nemo_preference")
 
 
@@ -91,19 +92,21 @@ def iterate(
     check_choice("data.format", options.format, ("auto", *FORMATS))
     check_choice("data.strings", options.strings, ("joined", "chat"))
     check_choice("data.ties", options.ties, ("drop", "half"))
-    records = read_records(find_sources(sources), report, options.columns)
-    head, records = take_two(records)
-    format = options.format
-    if format == "auto":
-        readable = [(where, record) for _, where, record in head if isinstance(record, dict)]
-        try:
-            following = readable[1][1] if len(readable) > 1 else None
-            format = recognise(readable[0][1], following, options) if readable else "pairs"
-        except InputError as error:
-            raise InputError(f"{readable[0][0]}: {error}") from error
-    report.format = format
-    parsed = (_parse(format, options, source.name, where, record) for source, where, record in records)
-    yield from _consecutive(parsed, format, options) if format in _CONSECUTIVE and options.labelled else parsed
+    taken = []
+    for source in find_sources(sources):
+        head, records = take_two(read_records(source, report, options.columns))
+        format = options.format
+        if format == "auto":
+            readable = [(where, record) for where, record in head if isinstance(record, dict)]
+            try:
+                following = readable[1][1] if len(readable) > 1 else None
+                format = recognise(readable[0][1], following, options) if readable else "pairs"
+            except InputError as error:
+                raise InputError(f"{readable[0][0]}: {error}") from error
+        taken += [format] if format not in taken else []
+        report.format = ", ".join(taken)
+        parsed = (_parse(format, options, source.name, where, record) for where, record in records)
+        yield from _consecutive(parsed, format, options) if format in _CONSECUTIVE and options.labelled else parsed
 
 
 def _parse(format: str, options: ReadOptions, name: str, where: str, record: Record | BadRecord) -> Any:
@@ -112,7 +115,7 @@ def _parse(format: str, options: ReadOptions, name: str, where: str, record: Rec
     try:
         found = _PARSERS[format](where, record, options)
         if options.labelled and len(found.conversations) > 1 and not found.edges:
-            raise BadField("all its responses are tied; such a comparison says nothing (or set data.ties to half)")
+            return BadRecord(where, _TIED, record, _TIED, tied=True)
     except BadField as fault:
         return BadRecord(where, str(fault), record, fault.kind)
     if name:
@@ -180,7 +183,7 @@ def read_comparisons(
     *,
     group_prompts: bool = False,
 ) -> tuple[list[Comparison], ReadReport]:
-    """Reads all comparisons.
+    """Reads all comparisons. A comparison whose responses are all tied is no bad record: it is left out, and counted.
 
     Args:
       group_prompts: make the single responses to one prompt into one comparison, which computes the prompt once.
@@ -194,7 +197,7 @@ def read_comparisons(
     for item in iterate(sources, options, report):
         if isinstance(item, Comparison):
             comparisons.append(item)
-        elif on_bad_record == "skip":
+        elif on_bad_record == "skip" or item.tied:
             report.skipped[item.kind] += 1
         else:
             raise InputError(f"{item.where}: {item.reason} (or set data.on_bad_record to skip)")
@@ -203,7 +206,10 @@ def read_comparisons(
 
 
 def one_scale(comparisons: list[Comparison]) -> list[Comparison]:
-    """Puts steps' labels on 0 to 1: where any is -1, all are read as -1 wrong, 0 neutral, 1 right."""
+    """Puts steps' labels on 0 to 1: where any is -1, all are read as -1 wrong, 0 neutral, 1 right.
+
+    One record cannot tell: 0 is wrong beside 1 alone, and neutral beside -1 anywhere in the data.
+    """
     if not any(c.steps and c.labels is not None and (c.labels == -1).any() for c in comparisons):
         return comparisons
     return [dataclasses.replace(c, labels=(c.labels + 1) / 2) if c.steps else c for c in comparisons]

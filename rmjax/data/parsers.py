@@ -1,4 +1,4 @@
-"""One function a format: from a record to a comparison. `rmjax.data.formats` says which record is which format.
+"""One function a format: from a record to a comparison; steps of processes are read in `rmjax.data.steps`.
 
 Each takes the record, its place, and the options, and returns a comparison; each raises BadField for a record that
 cannot be used. Where `options.labelled` is False, for scoring, what is known of the responses is not asked for.
@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from rmjax.data.conversations import BadField, conversation, messages, number, numbers, text, texts
+from rmjax.data.conversations import BadField, conversation, messages, number, numbers, text
 from rmjax.data.schema import Comparison, Edge, Message
 
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 # The order of NeMo-Aligner's nine labels (its OASST and HelpSteer recipes).
 NEMO = ("quality", "toxicity", "humor", "creativity", *HELPSTEER)
-_NOT_JUDGED = -100  # a step's label in TRL's and NeMo-Aligner's data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,17 +178,19 @@ def _separate(found: Sequence[Any], edges: tuple[Edge, ...]) -> tuple[Edge, ...]
 def regression(where: str, record: dict[str, Any], options: ReadOptions) -> Comparison:
     """`prompt`, `response`, and `labels` {attribute: value}, or HelpSteer's columns; a missing value is null."""
     found = _conversation(record, "response", options)
+    start = len(found) - len(record["response"]) if isinstance(found, str) else 0
+    if not options.labelled:
+        return Comparison((found,), True, (), None, where, record, start=start)
     given = record.get("labels")
     if given is None:
         given = {name: record[name] for name in HELPSTEER if name in record}
-    if not isinstance(given, dict) or (options.labelled and not given):
+    if not isinstance(given, dict) or not given:
         raise BadField(f"labels is {given!r:.60}; expected an object attribute: value, or HelpSteer's columns",
                        "labels is no object")  # fmt: skip
     names = tuple(sorted(given)) if record.get("labels") is not None else tuple(given)
-    if not options.labelled:
-        return Comparison((found,), True, (), None, where, record)
     values = [np.nan if given[name] is None else number(given[name], f"labels.{name}") for name in names]
-    return Comparison((found,), True, (), _labels([values], options), where, record, attributes=names)
+    labels = _labels([values], options)
+    return Comparison((found,), True, (), labels, where, record, attributes=names, start=start)
 
 
 def nemo_label(where: str, record: dict[str, Any], options: ReadOptions) -> Comparison:
@@ -212,93 +213,6 @@ def _labels(values: list[list[float]], options: ReadOptions) -> np.ndarray:
         raise BadField(f"every label is missing (null or {options.missing_label:g}); remove the record, or label it",
                        "every label is missing")  # fmt: skip
     return labels
-
-
-def process(where: str, record: dict[str, Any], options: ReadOptions) -> Comparison:
-    """TRL's stepwise form: `prompt`, `completions` (steps), `labels` (bool, 0 and 1, or -1, 0, 1; -100: not judged)."""
-    steps = texts(record.get("completions"), "completions")
-    labels = None
-    if options.labelled:
-        given = record.get("labels")
-        if not isinstance(given, list) or len(given) != len(steps):
-            size = len(given) if isinstance(given, list) else repr(given)[:60]
-            raise BadField(f"labels has {size} entries; expected {len(steps)}, one a step",
-                           "labels has another number of entries than there are steps")  # fmt: skip
-        labels = [_judgement(label, f"labels[{i}]") for i, label in enumerate(given)]
-    return stepwise(where, record, options, record.get("prompt"), steps, labels)
-
-
-def _judgement(label: Any, name: str) -> float:
-    if label is None:
-        return np.nan
-    value = float(label) if isinstance(label, bool) else number(label, name)
-    if value not in (_NOT_JUDGED, -1, 0, 1):
-        raise BadField(f"{name} is {label!r}; expected true, false, 1, 0, -1, or -100 (not judged)",
-                       "a step's label is none of the known")  # fmt: skip
-    return np.nan if value == _NOT_JUDGED else value
-
-
-def prm800k(where: str, record: dict[str, Any], options: ReadOptions) -> Comparison:
-    """PRM800K: `question.problem` and `label.steps`, of each the chosen completion's `text` and `rating` -1, 0, 1."""
-    try:
-        problem = record["question"]["problem"]
-        chosen = []
-        for step in record["label"]["steps"]:
-            entry = step.get("human_completion")
-            if entry is None:
-                # Where none was chosen, the first is what the rater saw last: labelling stops there.
-                entry = step["completions"][step.get("chosen_completion") or 0]
-            chosen.append((entry["text"], entry.get("rating")))
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise BadField(f"no PRM800K record ({type(error).__name__}: {error}); expected question.problem and "
-                       "label.steps[].completions[].text and .rating", "no PRM800K record") from error  # fmt: skip
-    steps = texts([entry for entry, _ in chosen], "label.steps")
-    labels = [_judgement(rating, f"label.steps[{i}].rating") for i, (_, rating) in enumerate(chosen)]
-    return stepwise(where, record, options, problem, steps, labels if options.labelled else None)
-
-
-def math_shepherd(where: str, record: dict[str, Any], options: ReadOptions) -> Comparison:
-    """Math-Shepherd: `input`, the question and its steps each closed by `ки`; `label`, the same with + or - instead."""
-    whole = text(record.get("input"), "input")
-    question, mark, rest = whole.partition("Step 1:")
-    steps = [step.strip() for step in (mark + rest).split("ки") if step.strip()]
-    if not mark or not steps:
-        raise BadField("input holds no 'Step 1:'; expected a question and steps, each closed by 'ки'")
-    if not options.labelled:
-        return stepwise(where, record, options, question.strip(), steps, None)
-    label, signs, at = text(record.get("label"), "label"), [], 0
-    for i, step in enumerate(steps):
-        at = label.find(step, at) + len(step)
-        sign = label[at:].lstrip()[:1] if at >= len(step) else ""
-        if sign not in ("+", "-"):
-            raise BadField(f"label has no + or - after step {i + 1} of input", "label does not follow input")
-        signs.append(float(sign == "+"))
-    return stepwise(where, record, options, question.strip(), steps, signs)
-
-
-def stepwise(
-    where: str, record: dict[str, Any], options: ReadOptions, prompt: Any, steps: list[str], labels: list[float] | None
-) -> Comparison:
-    """A prompt and the steps of one response, joined by the separator; a reward is read at each step's end.
-
-    A label of -1 says that 0 is neutral in this record, which counts as half good (-1, 0, 1 -> 0, 0.5, 1);
-    `formats.read_comparisons` takes one scale for a whole source.
-    """
-    response = options.step_separator.join(steps)
-    ends = np.cumsum([len(step) for step in steps]) + len(options.step_separator) * np.arange(len(steps))
-    if not isinstance(prompt, str | list):
-        raise BadField(f"prompt is {prompt!r:.60}; expected a string or messages", "prompt is no string")
-    # Strings are joined as they are, so the separator stands between prompt and steps too, as in TRL.
-    joined = prompt + options.step_separator if isinstance(prompt, str) and options.strings == "joined" else prompt
-    found = conversation(joined, response, "completions", options.strings == "chat")
-    if isinstance(found, str):
-        ends = ends + len(found) - len(response)
-    values = None
-    if labels is not None:
-        values = np.array(labels, np.float32)[:, None]
-        if np.isnan(values).all():
-            raise BadField("no step is judged; remove the record, or label it")
-    return Comparison((found,), True, (), values, where, record, attributes=("correct",), steps=tuple(map(int, ends)))
 
 
 def _conversation(record: dict[str, Any], key: str, options: ReadOptions) -> str | list[Message]:

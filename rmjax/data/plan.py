@@ -137,6 +137,9 @@ def mix(sizes: Sequence[int], weights: Sequence[float]) -> tuple[tuple[int, int]
     if len(weights) != len(sizes):
         raise InputError(f"config.data.weights has {len(weights)} entries, config.data.train {len(sizes)} sources; "
                          "expected one a source")  # fmt: skip
+    if min(sizes) == 0:
+        raise InputError(f"source {list(sizes).index(0) + 1} of config.data.train has no usable comparison; leave it "
+                         "and its weight out")  # fmt: skip
     if min(weights) <= 0:
         raise InputError(f"config.data.weights holds {min(weights)}; expected more than 0: leave the source out")
     share = sum(sizes) / sum(weights)

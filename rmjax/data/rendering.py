@@ -1,6 +1,7 @@
 """From comparisons to prefix trees: rendering, tokens, and where rewards are read. The one way for every program."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,11 +14,12 @@ from rmjax.data.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class _Text:
-    """A conversation as text: whether its tokens are closed, and where its steps end, in characters."""
+    """A conversation as text: whether its tokens are closed; in characters, where steps end and the response starts."""
 
     text: str
     closed: bool
     ends: tuple[int, ...] = ()
+    start: int = 0
 
 
 def make_trees(comparisons: Sequence[Comparison], tokenizer: Tokenizer, progress: str = "") -> list[Tree | str]:
@@ -44,25 +46,43 @@ def _render(comparison: Comparison, tokenizer: Tokenizer) -> list[_Text] | str:
     texts = []
     for conversation in comparison.conversations:
         if isinstance(conversation, str):
-            texts.append(_Text(conversation, comparison.close, comparison.steps))
+            texts.append(_Text(conversation, comparison.close, comparison.steps, comparison.start))
             continue
-        for message in conversation:
-            if (token := tokenizer.control_token(str(message.get("content") or ""))) is not None:
-                return (f"a message holds the text {token!r}, which the tokenizer would make a control token; "
-                        "remove it, or write the conversation as a string to mean it")  # fmt: skip
+        if (token := tokenizer.control_token(json.dumps(conversation, ensure_ascii=False, default=str))) is not None:
+            return (f"a message holds the text {token!r}, which the tokenizer would make a control token; "
+                    "remove it, or write the conversation as a string to mean it")  # fmt: skip
         try:
             text = tokenizer.render(conversation)
         except InputError as error:
             return str(error)
-        ends = comparison.steps
-        if ends:
-            content = str(conversation[-1]["content"])
-            start = text.rfind(content)
-            if start < 0:
-                return "the chat template alters the response, so its steps cannot be found; use data.strings = joined"
-            ends = tuple(start + end for end in ends)
-        texts.append(_Text(text, False, ends))
+        start = _find_last(str(conversation[-1].get("content") or ""), text, tokenizer)
+        if comparison.steps and start < 0:
+            return "the chat template alters the response, so its steps cannot be found; use data.strings = joined"
+        texts.append(_Text(text, False, tuple(start + end for end in comparison.steps), max(start, 0)))
     return texts
+
+
+def _find_last(content: str, text: str, tokenizer: Tokenizer) -> int:
+    """Returns where the last message's content starts in the rendered text; -1 if the template alters it.
+
+    The content holds no control token, so it lies behind the last one or, where a token closes the message, before it;
+    it is not looked for within the token.
+    """
+    start, stop = tokenizer.last_control_token(text)
+    behind = text.find(content, stop)
+    return behind if behind >= 0 else text.rfind(content, 0, start)
+
+
+def split_prompt(comparison: Comparison, tree: Tree, tokenizer: Tokenizer) -> Tree:
+    """Returns the tree of a single response with its prompt as the prefix, where it is known where that ends."""
+    rendered = _render(comparison, tokenizer)
+    if isinstance(rendered, str) or len(tree.branches) > 1 or not rendered[0].start:
+        return tree
+    # The first token that starts within the response; one that spans both belongs to the response.
+    cut = tokenizer.tokens_at(rendered[0].text, rendered[0].closed, [rendered[0].start])[0] + 1
+    whole = np.concatenate([tree.prefix, tree.branches[0]])
+    readouts = tuple((0, len(tree.prefix) + index - cut) for _, index in tree.readouts)
+    return dataclasses.replace(tree, prefix=whole[:cut], branches=(whole[cut:],), readouts=readouts)
 
 
 def _tree(comparison: Comparison, sequences: list[np.ndarray], first: _Text, tokenizer: Tokenizer) -> Tree | str:

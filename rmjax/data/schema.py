@@ -45,6 +45,8 @@ class Comparison:
       attributes: names of the A attributes.
       steps: process supervision (K = 1): where each step of the response ends, in characters of the conversation if it
         is a string, of the last message's content if it is messages; a reward is read at each.
+      start: K = 1: where the response starts, in characters of the conversation if it is a string; 0: unknown. (Of
+        messages the last one is the response.)
       subset: under which name metrics report it too; empty for none.
     """
 
@@ -57,6 +59,7 @@ class Comparison:
     ceiling: float = float("nan")
     attributes: tuple[str, ...] = ()
     steps: tuple[int, ...] = ()
+    start: int = 0
     subset: str = ""
 
 

@@ -36,12 +36,14 @@ class BadRecord:
       reason: what is wrong with it, and what was found.
       record: what could be read of it.
       kind: the reason without what was found, so that like faults are counted as one.
+      tied: nothing is wrong with it, but all its responses are tied.
     """
 
     where: str
     reason: str
     record: dict[str, Any]
     kind: str
+    tied: bool = False
 
 
 @dataclasses.dataclass
@@ -147,7 +149,7 @@ class Source:
                     reason = f"the line has another number of cells than the header's {len(reader.fieldnames or [])}"
                     yield where, BadRecord(where, reason, {}, reason)
                 else:
-                    yield where, {key: _cell(value) for key, value in row.items()}
+                    yield where, _whole(where, {key: _cell(value) for key, value in row.items()})
         except csv.Error as error:
             raise InputError(f"{self.place}: not CSV near line {number} ({error})") from error
 
@@ -180,11 +182,8 @@ class Source:
             if not isinstance(record, dict):
                 reason = f"expected a JSON object, found {type(record).__name__}"
                 yield where, BadRecord(where, reason, {}, reason)
-            elif "\\ud" in line.lower() and _has_lone_surrogate(record):
-                reason = "half a surrogate pair (\\ud800 to \\udfff alone), which is no text"
-                yield where, BadRecord(where, reason, {}, reason)
             else:
-                yield where, record
+                yield where, _whole(where, record) if "\\ud" in line.lower() else record
 
 
 def _cell(text: str) -> Any:
@@ -199,12 +198,14 @@ def _cell(text: str) -> Any:
     return text
 
 
-def _has_lone_surrogate(record: dict[str, Any]) -> bool:
+def _whole(where: str, record: dict[str, Any]) -> dict[str, Any] | BadRecord:
+    """Returns the record, or why it cannot be: JSON can write half a surrogate pair, which no encoding can."""
     try:
         json.dumps(record, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        return True
-    return False
+        reason = "half a surrogate pair (\\ud800 to \\udfff alone), which is no text"
+        return BadRecord(where, reason, {}, reason)
+    return record
 
 
 def find_sources(sources: str | Sequence[str]) -> list[Source]:
@@ -247,24 +248,21 @@ def _find(place: str, name: str) -> Source:
 
 
 def read_records(
-    sources: Sequence[Source], report: ReadReport, columns: Sequence[str] = ()
-) -> Iterator[tuple[Source, str, dict[str, Any] | BadRecord]]:
-    """Yields (source, where, record) of all sources, with columns renamed.
+    source: Source, report: ReadReport, columns: Sequence[str] = ()
+) -> Iterator[tuple[str, dict[str, Any] | BadRecord]]:
+    """Yields (where, record) of a source, with columns renamed.
 
     Args:
-      columns: `old=new` each; the record's field `old` is called `new` from here on.
+      columns: `old=new` each; where a record has the field `old`, it is called `new` from here on.
 
     Raises:
-      InputError: an entry of `columns` is not of that form, or a source cannot be read.
+      InputError: an entry of `columns` is not of that form, or the source cannot be read.
     """
     names = dict(_column(entry) for entry in columns)
-    for source in sources:
-        for where, record in source.records(report):
-            if names and isinstance(record, dict):
-                record = {names.get(key, key): value for key, value in record.items() if key not in names.values()} | {
-                    names[key]: record[key] for key in names if key in record
-                }
-            yield source, where, record
+    for where, record in source.records(report):
+        if isinstance(record, dict) and (renamed := {names[key]: record[key] for key in names if key in record}):
+            record = {key: value for key, value in record.items() if key not in names and key not in renamed} | renamed
+        yield where, record
 
 
 def _column(entry: str) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from rmjax.core.errors import InputError
-from rmjax.data import parsers
+from rmjax.data import parsers, steps
 from rmjax.data.parsers import ReadOptions
 from rmjax.data.schema import Comparison
 
@@ -90,7 +90,7 @@ def _process(rng: np.random.Generator, digits: np.ndarray, direction: str) -> tu
 
 
 _MAKERS = {"pairs": _pair, "kwise": _kwise, "regression": _regression, "process": _process}
-_PARSERS = {name: getattr(parsers, name) for name in _MAKERS}
+_PARSERS = {"pairs": parsers.pairs, "kwise": parsers.kwise, "regression": parsers.regression, "process": steps.process}
 
 
 def comparisons(split: str, size: int, format: str = "auto", seed: int = 0) -> list[Comparison]:

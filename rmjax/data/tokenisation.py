@@ -17,8 +17,9 @@ from rmjax.core.errors import InputError
 from rmjax.data import synthetic
 from rmjax.data.dataset import TokenizedDataset
 from rmjax.data.formats import read_comparisons
+from rmjax.data.packing import make_tree
 from rmjax.data.parsers import ReadOptions
-from rmjax.data.rendering import make_trees
+from rmjax.data.rendering import make_trees, split_prompt
 from rmjax.data.schema import Comparison, Tree
 from rmjax.data.sources import find_sources
 from rmjax.data.tokenizer import Tokenizer
@@ -49,6 +50,7 @@ class Report:
     blank_lines: int = 0
     skipped: dict[str, int] = dataclasses.field(default_factory=dict)
     dropped_overlong: int = 0
+    dropped_responses: int = 0
     truncated: int = 0
     control_tokens: int = 0
     tokens: int = 0
@@ -60,6 +62,7 @@ class Report:
     def __str__(self) -> str:
         lost = [f"{count} skipped ({reason})" for reason, count in self.skipped.items()]
         lost += [f"{self.dropped_overlong} dropped as longer than max_length"] if self.dropped_overlong else []
+        lost += [f"{self.dropped_responses} single responses dropped"] if self.dropped_responses else []
         lost += [f"{self.truncated} prompts truncated"] if self.truncated else []
         lost += [f"{self.control_tokens} texts hold control tokens"] if self.control_tokens else []
         lost += [f"{self.blank_lines} blank lines"] if self.blank_lines else []
@@ -83,13 +86,12 @@ def tokenize(
 
     Raises:
       InputError: a comparison is overlong and `on_overlong` is `error`; or it gives no tokens, or equal ones for the
-        better and the worse response, or the chat template refuses it, and `on_bad_record` is `error`; or comparisons
-        have different attributes.
+        better and the worse response, or the chat template refuses it, and `on_bad_record` is `error`.
     """
     check_choice("data.on_overlong", options.on_overlong, ("drop", "truncate_prompt", "error"))
     if any(not isinstance(text, str) for comparison in comparisons for text in comparison.conversations):
         tokenizer.check_template()
-    attributes = _attributes(comparisons)
+    attributes = tuple(dict.fromkeys(name for comparison in comparisons for name in comparison.attributes))
     report.control_tokens = sum(
         tokenizer.control_token(text) is not None
         for c in comparisons
@@ -107,14 +109,21 @@ def tokenize(
             if options.on_overlong == "error":
                 raise InputError(f"{comparison.where}: {tree.longest} tokens, more than data.max_length = "
                                  f"{options.max_length}; raise it, or set data.on_overlong to drop")  # fmt: skip
-            tree = _truncate(tree, options.max_length, tokenizer) if options.on_overlong != "drop" else None
+            if options.on_overlong == "drop":
+                tree = _without_overlong(tree, options.max_length, report)
+            else:
+                tree = _truncate(split_prompt(comparison, tree, tokenizer), options.max_length, tokenizer)
+                report.truncated += tree is not None
             if tree is None:
                 report.dropped_overlong += 1
                 continue
-            report.truncated += 1
         report.tokens += len(tree.prefix) * len(tree.branches) + sum(map(len, tree.branches))
         report.unique_tokens += tree.length
         report.longest = max(report.longest, tree.longest)
+        if comparison.attributes not in ((), attributes):
+            labels = np.full((len(tree.readouts), len(attributes)), np.nan, np.float32)
+            labels[:, [attributes.index(name) for name in comparison.attributes]] = tree.labels
+            tree = dataclasses.replace(tree, labels=labels)
         trees.append(tree)
         kept.append(comparison)
     report.kept = len(trees)
@@ -123,23 +132,22 @@ def tokenize(
     )
 
 
-def _attributes(comparisons: Sequence[Comparison]) -> tuple[str, ...]:
-    """Returns the attributes that all labelled comparisons have."""
-    first = next((c for c in comparisons if c.attributes), None)
-    for other in comparisons:
-        if first is not None and other.attributes not in ((), first.attributes):
-            raise InputError(f"{other.where}: labels {', '.join(other.attributes)}, but {first.where} has "
-                             f"{', '.join(first.attributes)}; expected the same attributes in every record (null where "
-                             "one is missing)")  # fmt: skip
-    return first.attributes if first is not None else ()
-
-
 def _refuse(comparison: Comparison, reason: str, options: Options, report: Report) -> None:
     """Raises, or counts the comparison as skipped: what `on_bad_record` says."""
     if options.on_bad_record == "error":
         raise InputError(f"{comparison.where}: {reason} (or set data.on_bad_record to skip)")
     kind = reason.split(" (")[0]
     report.skipped[kind] = report.skipped.get(kind, 0) + 1
+
+
+def _without_overlong(tree: Tree, max_length: int, report: Report) -> Tree | None:
+    """Returns the tree without its overlong responses, if others remain and nothing compares them; else None."""
+    short = [k for k, branch in enumerate(tree.branches) if len(tree.prefix) + len(branch) <= max_length]
+    if tree.edges or not short or len(tree.readouts) != len(tree.branches):
+        return None
+    report.dropped_responses += len(tree.branches) - len(short)
+    sequences = [np.concatenate([tree.prefix, tree.branches[k]]) for k in short]
+    return make_tree(sequences, labels=None if tree.labels is None else tree.labels[short])
 
 
 def _truncate(tree: Tree, max_length: int, tokenizer: Tokenizer) -> Tree | None:

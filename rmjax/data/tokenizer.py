@@ -117,6 +117,11 @@ class Tokenizer:
         found = self._control.search(text) if self._control else None
         return found[0] if found else None
 
+    def last_control_token(self, text: str) -> tuple[int, int]:
+        """Returns where the last special token in a text starts and ends; (0, 0) if there is none."""
+        spans = [match.span() for match in self._control.finditer(text)] if self._control else []
+        return spans[-1] if spans else (0, 0)
+
     def tokens_at(self, text: str, closed: bool, ends: Sequence[int]) -> list[int]:
         """Returns, for each character position, the index of the last token that starts before it.
 

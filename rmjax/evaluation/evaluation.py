@@ -1,6 +1,5 @@
 """A model's evaluation on labelled data: predictions, metrics and report, in a directory."""
 
-import itertools
 import json
 import pathlib
 from collections.abc import Sequence
@@ -35,12 +34,12 @@ def read_labelled(
     if list(sources) == [SYNTHETIC]:
         size = limit or configs.default().data.synthetic_validation
         return list(synthetic.comparisons("validation", size, options.format))
-    items = list(itertools.islice(iterate(sources, options), limit or None))
-    bad = next((item for item in items if isinstance(item, BadRecord)), None)
+    items = list(iterate(sources, options))
+    bad = next((item for item in items if isinstance(item, BadRecord) and not item.tied), None)
     if bad is not None and on_bad_record == "error":
         raise InputError(f"{bad.where}: {bad.reason} (or set --on_bad_record=skip)")
     scaled = iter(one_scale([item for item in items if isinstance(item, Comparison)]))
-    return [next(scaled) if isinstance(item, Comparison) else item for item in items]
+    return [next(scaled) if isinstance(item, Comparison) else item for item in items][: limit or None]
 
 
 def evaluate(judge: Judge, items: Sequence[Item], output: pathlib.Path, *, title: str) -> list[tuple[str, str]]:
@@ -64,6 +63,11 @@ def evaluate(judge: Judge, items: Sequence[Item], output: pathlib.Path, *, title
                 file.write(json.dumps(prediction(item, rewards, judge.attributes), ensure_ascii=False) + "\n")
             scored += [(item, rewards) for item, rewards in chunk if not isinstance(rewards, str)]
     metrics = metrics_of(judge, scored)
+    if not metrics:
+        names = sorted({name for item, _ in scored for name in item.attributes})
+        raise InputError(f"no comparison that could be scored has a known preference, nor a label of the model's "
+                         f"attributes ({', '.join(judge.attributes)}; the data has {', '.join(names) or 'none'}); for "
+                         "unlabelled data use rmjax.score")  # fmt: skip
     subsets: dict[str, list[Scored]] = {}
     for item, rewards in scored:
         if item.subset:
@@ -73,21 +77,17 @@ def evaluate(judge: Judge, items: Sequence[Item], output: pathlib.Path, *, title
     counts = {"comparisons": len(scored), "not_scored": len(items) - len(scored)}
     (output / "metrics.json").write_text(json.dumps(counts | metrics, indent=2) + "\n")
     headline = _headline(counts, metrics)
-    table = _edges(judge, scored) if any(item.edges for item, _ in scored) else None
+    table = _edges(judge, scored) if "accuracy_low" in metrics else None
     (output / "report.html").write_text(report.render(title, headline, table), encoding="utf-8")
     return headline
 
 
 def metrics_of(judge: Judge, scored: Sequence[Scored]) -> dict[str, float]:
-    """Returns the metrics of comparisons by what is known of them: preferences, attributes, steps.
-
-    Raises:
-      InputError: nothing is known of any.
-    """
+    """Returns the metrics of comparisons by what is known of them: preferences, attributes, steps."""
     metrics: dict[str, float] = {}
     ranked = [(item, rewards) for item, rewards in scored if item.edges]
     labelled = [(item, rewards) for item, rewards in scored if item.labels is not None]
-    if ranked or not labelled:
+    if any(edge.target != 0.5 for item, _ in ranked for edge in item.edges):
         rewards, edges = [judge.merged(values) for _, values in ranked], [item.edges for item, _ in ranked]
         metrics |= pair_metrics(rewards, edges, [item.ceiling for item, _ in ranked])
     for steps in (False, True):
@@ -97,11 +97,8 @@ def metrics_of(judge: Judge, scored: Sequence[Scored]) -> dict[str, float]:
         rewards = np.concatenate([values for _, values in members])
         labels = np.concatenate([_by_name(judge, item) for item, _ in members])
         found = step_metrics(rewards[:, 0], labels[:, 0]) if steps else label_metrics(rewards, labels, judge.attributes)
-        if not found:
-            raise InputError(f"the labels are of {', '.join(members[0][0].attributes)}; the model's head gives "
-                             f"{', '.join(judge.attributes)}: nothing can be compared")  # fmt: skip
         metrics |= found
-        if not np.isnan(ceiling := [item.ceiling for item, _ in members]).any():
+        if found and not np.isnan(ceiling := [item.ceiling for item, _ in members]).any():
             metrics["accuracy_ceiling" if steps else "mse_floor"] = float(np.mean(ceiling))
     return metrics
 

@@ -99,8 +99,8 @@ def open_judge(path: str, *, max_length: int = 0, rows_per_device: int = 0, dtyp
     rows = rows_per_device or (1 if mesh.devices.flat[0].platform == "cpu" else _ACCELERATOR_ROWS)
     max_length = max_length or loaded.max_length
     scorer = Scorer(loaded.model, loaded.params, mesh, max_length, rows * row_shards(mesh))
-    known = {name: loaded.facts[name] for name in ("strings", "step_separator") if name in loaded.facts}
-    return Judge(scorer, tokenizer, max_length, ReadOptions(**known), loaded.facts)
+    options = ReadOptions(**loaded.facts.get("reading", {}))
+    return Judge(scorer, tokenizer, max_length, options, loaded.facts)
 
 
 def prediction(item: Item, rewards: np.ndarray | str, attributes: Sequence[str]) -> dict[str, Any]:
@@ -108,11 +108,17 @@ def prediction(item: Item, rewards: np.ndarray | str, attributes: Sequence[str])
 
     `rewards` has a number a response, or an object {attribute: value} a response where the head has several.
     """
+    record = _plain(item.record)
     if isinstance(rewards, str):
-        return item.record | {"error": f"{item.where}: {rewards}"}
+        return record | {"error": f"{item.where}: {rewards}"}
     if len(attributes) == 1:
-        return item.record | {"rewards": [float(value) for value in rewards[:, 0]]}
-    return item.record | {"rewards": [dict(zip(attributes, map(float, row), strict=True)) for row in rewards]}
+        return record | {"rewards": [float(value) for value in rewards[:, 0]]}
+    return record | {"rewards": [dict(zip(attributes, map(float, row), strict=True)) for row in rewards]}
+
+
+def _plain(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns the record as JSON has it; what JSON cannot say (Parquet's times and decimals) as text."""
+    return json.loads(json.dumps(record, default=str))
 
 
 def predict(judge: Judge, items: Iterable[Item], progress: tqdm.tqdm) -> Iterator[list[tuple[Item, Any]]]:
@@ -136,7 +142,7 @@ def score_file(judge: Judge, source: str, output: pathlib.Path) -> tuple[int, in
     done = errors = 0
     for done, line in enumerate(_lines_there(output), 1):
         _check_same(output, done, line, next(items, None))
-        errors += "error" in line
+        errors += "rewards" not in line
     if done:
         print(f"{output}: continuing after the {done:,} lines already there", flush=True)
     bar = tqdm.tqdm(initial=done, desc="scoring", unit="record", dynamic_ncols=True)
@@ -170,7 +176,7 @@ def _lines_there(output: pathlib.Path) -> Iterator[dict[str, Any]]:
 
 def _check_same(output: pathlib.Path, number: int, line: dict[str, Any], item: Item | None) -> None:
     own = lambda record: {key: value for key, value in record.items() if key not in ("rewards", "error")}
-    if item is None or own(line) != own(item.record):
+    if item is None or own(line) != own(_plain(item.record)):
         there = "no such record" if item is None else f"another record at {item.where}"
         raise InputError(f"{output}:{number}: scores a record of another input (--input has {there}); choose another "
                          "--output or remove the file")  # fmt: skip

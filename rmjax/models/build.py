@@ -20,6 +20,8 @@ from rmjax.models.decoder import Params, RewardModel
 MODEL_FILE = "model.json"  # in a workdir: the decoder's constants
 HEAD_FILE = "head.json"  # in a workdir: the head's attributes and what is done with them
 TOKENIZER_DIRECTORY = "tokenizer"  # in a workdir
+# What of config.data decides how records are read, and goes with the model wherever it is used.
+READING = ("strings", "step_separator", "ties", "missing_label", "preference_label")
 _ONE_REWARD = HeadConfig()
 
 
@@ -58,6 +60,12 @@ def resolve(path: str) -> pathlib.Path:
     except Exception as error:  # the client raises whatever its transport raises
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"model {path!r}: no such directory, and the hub gave none ({reason})") from error
+
+
+def tokenizer_directory(path: str) -> str:
+    """Returns where the tokenizer of a PATH lies."""
+    directory = resolve(path)
+    return str(directory / TOKENIZER_DIRECTORY if is_workdir(directory) else directory)
 
 
 def is_workdir(directory: pathlib.Path) -> bool:
@@ -103,12 +111,24 @@ def initial_params(config: ml_collections.ConfigDict, model: RewardModel, mesh: 
     if not config.path:
         return jax.jit(model.init, out_shardings=shardings)(key)
     directory = resolve(config.path)
-    if is_workdir(directory):
+    workdir = is_workdir(directory)
+    facts = read_json(directory / HEAD_FILE) if workdir else artifact.read_facts(directory)
+    if facts:
+        _check_head(directory, HeadConfig.from_facts(facts), model.head)
+    if workdir:
         return restore_params(directory, model, mesh)
-    artifact.read_facts(directory)
     shape = (model.decoder.hidden_size, len(model.head.attributes))
     fresh = model.head.init * jax.random.normal(key, shape, "float32")
     return huggingface.load(directory, model, shardings, fresh_head=fresh)
+
+
+def _check_head(directory: pathlib.Path, found: HeadConfig, wanted: HeadConfig) -> None:
+    """Raises InputError if a trained head means something else than the one that it would be taken for."""
+    same_names = len(wanted.attributes) == 1 == len(found.attributes) or found.attributes == wanted.attributes
+    if not same_names or (found.scale, found.shift) != (wanted.scale, wanted.shift):
+        raise InputError(f"{directory}: its head gives {', '.join(found.attributes)} with scale {list(found.scale)}, "
+                         f"shift {list(found.shift)}; this run's would be {', '.join(wanted.attributes)}, "
+                         f"{list(wanted.scale)}, {list(wanted.shift)}: start from a model without a head")  # fmt: skip
 
 
 def load_model(path: str, *, mesh: Mesh, dtype: str = "float32", attention: str = "auto") -> LoadedModel:
@@ -175,8 +195,7 @@ def workdir_facts(workdir: pathlib.Path) -> dict[str, Any]:
         "reward_mean": metrics.get("reward_mean"),
         "reward_std": metrics.get("reward_std"),
         "max_length": config.data.max_length,
-        "strings": config.data.strings,
-        "step_separator": config.data.step_separator,
+        "reading": {name: config.data[name] for name in READING},
         "dtype": config.model.dtype,
     }
 

@@ -3,8 +3,9 @@
 Axis letters: B rows, R readouts, E edges, A attributes, T tokens.
 
 Peers' variants as options: InstructGPT's K-wise loss is `pairwise` over K-wise data (each comparison's edges weigh
-1 / their number); NeMo-Aligner's regular_bt, margin_bt and scaled_bt are `regression_bt` with objective.margin and
-objective.strength as they say; HelpSteer2-Preference's mixture is `regression+bradley_terry`.
+1 / their number); NeMo-Aligner's regular_bt, margin_bt and scaled_bt are `regression_bt`, Bradley-Terry over one of a
+head's several attributes, with objective.margin and objective.strength as they say; HelpSteer2-Preference's mixture is
+`regression+regression_bt`.
 """
 
 import dataclasses
@@ -79,8 +80,8 @@ def plackett_luce(rewards: jax.Array, batch: Batch, *, merge: Sequence[float] = 
 
     S_i are the responses that i beats: the probability of the ranking as a sequence of choices of the best of what is
     left. K = 2 is Bradley-Terry. Responses tied with i are outside S_i, so a tie says nothing; where the data keeps
-    ties (edges with target 0.5, data.ties = half) they are in S_i, Breslow's likelihood for ties. Each comparison
-    weighs what its edges weigh in all.
+    ties (edges with target 0.5, data.ties = half) they are in S_i, and the sum is over responses that beat or tie with
+    another: Breslow's likelihood for ties. Each comparison weighs what its edges weigh in all.
 
     Args:
       rewards: float32 [B, R, A].
@@ -90,7 +91,7 @@ def plackett_luce(rewards: jax.Array, batch: Batch, *, merge: Sequence[float] = 
     Returns:
       (sum of losses, sum of weights).
 
-    Source: Plackett 1975; Luce 1959; Cao et al. 2007 (ListMLE), eq. 4 there; ties: Breslow 1974, Biometrics 30.
+    Source: Plackett 1975; Luce 1959; Xia et al. 2008 (ListMLE), section 4.3; ties: Breslow 1974, Biometrics 30.
     """
     reward, _, _ = reward_of(rewards, batch, merge)
     weight, winner, loser = batch["edge_weight"], batch["edge_winner"], batch["edge_loser"]
@@ -99,7 +100,7 @@ def plackett_luce(rewards: jax.Array, batch: Batch, *, merge: Sequence[float] = 
     rows = jnp.arange(reward.shape[0])[:, None]
     left = jnp.zeros((*reward.shape, reward.shape[1]), bool)  # [B, R, R]: who is in S_i
     left = left.at[rows, winner, loser].max(beats | tied).at[rows, loser, winner].max(tied)
-    stage = jnp.zeros(reward.shape, bool).at[rows, winner].max(beats)
+    stage = jnp.zeros(reward.shape, bool).at[rows, winner].max(beats | tied).at[rows, loser].max(tied)
     left |= jnp.eye(reward.shape[1], dtype=bool)
     choice = jax.nn.logsumexp(jnp.where(left, reward[:, None, :], -jnp.inf), axis=-1) - reward
     # A comparison's weight, at each of its readouts: the edges of its group.
@@ -231,8 +232,8 @@ class Objective:
 
 
 # What each term needs of the data.
-_NEEDS = {"bradley_terry": "edges", "pairwise": "edges", "plackett_luce": "edges", "regression": "labels",
-          "process": "labels"}  # fmt: skip
+_NEEDS = {"bradley_terry": "edges", "pairwise": "edges", "regression_bt": "edges", "plackett_luce": "edges",
+          "regression": "labels", "process": "labels"}  # fmt: skip
 
 
 def make_objective(
@@ -246,14 +247,17 @@ def make_objective(
     Raises:
       InputError: an unknown name, or an option that does not fit.
     """
-    # NeMo-Aligner's name for a head of several attributes of which one ranks, and the others may be learnt beside it.
-    names = config.name.replace("regression_bt", "regression+bradley_terry").split("+")
+    names = config.name.split("+")
     for name in names:
-        check_choice("objective.name", name, (*_NEEDS, "regression_bt"))
+        check_choice("objective.name", name, tuple(_NEEDS))
     shares = [float(share) for share in config.weights] or [1.0] * len(names)
     if len(shares) != len(names):
         raise InputError(f"config.objective.weights has {len(shares)} entries; {config.name!r} has {len(names)} terms")
     merge = _merge(config, attributes, names)
+    pairwise_options = [key for key in ("margin", "strength", "label_smoothing") if config[key]]
+    if pairwise_options and not {"bradley_terry", "pairwise", "regression_bt"} & set(names):
+        raise InputError(f"config.objective.{pairwise_options[0]} is {config[pairwise_options[0]]}, but "
+                         f"{config.name!r} does not use it; bradley_terry and pairwise do")  # fmt: skip
     if config.attribute_weights and len(config.attribute_weights) != len(attributes):
         raise InputError(f"config.objective.attribute_weights has {len(config.attribute_weights)} entries; the head "
                          f"has the attributes {', '.join(attributes)}")  # fmt: skip
@@ -264,6 +268,7 @@ def make_objective(
     functions = {
         "bradley_terry": pairwise,
         "pairwise": pairwise,
+        "regression_bt": pairwise,
         "plackett_luce": functools.partial(plackett_luce, merge=merge),
         "regression": functools.partial(
             regression, weights=tuple(config.attribute_weights) or (1.0,), scale=tuple(scale) or (1.0,)

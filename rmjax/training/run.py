@@ -7,6 +7,7 @@ import pathlib
 import jax
 import ml_collections
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from rmjax.core import config as configs
@@ -26,7 +27,10 @@ from rmjax.training.objectives import Objective, make_objective
 from rmjax.training.optimizer import make_optimizer, make_schedule
 from rmjax.training.step import Trainer, local_rows
 
+DATA_FILE = "data.json"  # in a workdir: the hash of the training data
 Config = ml_collections.ConfigDict
+# What a comparison may lack that a term of the objective needs.
+_MISSING = {"edges": "a preference", "labels": "a label of the head's attributes"}
 
 
 def train(config: Config, workdir: pathlib.Path) -> loop.Outcome:
@@ -42,6 +46,7 @@ def train(config: Config, workdir: pathlib.Path) -> loop.Outcome:
     for name, dataset in (("train", training), ("validation", validation)):
         _check_data(name, dataset, objective)
     head = dataclasses.replace(head, merge=objective.merge)
+    _check_same_data(workdir, training)
     if common := validation.shared(training):
         print(f"warning: {len(common):,} of {len(validation):,} validation comparisons are in the training data too, "
               f"first {validation.where[common[0]]}; what validation says of them is not of new data")  # fmt: skip
@@ -60,7 +65,7 @@ def train(config: Config, workdir: pathlib.Path) -> loop.Outcome:
         optimizer = make_optimizer(config.optimizer, schedule)
         trainer = Trainer(model, objective, optimizer, schedule, config.optimizer.grad_clip, mesh)
 
-        _prepare(workdir, config, model, tokenizer)
+        _prepare(workdir, config, model, tokenizer, training.dataset)
         checkpoints = Checkpoints(workdir, config.checkpoint.keep, config.checkpoint.best)
         rows = local_rows(mesh, training.plan.microbatch_rows)
         iterator = make_iterator(training.dataset, training.plan, rows)
@@ -86,8 +91,7 @@ def train(config: Config, workdir: pathlib.Path) -> loop.Outcome:
 def _tokenizer_path(config: Config) -> str:
     if config.data.tokenizer or not config.model.path:
         return config.data.tokenizer
-    directory = build.resolve(config.model.path)
-    return str(directory / build.TOKENIZER_DIRECTORY if build.is_workdir(directory) else directory)
+    return build.tokenizer_directory(config.model.path)
 
 
 def _load(config: Config, tokenizer: Tokenizer, split: str) -> tuple[TokenizedDataset, list[int]]:
@@ -135,12 +139,16 @@ def _check_data(name: str, dataset: TokenizedDataset, objective: Objective) -> N
     rows = np.repeat(np.arange(len(dataset)), dataset.readout_counts)
     known["labels"] = np.bincount(rows, ~np.isnan(dataset.labels).all(1), minlength=len(dataset)) > 0
     needs = set(objective.needs.values())
+    for term, kind in objective.needs.items():
+        if not known[kind].any():
+            raise InputError(f"config.data.{name}: no record has {_MISSING[kind]}, which {term!r} learns from; "
+                             f"if they are there (first in {dataset.where[0]}), set config.data.format")  # fmt: skip
     useful = np.any([known[kind] for kind in needs], axis=0)
     if not useful.all():
         i = int(np.flatnonzero(~useful)[0])
-        missing = {"edges": "no preference is known", "labels": "no label of the head's attributes is known"}
-        raise InputError(f"{dataset.where[i]}: {' and '.join(missing[kind] for kind in sorted(needs))}, which the "
-                         f"objective ({', '.join(objective.needs)}) learns from")  # fmt: skip
+        lacking = " nor ".join(_MISSING[kind] for kind in sorted(needs))
+        raise InputError(f"{dataset.where[i]}: it has no {lacking}, which the objective ({', '.join(objective.needs)}) "
+                         "learns from")  # fmt: skip
 
 
 def _check_heads(decoder: DecoderConfig, mesh: Mesh) -> None:
@@ -189,13 +197,28 @@ def _plans(
     return loop.Split(training, plans[0]), loop.Split(validation, plans[1])
 
 
-def _prepare(workdir: pathlib.Path, config: Config, model: RewardModel, tokenizer: Tokenizer) -> None:
+def _check_same_data(workdir: pathlib.Path, training: TokenizedDataset) -> None:
+    """Raises InputError if the training data is other than when the run began, or than another process has."""
+    found = training.fingerprint()
+    if (workdir / DATA_FILE).exists() and json.loads((workdir / DATA_FILE).read_text())["train"] != found:
+        raise InputError(f"{workdir} holds a run whose training data was other than config.data.train is now; bring it "
+                         "back, or choose another --workdir")  # fmt: skip
+    if jax.process_count() > 1:
+        every = multihost_utils.process_allgather(np.frombuffer(bytes.fromhex(found), np.uint8))
+        if (every != every[0]).any():
+            raise InputError("the processes read different training data; give each the same files")
+
+
+def _prepare(
+    workdir: pathlib.Path, config: Config, model: RewardModel, tokenizer: Tokenizer, training: TokenizedDataset
+) -> None:
     """Leaves in the workdir all that evaluate, export and serve need besides checkpoints."""
     if jax.process_index() > 0 or (workdir / "config.json").exists():
         return
     workdir.mkdir(parents=True, exist_ok=True)
     tokenizer.save(workdir / build.TOKENIZER_DIRECTORY)
     (workdir / build.MODEL_FILE).write_text(json.dumps(to_hugging_face(model.decoder), indent=2) + "\n")
+    (workdir / DATA_FILE).write_text(json.dumps({"train": training.fingerprint()}) + "\n")
     (workdir / build.HEAD_FILE).write_text(json.dumps(model.head.facts(), indent=2) + "\n")
     configs.save(config, workdir / "config.json")
 

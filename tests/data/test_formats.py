@@ -11,6 +11,7 @@ from rmjax.data.formats import FORMATS, iterate, read_comparisons
 from rmjax.data.parsers import HELPSTEER, NEMO, ReadOptions
 from rmjax.data.schema import Edge
 
+SYSTEM = {"role": "system", "content": "s"}
 USER = {"role": "user", "content": "q"}
 CHAT = [USER, {"role": "assistant", "content": "a"}]
 OTHER = [USER, {"role": "assistant", "content": "b"}]
@@ -101,8 +102,10 @@ def test_helpsteer_preference_signs(tmp_path):
     record = {"prompt": "p", "response_1": "a", "response_2": "b"}
     found, _ = read(tmp_path, [record | {"preference_strength": s} for s in (-3, 1)])
     assert [c.edges for c in found] == [(Edge(0, 1, 3.0, strength=3.0),), (Edge(1, 0, 1.0, strength=1.0),)]
-    with pytest.raises(InputError, match=r"in.jsonl:1: all its responses are tied"):
-        read(tmp_path, [record | {"preference_strength": 0}])
+    source = write(tmp_path / "in.jsonl", [record | {"preference_strength": s} for s in (0, 2)])
+    found, report = read_comparisons(source, ReadOptions())
+    assert len(found) == 1
+    assert sum(report.skipped.values()) == 1
     tied, _ = read(tmp_path, [record | {"preference_strength": 0}], ties="half")
     assert tied[0].edges[0].target == 0.5
 
@@ -159,6 +162,8 @@ def test_single_responses_to_one_prompt_can_be_one_comparison(tmp_path):
          [1, np.nan, 0]),
         ({"input": "p Step 1: s1 ки\nStep 2: s2 ки", "label": "p Step 1: s1 +\nStep 2: s2 -"}, "math_shepherd",
          "p\nStep 1: s1\nStep 2: s2", [1, 0]),
+        ({"input": "p ки q step 1: s1 ки\nStep 2: s2 ки", "label": "p - q step 1: s1 +\nStep 2: s2 -"}, "math_shepherd",
+         "p  q\nstep 1: s1\nStep 2: s2", [1, 0]),
     ],
 )  # fmt: skip
 def test_steps_end_where_they_end(tmp_path, record, format, text, labels):
@@ -230,7 +235,8 @@ def test_scoring_asks_for_no_label(tmp_path):
         ({"prompt": "p", "responses": "ab", "ranks": [1, 2]}, "responses is 'ab'; expected a list"),
         ({"prompt": "p", "responses": ["a", "b"], "ranks": [1]}, "ranks has 1 entries; expected 2"),
         ({"prompt": "p", "responses": ["a", "b"], "ranks": [1, None]}, r"ranks\[1\] is None; expected a finite number"),
-        ({"prompt": "p", "responses": ["a", "b"], "ranks": [2, 2]}, "all its responses are tied"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": 1e39}, "margin is 1e\\+39; expected a finite"),
+        ({"prompt": [SYSTEM, USER], "chosen": CHAT, "rejected": OTHER}, "chosen starts with a 'user' message"),
         ({"prompt": "p", "response": "r", "labels": {"x": "high"}}, "labels.x is 'high'; expected a finite number"),
         ({"prompt": "p", "response": "r", "labels": {"x": None}}, "every label is missing"),
         ({"text": "t", "label": 3}, "label is 3; expected a list of numbers"),
@@ -253,3 +259,21 @@ def test_every_format_can_be_asked_for_by_name(tmp_path):
         items = list(iterate(write(tmp_path / "in.jsonl", [{"unknown": 1}]), ReadOptions(format=format)))
         assert len(items) == 1
         assert items[0].where.endswith("in.jsonl:1"), format
+
+
+def test_each_source_has_its_own_format_and_line_pairs_stay_within_a_file(tmp_path):
+    first = write(tmp_path / "a.jsonl", [{"text": t} for t in ("p a", "p b", "p c")])
+    second = write(tmp_path / "b.jsonl", [{"text": t} for t in ("q a", "q b")])
+    third = write(tmp_path / "c.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "b"}])
+    items = list(iterate([first, second, third], ReadOptions()))
+    assert [getattr(item, "conversations", None) for item in items] == [
+        ("p a", "p b"), None, ("q a", "q b"), ("pa", "pb"),
+    ]  # fmt: skip
+    assert "a.jsonl:3" in items[1].where
+    assert "the last line has no partner" in items[1].reason
+
+
+def test_null_keys_that_parquet_gives_every_message_are_no_difference(tmp_path):
+    nulls = [message | {"tool_calls": None} for message in CHAT]
+    found, _ = read(tmp_path, [{"prompt": [USER], "chosen": nulls, "rejected": OTHER}])
+    assert found[0].conversations == (CHAT, OTHER)

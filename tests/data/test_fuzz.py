@@ -24,7 +24,8 @@ GOOD = {
     "regression": {"prompt": "p", "response": "r", "labels": {"x": 1, "y": None}},
     "preference_strength": {"prompt": "p", "response_1": "a", "response_2": "b", "preference_strength": -1},
     "kwise": {"prompt": "p", "responses": ["a", "b", "c"], "ranks": [1, 2, 2]},
-    "completions": {"context": MESSAGES[:1], "completions": [{"rank": k, "completion": MESSAGES[1:]} for k in (0, 1)]},
+    "completions": {"context": MESSAGES[:1], "completions": [
+        {"rank": k, "completion": [{"role": "assistant", "content": text}]} for k, text in enumerate("ab")]},
     "process": {"prompt": "p", "completions": ["s1", "s2"], "labels": [1, False]},
     "prm800k": {"question": {"problem": "p"}, "label": {"steps": [
         {"completions": [{"text": "s", "rating": 1}], "chosen_completion": 0, "human_completion": None}]}},
@@ -69,8 +70,17 @@ def tokenizer():
     return Tokenizer.load("")
 
 
-def test_every_format_has_its_good_record():
-    assert set(GOOD) == set(FORMATS)
+@pytest.mark.parametrize("format", FORMATS)
+def test_without_a_fault_every_format_is_parsed(format, tmp_path, tokenizer):
+    first, second = copy.deepcopy(GOOD[format]), copy.deepcopy(GOOD[format])
+    if format.startswith("nemo"):
+        second["text"] += "!"
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in (first, second)))
+    items = list(iterate(str(path), ReadOptions(format=format)))
+    assert len(items) == (1 if format in ("nemo_binary", "nemo_preference") else 2)
+    assert all(isinstance(item, Comparison) for item in items), items
+    assert all(isinstance(tree, Tree) for tree in make_trees(items, tokenizer))
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 import tokenizers
 
-from rmjax.data.parsers import ReadOptions, process
-from rmjax.data.rendering import make_trees
+from rmjax.data.parsers import ReadOptions
+from rmjax.data.rendering import make_trees, split_prompt
+from rmjax.data.schema import Comparison
+from rmjax.data.steps import process
 from rmjax.data.tokenizer import Tokenizer
 
 
@@ -39,3 +41,22 @@ def test_rewards_are_read_at_the_token_that_ends_a_step(tokenizer, strings):
         assert read.rstrip("\n").endswith(step)
         assert not tokenizer.base.decode(whole[:index]).endswith(step)
     np.testing.assert_array_equal(tree.labels[:, 0], [1, 0, 1, 1])
+
+
+@pytest.mark.parametrize("strings", ["joined", "chat"])
+def test_a_single_response_can_give_up_tokens_of_its_prompt(tokenizer, strings):
+    record = {"prompt": "first step. " * 9, "completions": ["e", "n"], "labels": [1, 0]}
+    comparison = process("here:1", record, ReadOptions(strings=strings))
+    (tree,) = make_trees([comparison], tokenizer)
+    split = split_prompt(comparison, tree, tokenizer)
+    assert len(split.prefix) > 9
+    assert tokenizer.base.decode(split.branches[0]).lstrip("\n").startswith("e")
+    np.testing.assert_array_equal(np.concatenate([split.prefix, *split.branches]), tree.branches[0])
+    read = [int(split.branches[0][index]) for _, index in split.readouts]
+    assert read == [int(tree.branches[0][index]) for _, index in tree.readouts]
+    assert [tokenizer.base.decode([token]).strip() for token in read] == ["e", "n"]
+
+
+def test_a_role_cannot_smuggle_in_a_control_token(tokenizer):
+    comparison = Comparison(([{"role": "user<|im_end|>", "content": "x"}],), True, (), None, "here:1", {})
+    assert "'<|im_end|>'" in make_trees([comparison], tokenizer)[0]

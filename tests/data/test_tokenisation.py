@@ -301,3 +301,22 @@ def test_unlabelled_lengths_agree_with_trees(tokenizer):
     assert dataset.lengths.tolist() == [dataset.tree(i).length for i in range(20)]
     assert tokenize([], tokenizer, Options(), Report("none")).lengths.tolist() == []
     assert np.isfinite(dataset.ceiling).all()
+
+
+def test_overlong_rules_hold_for_single_responses_and_groups(tokenizer, tmp_path):
+    records = [{"prompt": "p" * 20, "response": "r" * n, "labels": {"x": 1}} for n in (5, 30, 6)]
+    source = write(tmp_path / "in.jsonl", records)
+    dataset, report = load(source, tokenizer, max_length=40)
+    assert (len(dataset), report.dropped_overlong) == (2, 1)
+    dataset, report = load(source, tokenizer, max_length=40, on_overlong="truncate_prompt")
+    assert (len(dataset), report.truncated) == (3, 1)
+    assert len(dataset.tree(1).prefix) == 40 - 31
+    dataset, report = load(source, tokenizer, max_length=40, group_prompts=True)
+    assert (len(dataset), report.dropped_responses, len(dataset.tree(0).branches)) == (1, 1, 2)
+
+
+def test_attributes_that_some_records_lack_are_missing_there(tokenizer, tmp_path):
+    records = [{"prompt": "p", "response": "r", "labels": labels} for labels in ({"x": 1}, {"y": 2, "x": 3})]
+    dataset, _ = load(write(tmp_path / "in.jsonl", records), tokenizer)
+    assert dataset.attributes == ("x", "y")
+    np.testing.assert_array_equal(dataset.labels, [[1, np.nan], [3, 2]])

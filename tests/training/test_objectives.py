@@ -77,7 +77,7 @@ def test_instructgpts_k_wise_loss_counts_each_comparison_once():
 
 @pytest.mark.parametrize("ties", ["drop", "half"])
 def test_plackett_luce(ties):
-    ranks = [[3, 1, 2, 4], [2, 1], [1, 2, 2, 3]]
+    ranks = [[3, 1, 2, 4], [2, 1], [1, 2, 2, 3], [1, 2, 2]]
     batch = batch_of(*[(ranked_edges(r, False, ReadOptions(ties=ties)), None, len(r)) for r in ranks])
     rewards = rewards_of(batch)
     expected, start = [], 0
@@ -85,7 +85,7 @@ def test_plackett_luce(ties):
         x, r = np.asarray(rewards, np.float64)[0, start : start + len(r), 0], np.array(r)
         loss = 0.0
         for i in range(len(r)):
-            if (r > r[i]).any():
+            if (r > r[i]).any() or (ties == "half" and (r == r[i]).sum() > 1):
                 left = (r > r[i]) | (np.arange(len(r)) == i) | ((r == r[i]) & (ties == "half"))
                 loss += math.log(np.exp(x[left]).sum()) - x[i]
         expected.append(loss)

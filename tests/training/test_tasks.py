@@ -8,7 +8,7 @@ import pytest
 
 from rmjax.core.errors import InputError
 from rmjax.data import synthetic
-from rmjax.data.parsers import ReadOptions
+from rmjax.data.parsers import NEMO, ReadOptions
 from rmjax.evaluation.evaluation import evaluate, read_labelled
 from rmjax.evaluation.offline import open_judge, score_file
 from rmjax.training.export import export
@@ -70,7 +70,7 @@ def test_each_task_trains_and_reports(tiny, tmp_path, format, objective, options
 def test_layout_changes_no_result_of_a_mixture(tiny, tmp_path, change):
     """Two terms with different weights: each is divided by its own, however the step is laid out."""
     sources = (write(tmp_path / "r.jsonl", "regression"), write(tmp_path / "p.jsonl", "pairs"))
-    tiny = options_of(tiny, "auto", "regression+bradley_terry", reward_attribute="order", weights=(0.3, 1.0))
+    tiny = options_of(tiny, "auto", "regression+regression_bt", reward_attribute="order", weights=(0.3, 1.0))
     tiny.data.train = tiny.data.validation = sources
     train(tiny, tmp_path / "one")
     for key, value in change.items():
@@ -79,7 +79,7 @@ def test_layout_changes_no_result_of_a_mixture(tiny, tmp_path, change):
     train(tiny, tmp_path / "other")
     one, other = (lines(tmp_path / name, "train") for name in ("one", "other"))
     for a, b in zip(one, other, strict=True):
-        for name in ("loss", "loss/regression", "loss/bradley_terry", "grad_norm"):
+        for name in ("loss", "loss/regression", "loss/regression_bt", "grad_norm"):
             assert a[name] == pytest.approx(b[name], rel=1e-4), name
 
 
@@ -100,12 +100,46 @@ def test_sources_are_mixed_by_weight_and_validation_sets_are_reported_by_name(ti
 def test_data_that_says_nothing_to_the_objective_is_named(tiny, tmp_path):
     tiny.data.train = (write(tmp_path / "a.jsonl", "pairs"),)
     tiny.objective.name = "regression"
-    with pytest.raises(InputError, match=r"a.jsonl:1: no label of the head's attributes is known"):
+    with pytest.raises(InputError, match=r"no record has a label of the head's attributes, which 'regression' learns"):
         train(tiny, tmp_path / "run")
     tiny = options_of(tiny, "auto", "bradley_terry")
     tiny.data.train = (write(tmp_path / "b.jsonl", "regression"),)
-    with pytest.raises(InputError, match=r"b.jsonl:1: no preference is known"):
+    with pytest.raises(InputError, match=r"no record has a preference, which 'bradley_terry' learns from"):
         train(tiny, tmp_path / "run")
+    tiny.data.train = (write(tmp_path / "c.jsonl", "pairs"), write(tmp_path / "b.jsonl", "regression"))
+    with pytest.raises(InputError, match=r"b.jsonl:1: it has no a preference"):
+        train(tiny, tmp_path / "run")
+
+
+def test_other_data_or_another_head_is_refused(tiny, tmp_path):
+    source = tmp_path / "a.jsonl"
+    tiny.data.train = (write(source, "pairs"),)
+    train(tiny, tmp_path / "run")
+    write(source, "pairs", 25)
+    with pytest.raises(InputError, match=r"holds a run whose training data was other"):
+        train(tiny, tmp_path / "run")
+    tiny = options_of(tiny, "regression", "regression", standardize=True)
+    tiny.data.train, tiny.model.path = ("synthetic",), str(tmp_path / "run")
+    with pytest.raises(InputError, match=r"its head gives reward with scale"):
+        train(tiny, tmp_path / "other")
+
+
+def test_nemos_preferences_are_trained_on_and_evaluated(tiny, tmp_path):
+    pairs = [item.record for item in synthetic.comparisons("train", 24)]
+    label = [-2, *[-100] * 8]  # the first of two lines is the better one
+    texts = [record["prompt"] + record[key] for record in pairs for key in ("chosen", "rejected")]
+    source = tmp_path / "nemo.jsonl"
+    source.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text in texts))
+    tiny = options_of(tiny, "auto", "regression_bt", strength=True)
+    tiny.data.train = tiny.data.validation = (str(source),)
+    outcome = train(tiny, tmp_path / "run")
+    judge = open_judge(str(tmp_path / "run"))
+    assert judge.attributes == NEMO
+    evaluate(judge, read_labelled([str(source)], judge.options), tmp_path / "report", title="t")
+    found = json.loads((tmp_path / "report" / "metrics.json").read_text())["accuracy"]
+    best = max(line["accuracy"] for line in lines(tmp_path / "run"))
+    assert found == pytest.approx(best)
+    assert outcome.validation["loss"] < 2 * math.log(2)
 
 
 def test_an_artifact_can_merge_attributes_and_standardise(tiny, tmp_path):
