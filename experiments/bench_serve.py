@@ -48,7 +48,7 @@ def serve_ours(http_port, grpc_port, delay):
     from rmjax.serving.server import serve
 
     def score(trees):
-        time.sleep(delay * len(trees))
+        time.sleep(delay * sum(len(tree.branches) for tree in trees))
         return [
             np.array([[tree.prefix.sum() + branch.sum()] for branch in tree.branches], np.float32) for tree in trees
         ]
@@ -265,20 +265,19 @@ def overhead(servers):
 
 def model(servers):
     """Comparisons/s of a real model; a request holds the samples of one prompt."""
-    words = [f"word{i} the of and a to in is".split()[i % 7] for i in range(400)]
-    prompts = [" ".join([f"Prompt {i}.", *words[i : i + 300]]) for i in range(64)]
-    made = [
-        [f"{prompt} Answer {k}: {' '.join(words[k : k + 30])}.".encode() for k in range(SAMPLES)] for prompt in prompts
+    words = [
+        f"{start}{end}" for start in ("re", "un", "over", "fore") for end in ("see", "do", "take", "go", "make", "find")
     ]
+    line = lambda seed, count: " ".join(words[(seed * 7 + i * (i + seed)) % len(words)] for i in range(count))
+    made = [[f"{line(i, 250)} Answer: {line(100 * i + k, 30)}.".encode() for k in range(SAMPLES)] for i in range(5)]
     messages = [http_message(*texts_body(texts)) for texts in made]
 
     def measure(server):
         async def run():
             ask, times = await http_client(server.http), []
-            for message in messages[:4]:
-                await ask(message)
+            await ask(messages[0])
             began = time.perf_counter()
-            for message in messages[4:20]:
+            for message in messages[1:]:
                 sent = time.perf_counter()
                 if not await ask(message):
                     raise SystemExit(f"{server.name} refused a request")
@@ -351,7 +350,7 @@ def main():
         ours = [sys.executable, "-m", "rmjax.serve", f"--model={given.model}", "--http_port={http}",
                 "--grpc_port={grpc}", f"--max_length={MAX_LENGTH}"]  # fmt: skip
     else:
-        delay = 0.002 if given.what == "overload" else 0.0
+        delay = 0.005 if given.what == "overload" else 0.0
         ours = [sys.executable, "{here}", "serve-ours", f"--delay={delay}", *ports]
     servers = [Server("ours", ours)]
     try:
