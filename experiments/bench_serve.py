@@ -57,7 +57,8 @@ def serve_ours(http_port, grpc_port, delay):
         return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
 
     def load(metrics):
-        engine = Engine(score, lambda: None, max_length=2048, batch_tokens=64 * 1024, queue_size=16384, metrics=metrics)
+        engine = Engine(score, lambda: None, max_length=2048, batch_tokens=64 * 1024, queue_size=16384,
+                        queue_tokens=1 << 24, metrics=metrics)  # fmt: skip
         return RewardService(engine, encode, vocab_size=1 << 31, attributes=("reward",))
 
     async def main():

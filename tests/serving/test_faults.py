@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import pathlib
+import shutil
 import socket
 import ssl
 import subprocess
@@ -231,6 +232,7 @@ def certificate(directory, name, authority=None):
     return str(path), str(key)
 
 
+@pytest.mark.skipif(not shutil.which("openssl"), reason="the program openssl makes the certificates")
 def test_mutual_tls(fakes, tmp_path):
     authority, _ = certificate(tmp_path, "authority")
     own, mine, strange = (certificate(tmp_path, *names) for names in (
