@@ -296,6 +296,13 @@ def test_a_reload_loses_no_request(fakes, pool):
     assert running.http.post("/v2/repository/models/other/load").status_code == 404
 
 
+def test_grpc_cancels_none_of_1500_calls_at_once(fakes):
+    running = fakes(queue_size=2048, queue_tokens=1 << 16)
+    infer, request = stub(running).ModelInfer, message("abc")
+    calls = [infer.future(request) for _ in range(1500)]
+    assert all(len(call.result().outputs) == 1 for call in calls)
+
+
 def test_draining_answers_200_in_flight(fakes):
     running = fakes(queue_size=256)
     with concurrent.futures.ThreadPoolExecutor(201) as pool, httpx2.Client(
