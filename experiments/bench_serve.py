@@ -24,7 +24,9 @@ import time
 ROUNDS, SECONDS, WARM = 3, 2.0, 0.5
 CLIENTS = (1, 16, 128, 1024)
 INFER = b"/v2/models/reward_model/infer"
+FACES = ("http", "grpc")
 SAMPLES, MAX_LENGTH = 8, 1024
+LOOP = asyncio.Runner()  # of the clients: grpc.aio does not outlive one event loop well
 
 
 # The servers, each in a process of its own.
@@ -48,7 +50,7 @@ def serve_ours(http_port, grpc_port, delay):
     from rmjax.serving.server import serve
 
     def score(trees):
-        time.sleep(delay * len(trees))
+        time.sleep(delay * sum(len(tree.branches) for tree in trees))
         return [
             np.array([[tree.prefix.sum() + branch.sum()] for branch in tree.branches], np.float32) for tree in trees
         ]
@@ -57,7 +59,8 @@ def serve_ours(http_port, grpc_port, delay):
         return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
 
     def load(metrics):
-        engine = Engine(score, lambda: None, max_length=2048, batch_tokens=64 * 1024, queue_size=16384, metrics=metrics)
+        engine = Engine(score, lambda: None, max_length=2048, batch_tokens=64 * 1024, queue_size=16384,
+                        queue_tokens=1 << 24, metrics=metrics)  # fmt: skip
         return RewardService(engine, encode, vocab_size=1 << 31, attributes=("reward",))
 
     async def main():
@@ -253,39 +256,39 @@ def in_turns(servers, measure):
 def overhead(servers):
     """What the servers cost by themselves."""
     bodies = {"text of 1 KB": texts_body([b"x" * 1024]), "tokens 8 x 1024": tokens_body(8, 1024)}
-    for face, make in (("http", http_message), ("grpc", grpc_message)):
+    for face in FACES:
+        make = {"http": http_message, "grpc": grpc_message}[face]
         for title, body in bodies.items():
             message = make(*body)
             for clients in CLIENTS:
                 print(f"{face}, {title}, {clients} clients", flush=True)
-                in_turns(servers, lambda server: asyncio.run(drive(server, face, message, clients, SECONDS)))  # noqa: B023
+                in_turns(servers, lambda server: LOOP.run(drive(server, face, message, clients, SECONDS)))  # noqa: B023
     for server in servers:
         print(f"{server.name}: {server.memory()} MiB at the end")
 
 
 def model(servers):
     """Comparisons/s of a real model; a request holds the samples of one prompt."""
-    words = [f"word{i} the of and a to in is".split()[i % 7] for i in range(400)]
-    prompts = [" ".join([f"Prompt {i}.", *words[i : i + 300]]) for i in range(64)]
-    made = [
-        [f"{prompt} Answer {k}: {' '.join(words[k : k + 30])}.".encode() for k in range(SAMPLES)] for prompt in prompts
+    words = [
+        f"{start}{end}" for start in ("re", "un", "over", "fore") for end in ("see", "do", "take", "go", "make", "find")
     ]
+    line = lambda seed, count: " ".join(words[(seed * 7 + i * (i + seed)) % len(words)] for i in range(count))
+    made = [[f"{line(i, 250)} Answer: {line(100 * i + k, 30)}.".encode() for k in range(SAMPLES)] for i in range(5)]
     messages = [http_message(*texts_body(texts)) for texts in made]
 
     def measure(server):
         async def run():
             ask, times = await http_client(server.http), []
-            for message in messages[:4]:
-                await ask(message)
+            await ask(messages[0])
             began = time.perf_counter()
-            for message in messages[4:20]:
+            for message in messages[1:]:
                 sent = time.perf_counter()
                 if not await ask(message):
                     raise SystemExit(f"{server.name} refused a request")
                 times.append(time.perf_counter() - sent)
             return SAMPLES * len(times) / (time.perf_counter() - began), times
 
-        return asyncio.run(run())
+        return LOOP.run(run())
 
     print(f"{SAMPLES} samples a prompt, one request at a time: samples/s")
     in_turns(servers, measure)
@@ -295,7 +298,7 @@ def overload(servers):
     """Three times as many requests as can be answered, open loop, each with a deadline of a second."""
     (server,) = servers
     message = http_message(*texts_body([b"x" * 1024], timeout=1_000_000))
-    peak, _ = asyncio.run(drive(server, "http", message, 64, SECONDS))
+    peak, _ = LOOP.run(drive(server, "http", message, 64, SECONDS))
 
     async def run():
         asks = [await http_client(server.http) for _ in range(4096)]
@@ -323,7 +326,7 @@ def overload(servers):
             await asyncio.wait(tasks)
         return len(times) / (2 * SECONDS), refused, sorted(times)
 
-    goodput, refused, times = asyncio.run(run())
+    goodput, refused, times = LOOP.run(run())
     slow = 1e3 * times[int(0.99 * len(times))]
     print(f"peak {peak:.0f} /s; at three times that: goodput {goodput:.0f} /s ({goodput / peak:.2f} of the peak), "
           f"{refused} refused or expired, p99 of the answered {slow:.0f} ms")  # fmt: skip
@@ -331,11 +334,13 @@ def overload(servers):
 
 def main():
     """Runs what the flags say."""
+    global CLIENTS, FACES
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["overhead", "model", "overload", "serve-ours", "serve-pytriton"])
     parser.add_argument("--peer", default="", help="interpreter with nvidia-pytriton")
     parser.add_argument("--model", default="", help="Hugging Face sequence classifier with one label")
     parser.add_argument("--clients", default="", help="numbers of clients, with commas")
+    parser.add_argument("--face", default="", choices=["", *FACES], help="that one alone")
     parser.add_argument("--delay", type=float, default=0.0, help=argparse.SUPPRESS)
     parser.add_argument("--ports", type=int, nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -344,14 +349,15 @@ def main():
     if given.what == "serve-pytriton":
         return serve_pytriton(*given.ports, given.model)
     if given.clients:
-        global CLIENTS
         CLIENTS = tuple(map(int, given.clients.split(",")))
+    if given.face:
+        FACES = (given.face,)
     ports = ["--ports", "{http}", "{grpc}"]
     if given.what == "model":
         ours = [sys.executable, "-m", "rmjax.serve", f"--model={given.model}", "--http_port={http}",
                 "--grpc_port={grpc}", f"--max_length={MAX_LENGTH}"]  # fmt: skip
     else:
-        delay = 0.002 if given.what == "overload" else 0.0
+        delay = 0.005 if given.what == "overload" else 0.0
         ours = [sys.executable, "{here}", "serve-ours", f"--delay={delay}", *ports]
     servers = [Server("ours", ours)]
     try:

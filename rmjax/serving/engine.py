@@ -72,7 +72,8 @@ class Engine:
         # The clients that wait, whose turn it is first, and the calls of each.
         self._clients: dict[str, collections.deque[_Call]] = {}
         self._sequences = self._tokens = 0  # that wait
-        self._rate = math.inf  # unique tokens a second, of late
+        self._batch_seconds, self._tokens_per_batch = 0.0, float(batch_tokens)  # of late, at the slowest and on average
+        self._busy = False
         self._arrived = asyncio.Event()
         self._closing = False
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="score")
@@ -111,7 +112,7 @@ class Engine:
             raise NotServing("the server is draining" if self._closing else "the server is still warming up")
         if self._sequences + ahead + sequences > self.queue_size or self._tokens + tokens > self.queue_tokens:
             # When half of the queue is worked off; the others that are refused now come back then as well.
-            retry = min(max(self._tokens / self._rate / 2, 0.1), _LONGEST_RETRY)
+            retry = min(max(self._wait() / 2, 0.1), _LONGEST_RETRY)
             raise Overloaded(f"{self._sequences + ahead} sequences of {self._tokens} tokens wait and {size} more do "
                              f"not fit into {most}; try again later", retry)  # fmt: skip
 
@@ -141,6 +142,10 @@ class Engine:
         loop = asyncio.get_running_loop()
         if deadline <= loop.time():
             raise DeadlinePassed("the deadline had passed before the request was queued")
+        # What would expire in the queue is refused at once: it would only keep others waiting.
+        if (wait := self._wait()) > deadline - loop.time():
+            raise Overloaded(f"{self._tokens} tokens wait; an answer would take about {wait:.2g} seconds, and the "
+                             f"deadline is in {deadline - loop.time():.2g}; try again later", wait)  # fmt: skip
         call = _Call(arrays, client, deadline, loop.create_future())
         self._clients.setdefault(client, collections.deque()).append(call)
         self._waits(len(arrays), tokens)
@@ -152,6 +157,15 @@ class Engine:
             if timer is not None:
                 timer.cancel()
             self._leave(call)
+
+    def _wait(self) -> float:
+        """Returns the seconds until a request that came now would be answered; 0 where it would be scored at once.
+
+        Judged by the slower ones of the last batches, and in full batches, of more than `batch_tokens` where prompts
+        have been shared: a batch of one short sequence says little of a full one.
+        """
+        before = self._tokens / self._tokens_per_batch + self._busy
+        return self._batch_seconds * (before + 1) if before else 0.0
 
     def _waits(self, sequences: int, tokens: int) -> None:
         """Adds to what waits."""
@@ -187,12 +201,15 @@ class Engine:
                 await self._arrived.wait()
                 continue
             began = loop.time()
+            self._busy = True
             rewards, unique = await loop.run_in_executor(self._thread, self._score_batch, prefixes)
-            rate = unique / max(loop.time() - began, 1e-6)
-            self._rate = rate if self._rate == math.inf else 0.8 * self._rate + 0.2 * rate
+            self._busy = False
+            tokens, seconds = sum(map(len, prefixes.sequences)), loop.time() - began
+            self._batch_seconds = max(seconds, 0.9 * self._batch_seconds)
+            self._tokens_per_batch += 0.2 * (max(tokens, self._batch_tokens) - self._tokens_per_batch)
             self.metrics.batches.inc()
             self.metrics.sequences.inc(len(batch))
-            self.metrics.tokens.inc(sum(map(len, prefixes.sequences)))
+            self.metrics.tokens.inc(tokens)
             self.metrics.unique_tokens.inc(unique)
             for (call, row), found in zip(batch, rewards, strict=True):
                 self._answer(call, row, found)

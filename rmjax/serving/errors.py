@@ -12,6 +12,10 @@ class ServingError(Exception):
 
     status, code = 500, "INTERNAL"
 
+    def __init__(self, message: str):
+        # A message may quote half of a surrogate pair, which JSON can write and UTF-8 cannot.
+        super().__init__(message.encode(errors="backslashreplace").decode())
+
 
 class RequestError(ServingError, InputError):
     """A request that cannot be answered as it is."""

@@ -22,6 +22,7 @@ from rmjax.serving.tensors import add_output, read_inputs, read_parameters
 _SERVICE = "inference.GRPCInferenceService"
 _MAX_MESSAGE = 128 << 20  # bytes; the critic's training batches reach 84 MB
 _MAX_METADATA = 16 << 10  # bytes
+_MAX_PENDING = 1 << 16  # calls
 _GRACE = 300.0  # seconds that calls in flight have to end when the server stops
 _STREAM_AHEAD = 64  # requests of one stream that are worked on at once
 
@@ -227,6 +228,9 @@ class GrpcServer:
         options = [
             ("grpc.max_receive_message_length", _MAX_MESSAGE), ("grpc.max_send_message_length", _MAX_MESSAGE),
             ("grpc.absolute_max_metadata_size", _MAX_METADATA),
+            # By itself gRPC cancels calls at random once 1,000 wait to be looked at; the engine refuses by name.
+            ("grpc.server.max_pending_requests", _MAX_PENDING),
+            ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING),
             # Without it a second server on a taken port would silently share its calls.
             ("grpc.so_reuseport", 0),
         ]  # fmt: skip

@@ -83,7 +83,8 @@ class HttpFace:
             _Endpoint("GET", "/", _page("index.html"), "A page to try the models.", open=True),
         ]  # fmt: skip
         routes = [Route(e.path, self._guarded(e), methods=[e.method]) for e in self._endpoints]
-        self.app = Starlette(routes=routes, exception_handlers={HTTPException: _unrouted})
+        self.app = Starlette(routes=routes, exception_handlers={HTTPException: _unrouted, Exception: _failed})
+        self.app.router.redirect_slashes = False
 
     def _guarded(self, endpoint: _Endpoint) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
@@ -246,6 +247,10 @@ def _unrouted(request: Request, error: Exception) -> Response:
     allowed = (error.headers or {}) if isinstance(error, HTTPException) else {}
     message = f"{request.method} {request.url.path:.200} is not served; see /docs"
     return JSONResponse({"error": message}, status, allowed)
+
+
+def _failed(request: Request, error: Exception) -> Response:
+    return _error(ServingError("the request failed; see the server's log"))
 
 
 class _Uvicorn(uvicorn.Server):

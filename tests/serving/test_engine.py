@@ -239,6 +239,23 @@ def test_expired_requests_are_answered_at_once_and_never_scored():
     run(body)
 
 
+def test_what_would_expire_in_the_queue_is_refused_at_once():
+    async def body(engine, model):
+        loop = asyncio.get_running_loop()
+        held = await hold(engine, model)
+        tasks = waiting(engine, [[2] * 5])
+        await asyncio.sleep(0)
+        engine._batch_seconds = 0.5  # the batch under way, half of one that waits, and its own
+        with pytest.raises(Overloaded, match=r"5 tokens wait; an answer would take about 1\.2 seconds"):
+            await engine.submit(arrays([3]), "tokens", deadline=loop.time() + 1.2)
+        tasks += waiting(engine, [[3]], deadline=loop.time() + 10)
+        await asyncio.sleep(0)
+        model.gate.set()
+        await asyncio.gather(held, *tasks)
+
+    run(body)
+
+
 def test_clients_are_served_in_turn():
     async def body(engine, model):
         held = await hold(engine, model)

@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import pathlib
+import shutil
 import socket
 import ssl
 import subprocess
@@ -231,6 +232,7 @@ def certificate(directory, name, authority=None):
     return str(path), str(key)
 
 
+@pytest.mark.skipif(not shutil.which("openssl"), reason="the program openssl makes the certificates")
 def test_mutual_tls(fakes, tmp_path):
     authority, _ = certificate(tmp_path, "authority")
     own, mine, strange = (certificate(tmp_path, *names) for names in (
@@ -292,6 +294,13 @@ def test_a_reload_loses_no_request(fakes, pool):
     assert "the old one goes on: config.json is missing" in answer.json()["error"]
     assert running.http.post(INFER, json=body("still")).status_code == 200
     assert running.http.post("/v2/repository/models/other/load").status_code == 404
+
+
+def test_grpc_cancels_none_of_1500_calls_at_once(fakes):
+    running = fakes(queue_size=2048, queue_tokens=1 << 16)
+    infer, request = stub(running).ModelInfer, message("abc")
+    calls = [infer.future(request) for _ in range(1500)]
+    assert all(len(call.result().outputs) == 1 for call in calls)
 
 
 def test_draining_answers_200_in_flight(fakes):

@@ -75,6 +75,7 @@ BAD = [
     ({"content": b"\xff\xfe"}, "not JSON"),
     ({"content": b"[" * 100_000}, "not JSON|nested too deeply"),
     ({"json": {}}, "no 'inputs'"),
+    ({"content": json.dumps({"inputs": LONE}).encode()}, "is .ud800; expected list"),
     ({"json": {"inputs": 1}}, "'inputs' of the body is 1; expected list"),
     ({"json": {"inputs": [1]}}, "inputs hold 1"),
     ({"json": {"inputs": []}}, r"the tensors \[\]; give"),

@@ -60,7 +60,7 @@ def programs():
 
 
 def test_a_killed_server_is_started_again_and_its_clients_finish(programs, model, tmp_path):
-    first, _, port = programs(f"--model={model}", "--grpc_port=0", "--http_port=0", "--queue=8")
+    first, _, port = programs(f"--model={model}", "--grpc_port=0", "--http_port=0")
     texts = [f"text {i}" for i in range(200)]
     with concurrent.futures.ThreadPoolExecutor() as pool, Client(f"http://127.0.0.1:{port}", batch=2) as client:
         expected = client.rewards(texts)
@@ -71,7 +71,7 @@ def test_a_killed_server_is_started_again_and_its_clients_finish(programs, model
         assert not rewards.done()
         models = f"--model=reward_model={model},two={model}"
         critic = (f"--critic={model}", f"--critic_dir={tmp_path}", "--combine_rm_and_critic")
-        second, _, _ = programs(models, "--grpc_port=0", f"--http_port={port}", "--queue=8", "--truncate", *critic)
+        second, _, _ = programs(models, "--grpc_port=0", f"--http_port={port}", "--truncate", *critic)
         assert rewards.result(60).reshape(4, -1) == pytest.approx(expected[None].repeat(4, 0), abs=1e-5)
 
     # The second server has several models, and was told to truncate.
