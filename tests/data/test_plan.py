@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmjax.core.errors import InputError
-from rmjax.data.plan import choose_row_length, evaluation_plan, training_plan
+from rmjax.data.plan import choose_row_length, evaluation_plan, mix, training_plan
 
 
 def make(n=23, batch_size=5, steps=0, epochs=2.0, row_length=64, microbatch_rows=2, seed=3):
@@ -74,3 +74,32 @@ def test_the_chosen_row_length_holds_the_longest(lengths, multiple):
     chosen = choose_row_length(np.array(lengths), 8, 2, multiple)
     assert chosen >= max(lengths)
     assert chosen % multiple == 0
+
+
+@given(
+    sizes=st.lists(st.integers(1, 20), min_size=1, max_size=3),
+    weights=st.lists(st.floats(0.1, 5), min_size=3, max_size=3),
+)
+def test_a_mixture_gives_each_source_its_share_and_repeats_none_before_all_were_seen(sizes, weights):
+    mixture = mix(sizes, weights[: len(sizes)])
+    epoch = sum(draws for _, draws in mixture)
+    total = sum(sizes)
+    ones = np.ones(total, int)
+    made = training_plan(ones, 2 * ones, ones, batch_size=epoch, steps=7, epochs=0, row_length=64, microbatch_rows=1,
+                         seed=3, mixture=mixture)  # fmt: skip
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    drawn = [made.comparisons(step) for step in range(7)]
+    for source, (size, draws) in enumerate(mixture):
+        own = [d[(d >= starts[source]) & (d < starts[source + 1])] for d in drawn]
+        assert [len(part) for part in own] == [draws] * 7
+        counts = np.bincount(np.concatenate(own) - starts[source], minlength=size)
+        assert counts.max() - counts.min() <= 1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "weights", "message"),
+    [([3, 4], [1.0], "has 1 entries"), ([3, 4], [1.0, 0.0], "holds 0.0"), ([3, 0], [1.0, 1.0], "source 2 of")],
+)
+def test_a_mixture_that_cannot_be_is_refused(sizes, weights, message):
+    with pytest.raises(InputError, match=message):
+        mix(sizes, weights)
