@@ -3,11 +3,13 @@
     python experiments/bench_serve.py overhead --peer=PYTHON_WITH_NVIDIA_PYTRITON
     python experiments/bench_serve.py model --model=DIR --peer=PYTHON_WITH_NVIDIA_PYTRITON_TORCH_TRANSFORMERS
     python experiments/bench_serve.py overload
+    python experiments/bench_serve.py memory
 
 `overhead`: the reward is a sum in NumPy, so that what is measured is the server. `model`: a real reward model, samples
 of one prompt together; the peer runs transformers. `overload`: three times as many requests as can be answered, each
-with a deadline. Both sides run in turns, asked by the same clients; the ratio is the median over the turns. Without
---peer only our side runs. PyTriton needs an interpreter of its own, since it wants another NumPy.
+with a deadline. `memory`: what the server holds in memory while it answers 100,000 requests. Both sides run in turns,
+asked by the same clients; the ratio is the median over the turns. Without --peer only our side runs. PyTriton needs an
+interpreter of its own, since it wants another NumPy.
 """
 
 import argparse
@@ -26,6 +28,8 @@ CLIENTS = (1, 16, 128, 1024)
 INFER = b"/v2/models/reward_model/infer"
 FACES = ("http", "grpc")
 SAMPLES, MAX_LENGTH = 8, 1024
+REQUESTS, PARTS = 100_000, 20
+ALONE = ("overload", "memory")  # without the peer
 LOOP = asyncio.Runner()  # of the clients: grpc.aio does not outlive one event loop well
 
 
@@ -332,11 +336,33 @@ def overload(servers):
           f"{refused} refused or expired, p99 of the answered {slow:.0f} ms")  # fmt: skip
 
 
+def memory(servers):
+    """The server's resident memory while 16 clients send REQUESTS texts of 1 KB, each another one."""
+    (server,) = servers
+
+    async def run():
+        asks = [await http_client(server.http) for _ in range(16)]
+        for part in range(PARTS + 1):
+            print(f"{part * REQUESTS // PARTS:7,} requests: {server.memory()} MiB", flush=True)
+            numbers = iter(range(part * REQUESTS // PARTS, min(part + 1, PARTS) * REQUESTS // PARTS))
+
+            async def one(ask):
+                for number in numbers:  # noqa: B023
+                    if not await ask(http_message(*texts_body([b"%01024d" % number]))):
+                        raise SystemExit(f"{server.name} refused a request")
+
+            await asyncio.gather(*map(one, asks))
+
+    began = time.perf_counter()
+    LOOP.run(run())
+    print(f"{REQUESTS / (time.perf_counter() - began):.0f} requests/s")
+
+
 def main():
     """Runs what the flags say."""
     global CLIENTS, FACES
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["overhead", "model", "overload", "serve-ours", "serve-pytriton"])
+    parser.add_argument("what", choices=["overhead", "model", "overload", "memory", "serve-ours", "serve-pytriton"])
     parser.add_argument("--peer", default="", help="interpreter with nvidia-pytriton")
     parser.add_argument("--model", default="", help="Hugging Face sequence classifier with one label")
     parser.add_argument("--clients", default="", help="numbers of clients, with commas")
@@ -361,13 +387,13 @@ def main():
         ours = [sys.executable, "{here}", "serve-ours", f"--delay={delay}", *ports]
     servers = [Server("ours", ours)]
     try:
-        if given.peer and given.what != "overload":
+        if given.peer and given.what not in ALONE:
             servers.append(
                 Server("PyTriton", [given.peer, "{here}", "serve-pytriton", f"--model={given.model}", *ports])
             )
-        elif not given.peer:
+        elif given.what not in ALONE:
             print("PyTriton is left out: no --peer")
-        {"overhead": overhead, "model": model, "overload": overload}[given.what](servers)
+        {"overhead": overhead, "model": model, "overload": overload, "memory": memory}[given.what](servers)
     finally:
         for server in servers:
             server.stop()

@@ -3,7 +3,9 @@
     python -m rmjax.score --model=PATH --input=FILE --output=FILE
 
 Writes one JSON line per record, in input order: the record's own fields and `rewards`, or `error` where it cannot be
-scored; then the exit status is 1. The same command continues a file that was begun with the same model and input.
+scored; then the exit status is 1. With --best_of a record of several responses gets `best` too, the index of the one
+with the highest reward (the first is 0). The same command continues a file that was begun with the same model and
+input.
 """
 
 import pathlib
@@ -21,6 +23,7 @@ _INPUT = flags.DEFINE_string("input", "", "A JSONL file (.gz too): pairs, text o
 _OUTPUT = flags.DEFINE_string("output", "", "The file to write, or to continue.")
 _MAX_LENGTH = flags.DEFINE_integer("max_length", 0, "Longest conversation in tokens; 0: the model's.")
 _ROWS = flags.DEFINE_integer("rows_per_device", 0, "Rows of a batch on each device; 0: by the kind of device.")
+_BEST_OF = flags.DEFINE_bool("best_of", False, "Adds `best`: which of a record's responses has the highest reward.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of activations.")
 
 
@@ -31,7 +34,7 @@ def main(_: Sequence[str]) -> None:
     judge = open_judge(
         _MODEL.value, max_length=_MAX_LENGTH.value, rows_per_device=_ROWS.value, dtype=_DTYPE.value
     )  # fmt: skip
-    lines, errors = score_file(judge, _INPUT.value, pathlib.Path(_OUTPUT.value))
+    lines, errors = score_file(judge, _INPUT.value, pathlib.Path(_OUTPUT.value), best_of=_BEST_OF.value)
     print(f"{_OUTPUT.value}: {lines - errors:,} of {lines:,} records scored")
     if errors:
         print(f"error: {errors:,} records could not be scored; see `error` in their lines", file=sys.stderr)

@@ -129,19 +129,23 @@ def predict(judge: Judge, items: Iterable[Item], progress: tqdm.tqdm) -> Iterato
         progress.update(len(chunk))
 
 
-def score_file(judge: Judge, source: str, output: pathlib.Path) -> tuple[int, int]:
+def score_file(judge: Judge, source: str, output: pathlib.Path, *, best_of: bool = False) -> tuple[int, int]:
     """Scores a file's records into `output`, one JSON line a record; continues after the lines already there.
+
+    Args:
+      best_of: where a record has several responses, `best` says which one has the highest reward, from 0; of several
+        attributes the merged reward, of equal rewards the first.
 
     Returns:
       (lines of `output`, those of them with `error`).
 
     Raises:
-      InputError: the file cannot be read, or `output` holds lines of another input.
+      InputError: the file cannot be read, or `output` holds lines of another input, or of another `best_of`.
     """
     items = iterate(source, dataclasses.replace(judge.options, labelled=False))
     done = errors = 0
     for done, line in enumerate(_lines_there(output), 1):
-        _check_same(output, done, line, next(items, None))
+        _check_same(output, done, line, next(items, None), best_of)
         errors += "rewards" not in line
     if done:
         print(f"{output}: continuing after the {done:,} lines already there", flush=True)
@@ -150,6 +154,9 @@ def score_file(judge: Judge, source: str, output: pathlib.Path) -> tuple[int, in
     with bar, open(output, "a", encoding="utf-8") as file:
         for chunk in predict(judge, items, bar):
             lines = [prediction(item, rewards, judge.attributes) for item, rewards in chunk]
+            for line, (item, rewards) in zip(lines, chunk, strict=True):
+                if best_of and not isinstance(rewards, str) and len(item.conversations) > 1:
+                    line["best"] = int(judge.merged(rewards).argmax())
             file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
             file.flush()
             done += len(lines)
@@ -174,9 +181,14 @@ def _lines_there(output: pathlib.Path) -> Iterator[dict[str, Any]]:
         file.truncate(whole)
 
 
-def _check_same(output: pathlib.Path, number: int, line: dict[str, Any], item: Item | None) -> None:
-    own = lambda record: {key: value for key, value in record.items() if key not in ("rewards", "error")}
+def _check_same(output: pathlib.Path, number: int, line: dict[str, Any], item: Item | None, best_of: bool) -> None:
+    own = lambda record: {key: value for key, value in record.items() if key not in ("rewards", "error", "best")}
     if item is None or own(line) != own(_plain(item.record)):
         there = "no such record" if item is None else f"another record at {item.where}"
         raise InputError(f"{output}:{number}: scores a record of another input (--input has {there}); choose another "
                          "--output or remove the file")  # fmt: skip
+    scored = isinstance(item, Comparison) and line.get("error") == item.record.get("error")  # a record may have its own
+    chosen = best_of and scored and len(item.conversations) > 1
+    if ("best" in line) != (chosen or "best" in item.record):
+        flag = "--nobest_of" if best_of else "--best_of"
+        raise InputError(f"{output}:{number}: was written with {flag}; say so again, or choose another --output")

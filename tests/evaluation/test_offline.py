@@ -42,9 +42,9 @@ def write(path, records):
     return str(path)
 
 
-def score(judge, tmp_path, records, name="in.jsonl"):
+def score(judge, tmp_path, records, name="in.jsonl", **options):
     output = tmp_path / "out.jsonl"
-    counts = offline.score_file(judge, write(tmp_path / name, records), output)
+    counts = offline.score_file(judge, write(tmp_path / name, records), output, **options)
     return [json.loads(line) for line in output.read_text().splitlines()], counts
 
 
@@ -107,6 +107,36 @@ def test_another_inputs_output_is_not_continued(judge, tmp_path):
         score(judge, tmp_path, [{"text": "a"}, {"text": "c"}])
     with pytest.raises(InputError, match="no such record"):
         score(judge, tmp_path, [{"text": "a"}])
+
+
+def test_the_best_of_several_responses(judge, tmp_path):
+    # The last ones were scored before: their own fields say nothing about this run.
+    several = {"prompt": "Is it?", "responses": [" No.", " Yes.", " Maybe."]}
+    two = several | {"responses": [" No.", " Yes."]}
+    records = [several, two, several | {"responses": [" b" * n for n in (1, 200)]}, several | {"error": "once"},
+               two | {"best": 7, "rewards": [0]}]  # fmt: skip
+    for _ in range(2):  # the second time there is nothing left to score
+        lines, counts = score(judge, tmp_path, records, best_of=True)
+        assert counts == (5, 1)
+        assert "best" not in lines[2]
+        for line in (*lines[:2], *lines[3:]):
+            assert line["best"] == int(np.argmax(line["rewards"]))
+    with pytest.raises(InputError, match=r"out\.jsonl:1: was written with --best_of; say so again"):
+        score(judge, tmp_path, records)
+    (tmp_path / "out.jsonl").unlink()
+    lines, _ = score(judge, tmp_path, records[:2])
+    assert not any("best" in line for line in lines)
+    with pytest.raises(InputError, match=r"out\.jsonl:1: was written with --nobest_of"):
+        score(judge, tmp_path, records[:2], best_of=True)
+
+
+def test_the_best_of_several_attributes_is_the_merged_rewards(tmp_path):
+    judge = make_judge(tmp_path / "model", ("good", "short"))
+    lines, _ = score(judge, tmp_path, [{"text": "one response has no best"}], best_of=True)
+    assert "best" not in lines[0]
+    (tmp_path / "out.jsonl").unlink()
+    (line,), _ = score(judge, tmp_path, [PAIR], best_of=True)
+    assert line["best"] == int(np.argmax([sum(rewards.values()) for rewards in line["rewards"]]))
 
 
 def test_evaluate_writes_metrics_predictions_and_report(judge, tmp_path):

@@ -1,0 +1,135 @@
+"""The files under deploy/ fit the server and each other, as far as that can be seen without running them."""
+
+import contextlib
+import json
+import re
+import shlex
+
+import pytest
+import yaml
+
+from rmjax.serving.metrics import Metrics, ModelMetrics
+from tests.conftest import ROOT
+
+DEPLOY = ROOT / "deploy"
+HTTP, GRPC = 8000, 8001
+
+
+def load(name):
+    return yaml.safe_load((DEPLOY / name).read_text())
+
+
+def dockerfile():
+    """Returns {instruction: [what follows it]}."""
+    lines = [line for line in (DEPLOY / "Dockerfile").read_text().splitlines() if not line.startswith("#")]
+    found = {}
+    for line in "\n".join(lines).replace("\\\n", " ").splitlines():
+        if line:
+            instruction, rest = line.split(maxsplit=1)
+            found.setdefault(instruction, []).append(rest)
+    return found
+
+
+@pytest.fixture(scope="module")
+def container():
+    """KServe's container."""
+    manifest = load("kserve.yaml")
+    assert (manifest["apiVersion"], manifest["kind"]) == ("serving.kserve.io/v1beta1", "InferenceService")
+    (one,) = manifest["spec"]["predictor"]["containers"]
+    return one
+
+
+@pytest.fixture(scope="module")
+def dashboard():
+    return json.loads((DEPLOY / "grafana" / "rmjax.json").read_text())
+
+
+def test_all_flags_exist_and_every_server_can_be_reached(container):
+    # Read and not imported: absl has one table of flags, and other programs of the test session are in it.
+    known = set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', (ROOT / "rmjax" / "serve.py").read_text()))
+    commands = [json.loads(dockerfile()["CMD"][0]), load("compose.yaml")["services"]["rmjax"]["command"],
+                container["args"]]  # fmt: skip
+    for command in commands:
+        flags = dict(re.fullmatch(r"--(\w+)=(.+)", part).groups() for part in command)
+        assert set(flags) <= known
+        assert (flags["host"], flags["http_port"], flags["grpc_port"]) == ("0.0.0.0", str(HTTP), str(GRPC))
+    assert json.loads(dockerfile()["ENTRYPOINT"][0]) == ["python", "-m", "rmjax.serve"]
+
+
+def test_flags_that_the_comments_name_exist():
+    known = set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', (ROOT / "rmjax" / "serve.py").read_text()))
+    of_docker = {"init", "rm", "build", "gpus"}
+    for path in DEPLOY.iterdir():
+        if path.is_file():
+            named = re.findall(r"(?<![-\w])--([a-z_]+)", "\n".join(re.findall(r"#.*", path.read_text())))
+            assert set(named) - of_docker <= known, path
+
+
+def test_the_image_is_not_roots_and_asks_after_its_health():
+    image = dockerfile()
+    assert image["FROM"][0].endswith("-slim")
+    assert image["USER"] == ["10001"]
+    assert image["EXPOSE"] == [f"{HTTP} {GRPC}"]
+    ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
+    for line in image["COPY"]:
+        for source in shlex.split(line)[:-1]:
+            assert (ROOT / source).exists()
+            assert f"!{source}" in ignored
+    (health,) = image["HEALTHCHECK"]
+    program = json.loads(health[health.index("[") :])
+    compile(program[2], "HEALTHCHECK", "exec")
+    assert f"127.0.0.1:{HTTP}/v2/health/ready" in program[2]
+
+
+def test_kserve_asks_for_what_the_server_has(container):
+    served = (ROOT / "rmjax" / "serving" / "http_server.py").read_text()
+    assert {"name": "PROTOCOL", "value": "v2"} in container["env"]
+    assert [port["containerPort"] for port in container["ports"]] == [HTTP]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"]["port"] == HTTP
+        assert f'"{container[probe]["httpGet"]["path"]}"' in served
+    assert container["securityContext"]["runAsNonRoot"]
+
+
+def test_compose_joins_files_that_exist_and_publishes_on_the_loopback_interface():
+    services = load("compose.yaml")["services"]
+    (job,) = load("prometheus.yaml")["scrape_configs"]
+    assert job["static_configs"][0]["targets"] == [f"rmjax:{HTTP}"]
+    for service in services.values():
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+        for volume in service["volumes"]:
+            if volume.startswith("./"):
+                assert (DEPLOY / volume.split(":")[0]).is_file()
+    assert (ROOT / services["rmjax"]["build"]["dockerfile"]).is_file()
+    mounted = {volume.split(":")[1] for volume in services["grafana"]["volumes"]}
+    (provider,) = load("grafana/dashboards.yaml")["providers"]
+    assert f"{provider['options']['path']}/rmjax.json" in mounted
+
+
+def test_the_dashboard_shows_what_the_server_exports_and_all_of_it(dashboard):
+    metrics = Metrics()
+    model = ModelMetrics(metrics, "m")
+    with contextlib.suppress(ValueError), model.request():
+        raise ValueError
+    samples = [sample for family in metrics.registry.collect() for sample in family.samples]
+    exported = {sample.name for sample in samples if not sample.name.endswith("_created")}
+    labels = {label for sample in samples for label in sample.labels}
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    shown = {name for expression in expressions for name in re.findall(r"rmjax_\w+", expression)}
+    assert shown == exported
+    for expression in expressions:
+        grouped = re.findall(r"by \(([^)]*)\)", expression)
+        assert {label.strip() for group in grouped for label in group.split(",")} <= labels
+        assert expression.count("(") == expression.count(")")
+    for variable in dashboard["templating"]["list"]:
+        metric, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]["query"]).groups()
+        assert metric in exported
+        assert label in labels
+
+
+def test_the_dashboard_reads_the_provisioned_source(dashboard):
+    (source,) = load("grafana/datasources.yaml")["datasources"]
+    everywhere = [dashboard["templating"]["list"][0], *dashboard["panels"]]
+    everywhere += [target for panel in dashboard["panels"] for target in panel["targets"]]
+    assert {one["datasource"]["uid"] for one in everywhere} == {source["uid"]}
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
