@@ -2,7 +2,8 @@
 
 python -m rmjax.train --config=configs/binary.py
 
-Two cores, 50 seconds (83 beside other work): validation accuracy 0.933 on fresh comparisons, where the best reachable is 0.931.
+Two cores, 50 seconds (83 beside other work): validation accuracy 0.933 on fresh comparisons, where the best reachable
+is 0.931.
 """
 
 from rmjax.core import config as configs
