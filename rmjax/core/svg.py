@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 WIDTH, HEIGHT = 460, 280  # pixels of a figure
-_LEFT, _BOTTOM, _TOP, _RIGHT = 52, 42, 12, 12  # the axes' room
+_LEFT, _BOTTOM, _TOP, _RIGHT = 70, 42, 12, 12  # the axes' room
 
 
 class Axes:
@@ -84,7 +84,9 @@ def _element(width: int, height: int, content: str) -> str:
 
 
 def _tick(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3g}"
 
 
 def _widened(low: float, high: float) -> tuple[float, float]:
