@@ -63,8 +63,8 @@ class Axes:
         )
 
     def svg(self) -> str:
-        """Returns the figure as an element that stands alone or in a page."""
-        return _element(WIDTH, HEIGHT, "".join(self.parts))
+        """Returns the figure as an element of an HTML page."""
+        return f"<svg {_size(WIDTH)}>{''.join(self.parts)}</svg>"
 
 
 def row(figures: Sequence[Axes]) -> str:
@@ -73,14 +73,11 @@ def row(figures: Sequence[Axes]) -> str:
     parts = "".join(f'<g transform="translate({i * WIDTH} 0)">{"".join(f.parts)}</g>' for i, f in enumerate(figures))
     style = "<style>text{font:12px system-ui,sans-serif;fill:#444}</style>"
     background = f'<rect width="{width}" height="{HEIGHT}" fill="#fff"/>'
-    return _element(width, HEIGHT, style + background + parts) + "\n"
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {_size(width)}>{style}{background}{parts}</svg>\n'
 
 
-def _element(width: int, height: int, content: str) -> str:
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
-        f"{content}</svg>"
-    )
+def _size(width: int) -> str:
+    return f'viewBox="0 0 {width} {HEIGHT}" width="{width}" height="{HEIGHT}"'
 
 
 def _tick(value: float) -> str:
