@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 WIDTH, HEIGHT = 460, 280  # pixels of a figure
-_LEFT, _BOTTOM, _TOP, _RIGHT = 52, 42, 12, 12  # the axes' room
+_LEFT, _BOTTOM, _TOP, _RIGHT = 70, 42, 12, 12  # the axes' room
 
 
 class Axes:
@@ -63,8 +63,8 @@ class Axes:
         )
 
     def svg(self) -> str:
-        """Returns the figure as an element that stands alone or in a page."""
-        return _element(WIDTH, HEIGHT, "".join(self.parts))
+        """Returns the figure as an element of an HTML page."""
+        return f"<svg {_size(WIDTH)}>{''.join(self.parts)}</svg>"
 
 
 def row(figures: Sequence[Axes]) -> str:
@@ -73,18 +73,17 @@ def row(figures: Sequence[Axes]) -> str:
     parts = "".join(f'<g transform="translate({i * WIDTH} 0)">{"".join(f.parts)}</g>' for i, f in enumerate(figures))
     style = "<style>text{font:12px system-ui,sans-serif;fill:#444}</style>"
     background = f'<rect width="{width}" height="{HEIGHT}" fill="#fff"/>'
-    return _element(width, HEIGHT, style + background + parts) + "\n"
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {_size(width)}>{style}{background}{parts}</svg>\n'
 
 
-def _element(width: int, height: int, content: str) -> str:
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
-        f"{content}</svg>"
-    )
+def _size(width: int) -> str:
+    return f'viewBox="0 0 {width} {HEIGHT}" width="{width}" height="{HEIGHT}"'
 
 
 def _tick(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3g}"
 
 
 def _widened(low: float, high: float) -> tuple[float, float]:
