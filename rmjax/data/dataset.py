@@ -9,6 +9,15 @@ import numpy as np
 from rmjax.data.schema import Edge, Tree
 
 
+def align_labels(labels: np.ndarray, attributes: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
+    """Returns labels [R, A] of `attributes` as those of `wanted`, NaN where there is no such attribute."""
+    aligned = np.full((len(labels), len(wanted)), np.nan, np.float32)
+    for a, name in enumerate(wanted):
+        if name in attributes:
+            aligned[:, a] = labels[:, attributes.index(name)]
+    return aligned
+
+
 @dataclasses.dataclass(frozen=True)
 class TokenizedDataset:
     """Comparisons as flat arrays; comparison i owns the slices between `*_offsets[i]` and `*_offsets[i + 1]`.
@@ -116,10 +125,7 @@ class TokenizedDataset:
 
     def with_attributes(self, attributes: tuple[str, ...]) -> "TokenizedDataset":
         """Returns the dataset with these attributes in this order; one that it does not have is missing everywhere."""
-        labels = np.full((len(self.labels), len(attributes)), np.nan, np.float32)
-        for a, name in enumerate(attributes):
-            if name in self.attributes:
-                labels[:, a] = self.labels[:, self.attributes.index(name)]
+        labels = align_labels(self.labels, self.attributes, attributes)
         return dataclasses.replace(self, labels=labels, attributes=tuple(attributes))
 
 

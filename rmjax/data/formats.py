@@ -169,11 +169,9 @@ def _signed(first: Comparison, second: Comparison, options: ReadOptions) -> Comp
         reason = f"label[{at}] is missing; expected the preference (data.preference_label)"
         return BadRecord(first.where, reason, first.record, "the preference is missing")
     labels[:, at] = np.nan
-    edge = Edge(0, 1, -value, strength=-value) if value < 0 else Edge(1, 0, value, strength=value)
     record = {"responses": [first.record["text"], second.record["text"]], "label": first.record["label"]}
-    return dataclasses.replace(
-        first, conversations=first.conversations + second.conversations, edges=(edge,), labels=labels, record=record
-    )
+    conversations, edges = first.conversations + second.conversations, (parsers.signed_edge(value),)
+    return dataclasses.replace(first, conversations=conversations, edges=edges, labels=labels, record=record)
 
 
 def read_comparisons(

@@ -13,6 +13,14 @@ from rmjax.core.errors import InputError
 from rmjax.data.schema import Edge, Tree
 
 
+def shared_length(a: np.ndarray, b: np.ndarray) -> int:
+    """Returns how many tokens two sequences have in common at their start."""
+    shorter = min(len(a), len(b))
+    differs = a[:shorter] != b[:shorter]
+    first = int(differs.argmax()) if shorter else 0
+    return first if shorter and differs[first] else shorter
+
+
 def make_tree(
     sequences: Sequence[np.ndarray],
     edges: tuple[Edge, ...] = (),
@@ -45,8 +53,7 @@ def make_tree(
     if len(sequences) > 1:
         shared = min(map(len, sequences)) - 1
         for other in sequences[1:]:
-            differs = np.flatnonzero(sequences[0][:shared] != other[:shared])
-            shared = int(differs[0]) if len(differs) else shared
+            shared = min(shared, shared_length(sequences[0], other))
     branches = tuple(s[shared:] for s in sequences)
     if readouts is None:
         readouts = tuple((k, len(branch) - 1) for k, branch in enumerate(branches))

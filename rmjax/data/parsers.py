@@ -82,16 +82,18 @@ def preference_strength(where: str, record: dict[str, Any], options: ReadOptions
     if options.labelled:
         if both[0] == both[1]:
             raise BadField("response_1 equals response_2; such a pair says nothing: remove it")
-        edges = signed_edge(number(record.get("preference_strength"), "preference_strength"), options)
+        strength = number(record.get("preference_strength"), "preference_strength")
+        if strength:
+            edges = (signed_edge(strength),)
+        elif options.ties == "half":
+            edges = (Edge(0, 1, target=0.5),)
     return Comparison(tuple(both), True, edges, None, where, record)
 
 
-def signed_edge(strength: float, options: ReadOptions) -> tuple[Edge, ...]:
-    """The edge of a signed strength: negative prefers response 0, positive response 1, and zero is a tie."""
-    if strength == 0:
-        return (Edge(0, 1, strength=1.0, target=0.5),) if options.ties == "half" else ()
-    size = abs(strength)
-    return (Edge(0, 1, size, strength=size) if strength < 0 else Edge(1, 0, size, strength=size),)
+def signed_edge(preference: float) -> Edge:
+    """The edge of a signed preference: below zero response 0 wins, else response 1, by the size."""
+    winner = int(preference >= 0)
+    return Edge(winner, 1 - winner, abs(preference), strength=abs(preference))
 
 
 def ranked_edges(values: Sequence[float], higher: bool, options: ReadOptions) -> tuple[Edge, ...]:

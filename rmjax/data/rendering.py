@@ -41,8 +41,12 @@ def make_trees(comparisons: Sequence[Comparison], tokenizer: Tokenizer, progress
     return found
 
 
-def _render(comparison: Comparison, tokenizer: Tokenizer) -> list[_Text] | str:
-    """Returns the texts of a comparison's conversations, or why there are none."""
+def _render(comparison: Comparison, tokenizer: Tokenizer, find_start: bool = False) -> list[_Text] | str:
+    """Returns the texts of a comparison's conversations, or why there are none.
+
+    Args:
+      find_start: say where messages' last content starts; it is looked for only then, and for steps.
+    """
     texts = []
     for conversation in comparison.conversations:
         if isinstance(conversation, str):
@@ -55,7 +59,9 @@ def _render(comparison: Comparison, tokenizer: Tokenizer) -> list[_Text] | str:
             text = tokenizer.render(conversation)
         except InputError as error:
             return str(error)
-        start = _find_last(str(conversation[-1].get("content") or ""), text, tokenizer)
+        start = 0
+        if comparison.steps or find_start:
+            start = _find_last(str(conversation[-1].get("content") or ""), text, tokenizer)
         if comparison.steps and start < 0:
             return "the chat template alters the response, so its steps cannot be found; use data.strings = joined"
         texts.append(_Text(text, False, tuple(start + end for end in comparison.steps), max(start, 0)))
@@ -75,7 +81,7 @@ def _find_last(content: str, text: str, tokenizer: Tokenizer) -> int:
 
 def split_prompt(comparison: Comparison, tree: Tree, tokenizer: Tokenizer) -> Tree:
     """Returns the tree of a single response with its prompt as the prefix, where it is known where that ends."""
-    rendered = _render(comparison, tokenizer)
+    rendered = _render(comparison, tokenizer, find_start=True)
     if isinstance(rendered, str) or len(tree.branches) > 1 or not rendered[0].start:
         return tree
     # The first token that starts within the response; one that spans both belongs to the response.

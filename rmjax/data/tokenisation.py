@@ -15,7 +15,7 @@ import numpy as np
 from rmjax.core.config import check_choice
 from rmjax.core.errors import InputError
 from rmjax.data import synthetic
-from rmjax.data.dataset import TokenizedDataset
+from rmjax.data.dataset import TokenizedDataset, align_labels
 from rmjax.data.formats import read_comparisons
 from rmjax.data.packing import make_tree
 from rmjax.data.parsers import ReadOptions
@@ -121,9 +121,7 @@ def tokenize(
         report.unique_tokens += tree.length
         report.longest = max(report.longest, tree.longest)
         if comparison.attributes not in ((), attributes):
-            labels = np.full((len(tree.readouts), len(attributes)), np.nan, np.float32)
-            labels[:, [attributes.index(name) for name in comparison.attributes]] = tree.labels
-            tree = dataclasses.replace(tree, labels=labels)
+            tree = dataclasses.replace(tree, labels=align_labels(tree.labels, comparison.attributes, attributes))
         trees.append(tree)
         kept.append(comparison)
     report.kept = len(trees)

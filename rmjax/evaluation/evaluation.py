@@ -11,6 +11,7 @@ from rmjax.core import config as configs
 from rmjax.core.errors import InputError
 from rmjax.data import synthetic
 from rmjax.data.agreement import label_metrics, step_metrics
+from rmjax.data.dataset import align_labels
 from rmjax.data.formats import iterate, one_scale
 from rmjax.data.parsers import ReadOptions
 from rmjax.data.schema import Comparison
@@ -105,14 +106,8 @@ def metrics_of(judge: Judge, scored: Sequence[Scored]) -> dict[str, float]:
 
 def _by_name(judge: Judge, item: Comparison) -> np.ndarray:
     """Returns the labels [R, A] in the order of the head's attributes, NaN where the data has no such one."""
-    labels = np.full((len(item.labels), len(judge.attributes)), np.nan, np.float32)
-    if item.steps:
-        labels[:, 0] = item.labels[:, 0]
-        return labels
-    for a, name in enumerate(judge.attributes):
-        if name in item.attributes:
-            labels[:, a] = item.labels[:, item.attributes.index(name)]
-    return labels
+    # A step's one label belongs to the head's first reward, whatever that is called.
+    return align_labels(item.labels, judge.attributes[:1] if item.steps else item.attributes, judge.attributes)
 
 
 def _edges(judge: Judge, scored: Sequence[Scored]) -> EdgeTable:

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rmjax.core.errors import InputError
-from rmjax.data.packing import make_tree
+from rmjax.data.packing import make_tree, shared_length
 from rmjax.data.schema import Tree
 from rmjax.serving.errors import DeadlinePassed, NotFinite, NotServing, Overloaded, RequestError
 from rmjax.serving.metrics import Metrics, ModelMetrics
-from rmjax.serving.sharing import PrefixSet, shared_length
+from rmjax.serving.sharing import PrefixSet
 
 Score = Callable[[Sequence[Tree]], list[np.ndarray]]
 _LONGEST_RETRY = 30.0  # seconds that a refused client is told to wait at most

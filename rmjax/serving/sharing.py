@@ -4,15 +4,9 @@ import bisect
 
 import numpy as np
 
+from rmjax.data.packing import shared_length
+
 _SHORTEST_SHARED = 16  # tokens; below it a tree saves less than its coarser packing into rows may cost
-
-
-def shared_length(a: np.ndarray, b: np.ndarray) -> int:
-    """Returns how many tokens two sequences have in common at their start."""
-    shorter = min(len(a), len(b))
-    differs = a[:shorter] != b[:shorter]
-    first = int(differs.argmax()) if shorter else 0
-    return first if shorter and differs[first] else shorter
 
 
 class PrefixSet:

@@ -46,7 +46,8 @@ def train(config: Config, workdir: pathlib.Path) -> loop.Outcome:
     for name, dataset in (("train", training), ("validation", validation)):
         _check_data(name, dataset, objective)
     head = dataclasses.replace(head, merge=objective.merge)
-    _check_same_data(workdir, training)
+    fingerprint = training.fingerprint()
+    _check_same_data(workdir, fingerprint)
     if common := validation.shared(training):
         print(f"warning: {len(common):,} of {len(validation):,} validation comparisons are in the training data too, "
               f"first {validation.where[common[0]]}; what validation says of them is not of new data")  # fmt: skip
@@ -65,7 +66,7 @@ def train(config: Config, workdir: pathlib.Path) -> loop.Outcome:
         optimizer = make_optimizer(config.optimizer, schedule)
         trainer = Trainer(model, objective, optimizer, schedule, config.optimizer.grad_clip, mesh)
 
-        _prepare(workdir, config, model, tokenizer, training.dataset)
+        _prepare(workdir, config, model, tokenizer, fingerprint)
         checkpoints = Checkpoints(workdir, config.checkpoint.keep, config.checkpoint.best)
         rows = local_rows(mesh, training.plan.microbatch_rows)
         iterator = make_iterator(training.dataset, training.plan, rows)
@@ -197,9 +198,8 @@ def _plans(
     return loop.Split(training, plans[0]), loop.Split(validation, plans[1])
 
 
-def _check_same_data(workdir: pathlib.Path, training: TokenizedDataset) -> None:
+def _check_same_data(workdir: pathlib.Path, found: str) -> None:
     """Raises InputError if the training data is other than when the run began, or than another process has."""
-    found = training.fingerprint()
     if (workdir / DATA_FILE).exists() and json.loads((workdir / DATA_FILE).read_text())["train"] != found:
         raise InputError(f"{workdir} holds a run whose training data was other than config.data.train is now; bring it "
                          "back, or choose another --workdir")  # fmt: skip
@@ -209,16 +209,14 @@ def _check_same_data(workdir: pathlib.Path, training: TokenizedDataset) -> None:
             raise InputError("the processes read different training data; give each the same files")
 
 
-def _prepare(
-    workdir: pathlib.Path, config: Config, model: RewardModel, tokenizer: Tokenizer, training: TokenizedDataset
-) -> None:
+def _prepare(workdir: pathlib.Path, config: Config, model: RewardModel, tokenizer: Tokenizer, fingerprint: str) -> None:
     """Leaves in the workdir all that evaluate, export and serve need besides checkpoints."""
     if jax.process_index() > 0 or (workdir / "config.json").exists():
         return
     workdir.mkdir(parents=True, exist_ok=True)
     tokenizer.save(workdir / build.TOKENIZER_DIRECTORY)
     (workdir / build.MODEL_FILE).write_text(json.dumps(to_hugging_face(model.decoder), indent=2) + "\n")
-    (workdir / DATA_FILE).write_text(json.dumps({"train": training.fingerprint()}) + "\n")
+    (workdir / DATA_FILE).write_text(json.dumps({"train": fingerprint}) + "\n")
     (workdir / build.HEAD_FILE).write_text(json.dumps(model.head.facts(), indent=2) + "\n")
     configs.save(config, workdir / "config.json")
 
