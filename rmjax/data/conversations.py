@@ -130,6 +130,11 @@ def _strings(prompt: Any, response: str, name: str, chat: bool) -> str | list[Me
         return [*messages(prompt, "prompt"), {"role": "assistant", "content": response}]
     if prompt is not None and not isinstance(prompt, str):
         raise BadField(f"prompt is a {type(prompt).__name__} but {name} a string; make both strings or messages")
+    return join(prompt, response, chat)
+
+
+def join(prompt: str | None, response: str, chat: bool) -> str | list[Message]:
+    """Returns prompt and response as one text, or as messages where `chat` asks for them (see `conversation`)."""
     whole = (prompt or "") + response
     if not chat:
         return whole

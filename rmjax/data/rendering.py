@@ -1,7 +1,6 @@
 """From comparisons to prefix trees: rendering, tokens, and where rewards are read. The one way for every program."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -52,9 +51,6 @@ def _render(comparison: Comparison, tokenizer: Tokenizer, find_start: bool = Fal
         if isinstance(conversation, str):
             texts.append(_Text(conversation, comparison.close, comparison.steps, comparison.start))
             continue
-        if (token := tokenizer.control_token(json.dumps(conversation, ensure_ascii=False, default=str))) is not None:
-            return (f"a message holds the text {token!r}, which the tokenizer would make a control token; "
-                    "remove it, or write the conversation as a string to mean it")  # fmt: skip
         try:
             text = tokenizer.render(conversation)
         except InputError as error:

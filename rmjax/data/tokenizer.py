@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import functools
 import hashlib
+import json
 import pathlib
 import re
 from collections.abc import Sequence
@@ -99,9 +100,12 @@ class Tokenizer:
         """Returns the conversation as the chat template writes it.
 
         Raises:
-          InputError: there is no template, or it refuses these messages.
+          InputError: there is no template, it refuses these messages, or one of them holds a control token.
         """
         self.check_template()
+        if (token := self.control_token(json.dumps(messages, ensure_ascii=False, default=str))) is not None:
+            raise InputError(f"a message holds the text {token!r}, which the tokenizer would make a control token; "
+                             "remove it, or write the conversation as a string to mean it")  # fmt: skip
         try:
             return self.base.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
         except Exception as error:  # templates raise whatever jinja raises

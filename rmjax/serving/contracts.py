@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from rmjax.data.conversations import join
 from rmjax.serving.errors import RequestError
 from rmjax.serving.http_tensors import field
 from rmjax.serving.protocol import Call
@@ -165,9 +166,7 @@ def _joined(service: RewardService, prompt: Any, response: str) -> Conversation:
         return [*check_messages("prompt", 0, prompt), {"role": "assistant", "content": response}]
     if not isinstance(prompt, str):
         raise RequestError(f"'prompt' is {prompt!s:.60}; expected a string or a list of chat messages")
-    if service.strings == "chat":
-        return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-    return prompt + response
+    return join(prompt, response, chat=service.strings == "chat")
 
 
 def _strings(found: Any, name: str) -> list[Conversation]:

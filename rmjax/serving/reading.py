@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from rmjax.core.errors import InputError
+from rmjax.data.conversations import BadField
+from rmjax.data.conversations import messages as chat_messages
 from rmjax.data.schema import Message
 from rmjax.serving.errors import RequestError
 from rmjax.serving.protocol import Arrays, Call, Tensor
@@ -21,7 +23,6 @@ INPUTS = {
     "messages": Tensor("BYTES", (-1, 1)),
 }
 _WAYS = "'sentences', or 'messages', or 'tokens' with 'sequence_lengths'"
-_ROLES = ("role", "content")
 _CHARACTERS_PER_TOKEN = 100  # far more than any text has; what is longer would only keep the tokenizer busy
 _LONGEST_TEXT = 1 << 20  # characters that are tokenised in any case, for truncation
 
@@ -140,19 +141,18 @@ class Reader:
 
 
 def check_messages(source: str, row: int, messages: Any) -> list[Message]:
-    """Returns chat messages if they are a list of objects whose role and content are strings.
+    """Returns chat messages as training takes them.
 
     Raises:
-      RequestError: they are not.
+      RequestError: they are none.
     """
-    if not isinstance(messages, list) or not messages:
+    if not isinstance(messages, list):
         raise RequestError(f"tensor {source!r}, row {row} is {json.dumps(messages):.60}; expected a JSON list of chat "
                            "messages")  # fmt: skip
-    for message in messages:
-        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in _ROLES):
-            raise RequestError(f"tensor {source!r}, row {row} holds {json.dumps(message):.60}; expected an object "
-                               "whose role and content are strings")  # fmt: skip
-    return messages
+    try:
+        return chat_messages(messages, f"tensor {source!r}, row {row}")
+    except BadField as error:
+        raise RequestError(str(error)) from error
 
 
 def _check_column(name: str, tensor: np.ndarray) -> None:

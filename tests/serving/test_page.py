@@ -29,6 +29,7 @@ def page(running):
 
 
 def test_a_person_compares_two_answers(page, running):
+    expect = pytest.importorskip("playwright.sync_api").expect
     assert page.locator("#model option").all_inner_texts() == ["reward_model"]
     page.wait_for_selector("#facts tr")
     assert ["max length", "64"] in [row.locator("td").all_inner_texts() for row in page.locator("#facts tr").all()]
@@ -52,9 +53,8 @@ def test_a_person_compares_two_answers(page, running):
     page.fill("#a", "abc")
     page.fill("#b", "")
     page.click("#go")
-    page.wait_for_function("document.querySelectorAll('#result td.number').length === 1")
+    expect(page.locator("#result td.number")).to_have_count(1)
     page.fill("#a", "a" * 65)
     page.click("#go")
-    page.wait_for_function("document.querySelector('#error').textContent")
-    assert "65" in page.locator("#error").inner_text()
+    expect(page.locator("#error")).to_contain_text("65")
     assert not page.locator("#result td").count()
