@@ -16,6 +16,7 @@ import random
 import socket
 import struct
 import threading
+import types
 
 import grpc
 import numpy as np
@@ -51,7 +52,7 @@ def load(metrics):
         return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in rendered]
 
     engine = Engine(score, lambda: None, max_length=256, batch_tokens=4096, queue_size=1024, metrics=metrics)
-    return RewardService(engine, encode, vocab_size=1 << 20, attributes=("reward",))
+    return RewardService(engine, types.SimpleNamespace(encode=encode), vocab_size=1 << 20, attributes=("reward",))
 
 
 def http_seeds():

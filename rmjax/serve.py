@@ -63,7 +63,7 @@ def _load(path: str, metrics: ModelMetrics) -> RewardService:
         queue_size=_QUEUE.value, queue_tokens=_QUEUE_TOKENS.value, metrics=metrics,
     )  # fmt: skip
     return RewardService(
-        engine, judge.tokenizer.encode, vocab_size=scorer.model.decoder.vocab_size, attributes=judge.attributes,
+        engine, judge.tokenizer, vocab_size=scorer.model.decoder.vocab_size, attributes=judge.attributes,
         strings=judge.options.strings, truncate=_TRUNCATE.value, facts=judge.facts,
     )  # fmt: skip
 
@@ -79,7 +79,7 @@ def _load_critic() -> tuple[Critic, Reader]:
         loaded.model, loaded.params, mesh, row_length=length, rows=max(_ROWS.value, 1) * row_shards(mesh),
         learning_rate=_CRITIC_RATE.value, directory=pathlib.Path(_CRITIC_DIR.value),
     )  # fmt: skip
-    return critic, Reader(Tokenizer.load(str(loaded.directory)).encode, vocab_size, length, _TRUNCATE.value)
+    return critic, Reader(Tokenizer.load(str(loaded.directory)), vocab_size, length, _TRUNCATE.value)
 
 
 def _paths(given: Sequence[str]) -> dict[str, str]:

@@ -66,7 +66,7 @@ def test_four_ways_to_score_agree(made, tmp_path):
         scorer = judge.scorer
         engine = Engine(scorer.score, scorer.warm_up, max_length=judge.max_length,
                         batch_tokens=scorer.rows * scorer.row_length, queue_size=64)  # fmt: skip
-        service = RewardService(engine, judge.tokenizer.encode, vocab_size=scorer.model.decoder.vocab_size,
+        service = RewardService(engine, judge.tokenizer, vocab_size=scorer.model.decoder.vocab_size,
                                 attributes=judge.attributes)  # fmt: skip
         await engine.start()
         texts = [

@@ -107,7 +107,7 @@ def render(tree: Tree, tokenizer: Tokenizer) -> list[str]:
         marked[branch].add(index)
 
     def show(tokens: np.ndarray, marks: set[int]) -> str:
-        words = [tokenizer.base.decode([int(token)]).replace("\n", "⏎") for token in tokens]
+        words = [word.replace("\n", "⏎") for word in tokenizer.words(tokens)]
         words = [f"⟦{word}⟧" if i in marks else word for i, word in enumerate(words)]
         left = f" … {len(words) - _SHOWN} more" if len(words) > _SHOWN else ""
         kept = words if not left else [*words[: _SHOWN // 2], "…", *words[-_SHOWN // 2 :]]

@@ -169,6 +169,10 @@ class Tokenizer:
         bar.close()
         return found
 
+    def words(self, tokens: Sequence[int]) -> list[str]:
+        """Returns what each token alone stands for; a part of a character is shown as U+FFFD."""
+        return [self.base.decode([int(token)]) for token in tokens]
+
     def _close(self, tokens: list[int], eos: bool = True) -> list[int]:
         bos, eos = self.base.bos_token_id, self.base.eos_token_id if eos else None
         if bos is not None and tokens[:2] == [bos, bos]:

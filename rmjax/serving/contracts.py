@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from rmjax.data.conversations import join
+from rmjax.serving.engine import check_sequence
 from rmjax.serving.errors import RequestError
 from rmjax.serving.http_tensors import field
 from rmjax.serving.protocol import Call
@@ -88,6 +89,26 @@ async def pooling(repository: Repository, body: Body, call: Call) -> Body:
 async def embeddings(repository: Repository, body: Body, call: Call) -> Body:
     """The form in which verl asks SGLang: as `/classify`, to `data[{"index", "object", "embedding"}]`."""
     return await _vllm(repository, body, call, activation=False, kind="embedding")
+
+
+async def tokenize(repository: Repository, body: Body, call: Call) -> Body:
+    """vLLM's `/tokenize`: `{"model", "prompt"}`, or `"messages"`, to `{"count", "max_model_len", "tokens"}`.
+
+    The tokens are those that `sentences` or `messages` are scored with: nothing is added to a text. With
+    `return_token_strs` the answer has `token_strs`, what each token alone stands for.
+    """
+    name = field(body, "model", str, repository.names[0])
+    with repository.use(name) as service:
+        if (reader := getattr(service, "reader", None)) is None:
+            raise RequestError(f"model {name!r} reads no texts")
+        if ("prompt" in body) == ("messages" in body):
+            raise RequestError("the body has both or none of 'prompt' and 'messages'; expected one")
+        source = "messages" if "messages" in body else "prompt"
+        text = check_messages(source, 0, body[source]) if source == "messages" else field(body, source, str)
+        (tokens,), _ = await reader.sequences([text], source, call)
+        check_sequence(0, tokens, source, reader.max_length)
+        words = await reader.words(tokens) if field(body, "return_token_strs", bool, False) else None
+    return {"count": len(tokens), "max_model_len": reader.max_length, "tokens": tokens.tolist(), "token_strs": words}
 
 
 async def _vllm(repository: Repository, body: Body, call: Call, *, activation: bool, kind: str) -> Body:

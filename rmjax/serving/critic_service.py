@@ -108,15 +108,15 @@ class CriticInfer(_CriticModel):
 
     def __init__(self, room: CriticRoom, metrics: ModelMetrics, reader: Reader, rewarding: Rewarding | None = None):
         super().__init__(room, metrics)
-        self._reader, self._rewarding = reader, rewarding
+        self.reader, self._rewarding = reader, rewarding
         self.outputs = {"values": Tensor("FP32", (-1, -1))}
         if rewarding is not None:
             self.outputs["rewards"] = Tensor("FP32", (-1, 1))
 
     async def infer(self, tensors: Arrays, call: Call) -> Arrays:
         """Returns `values` float32 [B, S], 0 behind a sequence's length; and `rewards` float32 [B, 1] if combined."""
-        source, conversations = self._reader.conversations(tensors)
-        sequences, _ = await self._reader.sequences(conversations, source, call)
+        source, conversations = self.reader.conversations(tensors)
+        sequences, _ = await self.reader.sequences(conversations, source, call)
         arrays = [check_sequence(row, s, source, self.room.critic.row_length) for row, s in enumerate(sequences)]
         found = await self.room.run(call, self.room.critic.values, arrays)
         width = tensors["tokens"].shape[1] if "tokens" in tensors else max(map(len, found))
@@ -133,7 +133,7 @@ class CriticInfer(_CriticModel):
     async def close(self) -> None:
         """Ends."""
         await super().close()
-        self._reader.close()
+        self.reader.close()
 
 
 class CriticTrain(_CriticModel):

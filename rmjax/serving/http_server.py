@@ -66,7 +66,7 @@ class HttpFace:
               for path, function in (
                   ("/get_reward", contracts.get_reward), ("/classify", contracts.classify),
                   ("/pooling", contracts.pooling), ("/v1/embeddings", contracts.embeddings),
-                  ("/predict", contracts.predict), ("/score", contracts.score))),
+                  ("/predict", contracts.predict), ("/score", contracts.score), ("/tokenize", contracts.tokenize))),
             _Endpoint("GET", "/v2/health/live", self._live, "200 while the process answers.", open=True),
             _Endpoint("GET", "/v2/health/ready", self._ready, "200 while every model is warm.", open=True),
             _Endpoint("GET", "/v2", self._server, "Names the server and the protocol's extensions it has."),

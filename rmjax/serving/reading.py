@@ -12,9 +12,10 @@ from rmjax.core.errors import InputError
 from rmjax.data.conversations import BadField
 from rmjax.data.conversations import messages as chat_messages
 from rmjax.data.schema import Message
+from rmjax.data.tokenizer import Tokenizer
 from rmjax.serving.errors import RequestError
 from rmjax.serving.protocol import Arrays, Call, Tensor
-from rmjax.serving.tokenising import Encode, Text, Tokenising
+from rmjax.serving.tokenising import Text, Tokenising
 
 INPUTS = {
     "sentences": Tensor("BYTES", (-1, 1)),
@@ -33,15 +34,15 @@ class Reader:
     """Reads what a model is asked about.
 
     Args:
-      encode: `Tokenizer.encode`: (strings or lists of messages, close) -> tokens of each.
+      tokenizer: of the model.
       vocab_size: V; tokens that clients send are below it.
       max_length: tokens of the longest sequence.
       truncate: cut every overlong sequence at its right end, asked or not.
     """
 
-    def __init__(self, encode: Encode, vocab_size: int, max_length: int, truncate: bool = False):
-        self.truncate = truncate
-        self._tokenise, self._vocab_size, self._max_length = Tokenising(encode), vocab_size, max_length
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, max_length: int, truncate: bool = False):
+        self.max_length, self.truncate = max_length, truncate
+        self._tokenise, self._vocab_size = Tokenising(tokenizer), vocab_size
 
     @property
     def waiting(self) -> int:
@@ -89,11 +90,15 @@ class Reader:
         except InputError as error:  # the chat template refuses the messages, or there is none
             raise RequestError(f"tensor {source!r}: {error}") from error
         found = [c if isinstance(c, np.ndarray) else next(encoded) for c in conversations]
-        limit = min(call.limit or self._max_length, self._max_length)
+        limit = min(call.limit or self.max_length, self.max_length)
         exceeded = np.array([len(sequence) > limit for sequence in found], bool)
         if call.truncate or self.truncate:
             found = [s[-limit:] if call.truncate == "left" else s[:limit] for s in found]
         return found, exceeded
+
+    async def words(self, tokens: np.ndarray) -> list[str]:
+        """Returns what each token alone stands for."""
+        return await self._tokenise.words(tokens)
 
     def check_tokens(self, source: str, row: int, tokens: np.ndarray) -> np.ndarray:
         """Returns the tokens int [length] if the vocabulary has them all.
@@ -131,9 +136,9 @@ class Reader:
         if not conversation:
             raise RequestError(f"tensor {source!r}, row {row} has no tokens; expected at least one")
         text = conversation if isinstance(conversation, str) else json.dumps(conversation, ensure_ascii=False)
-        if len(text) > (most := max(_LONGEST_TEXT, _CHARACTERS_PER_TOKEN * self._max_length)):
+        if len(text) > (most := max(_LONGEST_TEXT, _CHARACTERS_PER_TOKEN * self.max_length)):
             raise RequestError(f"tensor {source!r}, row {row} has {len(text)} characters; at most {most} are read for "
-                               f"{self._max_length} tokens: shorten it")  # fmt: skip
+                               f"{self.max_length} tokens: shorten it")  # fmt: skip
         try:
             text.encode()
         except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair

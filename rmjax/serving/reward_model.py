@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from rmjax.data.tokenizer import Tokenizer
 from rmjax.serving.engine import Engine
 from rmjax.serving.metrics import ModelMetrics
 from rmjax.serving.protocol import Arrays, Call, Tensor
 from rmjax.serving.reading import INPUTS, Conversation, Reader
-from rmjax.serving.tokenising import Encode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class RewardService:
     """Answers requests for rewards.
 
     Args:
-      encode: `Tokenizer.encode`: (strings or lists of messages, close) -> tokens of each.
+      tokenizer: of the model.
       vocab_size: V; tokens that clients send are below it.
       attributes: names of the A rewards.
       strings: how prompt and response strings become a conversation: `joined`, or `chat` messages.
@@ -44,11 +44,11 @@ class RewardService:
     """
 
     def __init__(
-        self, engine: Engine, encode: Encode, *, vocab_size: int, attributes: Sequence[str], strings: str = "joined",
-        truncate: bool = False, facts: Mapping[str, Any] | None = None,
+        self, engine: Engine, tokenizer: Tokenizer, *, vocab_size: int, attributes: Sequence[str],
+        strings: str = "joined", truncate: bool = False, facts: Mapping[str, Any] | None = None,
     ):  # fmt: skip
         self.engine, self.attributes, self.strings = engine, tuple(attributes), strings
-        self.reader = Reader(encode, vocab_size, engine.max_length, truncate)
+        self.reader = Reader(tokenizer, vocab_size, engine.max_length, truncate)
         self.inputs, self.max_batch_size = INPUTS, engine.queue_size
         self.outputs = {"rewards": Tensor("FP32", (-1, len(self.attributes)))}
         if truncate:

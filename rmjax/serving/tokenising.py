@@ -3,14 +3,14 @@
 import asyncio
 import collections
 import concurrent.futures
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from rmjax.data.schema import Message
+from rmjax.data.tokenizer import Tokenizer
 
 Text = str | list[Message]
-Encode = Callable[[Sequence[Text], bool], list[np.ndarray]]
 _TEXTS = 256  # of one call, so that nobody waits long behind others
 
 
@@ -21,12 +21,12 @@ class Tokenising:
     requests together: changing threads costs more than tokenising a short text.
 
     Args:
-      encode: `Tokenizer.encode`: (strings or lists of messages, close) -> tokens of each.
+      tokenizer: used by nobody else.
     """
 
-    def __init__(self, encode: Encode):
+    def __init__(self, tokenizer: Tokenizer):
         self.waiting = 0  # texts
-        self._encode = encode
+        self._tokenizer = tokenizer
         self._requests: collections.deque[tuple[Sequence[Text], bool, asyncio.Future]] = collections.deque()
         self._task: asyncio.Task | None = None
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="tokenise")
@@ -35,7 +35,7 @@ class Tokenising:
         """Returns the tokens of each text.
 
         Raises:
-          Exception: what `encode` raises for these texts.
+          Exception: what `Tokenizer.encode` raises for these texts.
         """
         found = asyncio.get_running_loop().create_future()
         self._requests.append((texts, close, found))
@@ -46,6 +46,10 @@ class Tokenising:
             return await found
         finally:
             self.waiting -= len(texts)
+
+    async def words(self, tokens: np.ndarray) -> list[str]:
+        """Returns what each token alone stands for."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._tokenizer.words, tokens)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -71,7 +75,7 @@ class Tokenising:
             chosen = [i for i, (_, close) in enumerate(requests) if close == closing]
             try:
                 tokens = iter(
-                    self._encode([text for i in chosen for text in requests[i][0]], closing) if chosen else ()
+                    self._tokenizer.encode([text for i in chosen for text in requests[i][0]], closing) if chosen else ()
                 )
                 for i in chosen:
                     found[i] = [next(tokens) for _ in requests[i][0]]

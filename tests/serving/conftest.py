@@ -16,7 +16,10 @@ from rmjax.data.tokenizer import Tokenizer
 from rmjax.evaluation.scoring import Scorer
 from rmjax.models.config import DecoderConfig, HeadConfig
 from rmjax.models.decoder import RewardModel
+from rmjax.serving.critic import Critic
+from rmjax.serving.critic_service import critic_loaders
 from rmjax.serving.engine import Engine
+from rmjax.serving.reading import Reader
 from rmjax.serving.repository import Repository
 from rmjax.serving.reward_model import RewardService
 from rmjax.serving.server import Server
@@ -81,6 +84,26 @@ def start(stack, loaders, *, warm=True, security=None, paths=None):
     )  # fmt: skip
 
 
+def make_critic(scorer, directory, **options):
+    """A critic of the tiny model, newly initialised; it saves in `directory`."""
+    mesh = make_mesh()
+    with jax.set_mesh(mesh):
+        params = scorer.model.init(jax.random.key(0))
+    given = {"row_length": MAX_LENGTH, "rows": 1, "learning_rate": 1e-2, "directory": directory} | options
+    return Critic(scorer.model, params, mesh, **given)
+
+
+def start_with_critic(stack, running, directory):
+    """Starts a server of the tiny model and of a critic that is combined with it."""
+    reader = lambda: Reader(running.tokenizer, len(running.tokenizer), MAX_LENGTH)
+    loaders = {"reward_model": running.load}
+    loaders |= critic_loaders(
+        lambda: (make_critic(running.scorer, directory), reader()), lambda: made.repository.use("reward_model")
+    )
+    made = start(stack, loaders)
+    return made
+
+
 class Fake:
     """A model of bytes: the reward of a text is the sum of its bytes; `gate` holds it, 0 is NaN.
 
@@ -110,7 +133,7 @@ class Fake:
 
     def load(self, metrics):
         engine = Engine(self.score, lambda: None, metrics=metrics, **self.options)
-        return RewardService(engine, self.encode, vocab_size=256, attributes=("reward",))
+        return RewardService(engine, self, vocab_size=256, attributes=("reward",))
 
 
 @pytest.fixture
@@ -136,7 +159,7 @@ def running(tiny_scorer):
     def load(metrics):
         engine = Engine(scorer.score, scorer.warm_up, max_length=MAX_LENGTH, batch_tokens=64, queue_size=QUEUE,
                         metrics=metrics)  # fmt: skip
-        return RewardService(engine, tokenizer.encode, vocab_size=len(tokenizer), attributes=("reward",))
+        return RewardService(engine, tokenizer, vocab_size=len(tokenizer), attributes=("reward",))
 
     with contextlib.ExitStack() as stack:
         made = start(stack, {"reward_model": load})

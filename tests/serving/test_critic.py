@@ -1,25 +1,12 @@
 import contextlib
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rmjax.core.errors import InputError
-from rmjax.core.mesh import make_mesh
 from rmjax.data.packing import make_tree
-from rmjax.serving.critic import Critic
-from rmjax.serving.critic_service import critic_loaders
-from rmjax.serving.reading import Reader
-from tests.serving.conftest import MAX_LENGTH, start
-
-
-def make(scorer, directory, **options):
-    mesh = make_mesh()
-    with jax.set_mesh(mesh):
-        params = scorer.model.init(jax.random.key(0))
-    given = {"row_length": MAX_LENGTH, "rows": 1, "learning_rate": 1e-2, "directory": directory} | options
-    return Critic(scorer.model, params, mesh, **given)
+from tests.serving.conftest import make_critic, start_with_critic
 
 
 def targets(rng, *lengths):
@@ -31,7 +18,7 @@ def targets(rng, *lengths):
 def test_values_are_the_rewards_of_every_beginning(tiny_scorer, tmp_path):
     scorer, _ = tiny_scorer
     sequences = [np.arange(5, 5 + n, dtype=np.int32) for n in (1, 7, 40, 30)]
-    found = make(scorer, tmp_path).values(sequences)
+    found = make_critic(scorer, tmp_path).values(sequences)
     for sequence, values in zip(sequences, found, strict=True):
         prefixes = [make_tree([sequence[: n + 1]]) for n in range(len(sequence))]
         np.testing.assert_allclose(values, np.concatenate(scorer.score(prefixes))[:, 0], atol=1e-5)
@@ -43,7 +30,7 @@ def test_the_loss_and_its_step_do_not_depend_on_microbatches(tiny_scorer, tmp_pa
     sequences = [rng.integers(4, 200, n).astype(np.int32) for n in (30, 20, 40, 10)]
     given = targets(rng, 30, 20, 40, 10)
     expected_sum = weight = 0.0
-    critics = [make(scorer, tmp_path / str(rows), rows=rows) for rows in (1, 4)]
+    critics = [make_critic(scorer, tmp_path / str(rows), rows=rows) for rows in (1, 4)]
     for values, target in zip(critics[0].values(sequences), given, strict=True):
         returns, previous, mask = target.T
         clipped = np.clip(values, previous - 0.2, previous + 0.2)
@@ -60,7 +47,7 @@ def test_training_learns_saves_and_continues(tiny_scorer, tmp_path):
     rng = np.random.default_rng(1)
     sequences = [rng.integers(4, 200, 12).astype(np.int32) for _ in range(4)]
     wanted = [np.stack([np.full(12, 0.5), np.full(12, 0.5), np.ones(12)], 1).astype(np.float32) for _ in sequences]
-    critic = make(scorer, tmp_path)
+    critic = make_critic(scorer, tmp_path)
     before = np.concatenate(critic.values(sequences))
     critic.warm_up()
     np.testing.assert_array_equal(np.concatenate(critic.values(sequences)), before)
@@ -69,23 +56,16 @@ def test_training_learns_saves_and_continues(tiny_scorer, tmp_path):
     critic.save()
     critic.save()  # again, without a step between
     after = np.concatenate(critic.values(sequences))
-    again = make(scorer, tmp_path)
+    again = make_critic(scorer, tmp_path)
     np.testing.assert_array_equal(np.concatenate(again.values(sequences)), after)
     assert again.train(sequences, wanted) == pytest.approx(critic.train(sequences, wanted), rel=1e-6)
 
 
 @pytest.fixture(scope="module")
-def served(tiny_scorer, running, tmp_path_factory):
-    scorer, tokenizer = tiny_scorer
+def served(running, tmp_path_factory):
     directory = tmp_path_factory.mktemp("critic")
-
-    def load():
-        return make(scorer, directory), Reader(tokenizer.encode, len(tokenizer), MAX_LENGTH)
-
     with contextlib.ExitStack() as stack:
-        loaders = {"reward_model": running.load}
-        loaders |= critic_loaders(load, lambda: made.repository.use("reward_model"))
-        made = start(stack, loaders)
+        made = start_with_critic(stack, running, directory)
         made.directory = directory
         yield made
 
@@ -153,12 +133,12 @@ def test_what_a_critic_is_not(served, tiny_scorer, tmp_path):
     answer = served.http.post("/v2/repository/models/critic_train/load")
     assert (answer.status_code, "cannot be loaded anew" in answer.json()["error"]) == (400, True)
     scorer, _ = tiny_scorer
-    critic = make(scorer, tmp_path)
+    critic = make_critic(scorer, tmp_path)
     critic.save()
     step = next(path for path in tmp_path.iterdir() if path.name == "0")
     for path in step.rglob("*"):
         if path.is_file():
             path.write_bytes(b"damaged")
     with pytest.raises(InputError, match="cannot be read"):
-        make(scorer, tmp_path)
+        make_critic(scorer, tmp_path)
     assert jnp.isfinite(critic.values([np.ones(3, np.int32)])[0]).all()

@@ -237,6 +237,16 @@ def test_vllm_as_verl_calls_it(running):
     assert found["data"][0]["probs"] == pytest.approx(rewards(running, [rendered])[0], abs=1e-5)
 
 
+def test_tokens_as_vllm_tells_them(running):
+    found = running.http.post("/tokenize", json={"prompt": "hé", "return_token_strs": True}).json()
+    assert found == {"count": 3, "max_model_len": 64, "token_strs": ["h", "\ufffd", "\ufffd"],
+                     "tokens": running.tokenizer.encode(["hé"], False)[0].tolist()}  # fmt: skip
+    messages = [{"role": "user", "content": "a"}]
+    found = running.http.post("/tokenize", json={"messages": messages}).json()
+    assert found["tokens"] == running.tokenizer.encode([messages])[0].tolist()
+    assert found["token_strs"] is None
+
+
 def test_text_embeddings_inference(running):
     raw = rewards(running, ["one", "two"])[:, 0]
     found = running.http.post("/predict", json={"inputs": "one"}).json()
@@ -262,16 +272,13 @@ CONTRACTS = [
     ("/get_reward", {"query": [1]}),
     ("/get_reward", {"query": []}),
     ("/get_reward", {"query": [""]}),
-    (
-        "/get_reward",
-        {
-            "query": [
-                "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
-            ]
-        },
-    ),
+    ("/get_reward", {"query": ["a" * 100]}),
     ("/score", {"prompt": 1, "response": "a"}),
     ("/score", {"prompt": "a"}),
+    ("/tokenize", {}),
+    ("/tokenize", {"prompt": "a", "messages": []}),
+    ("/tokenize", {"prompt": "a" * 65}),
+    ("/tokenize", {"prompt": ""}),
     ("/score", {"prompt": [], "response": "a"}),
     ("/predict", {}),
     ("/predict", {"inputs": []}),
@@ -283,7 +290,7 @@ CONTRACTS = [
     ("/classify", {"input": "a", "messages": []}),
     ("/classify", {"input": [[1], "a"]}),
     ("/classify", {"input": [999]}),
-    ("/classify", {"input": [1180591620717411303424]}),
+    ("/classify", {"input": [1 << 70]}),
     ("/classify", {"input": [-1]}),
     ("/classify", {"input": "a", "truncate_prompt_tokens": -2}),
     ("/classify", {"input": "a", "use_activation": "no"}),

@@ -1,36 +1,43 @@
 """The page at `/` in headless Chromium; skipped where the package `playwright` or a Chromium is not installed."""
 
+import contextlib
+import re
 import shutil
 
 import pytest
 
 from rmjax.serving import Client
+from tests.serving.conftest import start_with_critic
+
+playwright = pytest.importorskip("playwright.sync_api")
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture
-def page(running):
-    """The page as it is first seen; in the end it must have said nothing wrong and asked nobody else."""
-    playwright = pytest.importorskip("playwright.sync_api")
+def visit():
+    """Opens the page of a server; in the end it must have said nothing wrong and asked nobody else."""
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed")
     faults = []
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        made = browser.new_page()
-        url = f"http://127.0.0.1:{running.http_port}/"
-        made.on("pageerror", lambda error: faults.append(str(error)))
-        made.on("request", lambda request: request.url.startswith(url) or faults.append(request.url))
-        made.goto(url)
-        yield made
+
+        def open_page(served):
+            made, url = browser.new_page(), f"http://127.0.0.1:{served.http_port}/"
+            made.on("pageerror", lambda error: faults.append(str(error)))
+            made.on("request", lambda request: request.url.startswith(url) or faults.append(request.url))
+            made.goto(url)
+            return made
+
+        yield open_page
         browser.close()
     assert not faults
 
 
-def test_a_person_compares_two_answers(page, running):
-    expect = pytest.importorskip("playwright.sync_api").expect
-    assert page.locator("#model option").all_inner_texts() == ["reward_model"]
+def test_a_person_compares_two_answers(visit, running):
+    page = visit(running)
+    playwright.expect(page.locator("#model option")).to_have_text(["reward_model"])
     page.wait_for_selector("#facts tr")
     assert ["max length", "64"] in [row.locator("td").all_inner_texts() for row in page.locator("#facts tr").all()]
 
@@ -53,8 +60,25 @@ def test_a_person_compares_two_answers(page, running):
     page.fill("#a", "abc")
     page.fill("#b", "")
     page.click("#go")
-    expect(page.locator("#result td.number")).to_have_count(1)
+    playwright.expect(page.locator("#result td.number")).to_have_count(1)
     page.fill("#a", "a" * 65)
     page.click("#go")
-    expect(page.locator("#error")).to_contain_text("65")
+    playwright.expect(page.locator("#error")).to_contain_text("65")
     assert not page.locator("#result td").count()
+
+
+def test_a_critic_shows_its_value_at_every_token(visit, running, tmp_path):
+    with contextlib.ExitStack() as stack:
+        served = start_with_critic(stack, running, tmp_path)
+        page = visit(served)
+        playwright.expect(page.locator("#model option")).to_have_text(["reward_model", "critic_infer"])
+        page.select_option("#model", "critic_infer")
+        page.select_option("#mode", "text")
+        page.fill("#a", "2+2=4")
+        page.click("#go")
+        playwright.expect(page.locator("#result .tokens span")).to_have_text(list("2+2=4"))
+        titles = [span.get_attribute("title") for span in page.locator("#result .tokens span").all()]
+        shown = [float(re.fullmatch(r"token \d: (-?\d+\.\d{4})", title)[1]) for title in titles]
+        data = {"name": "sentences", "datatype": "BYTES", "shape": [1, 1], "data": ["2+2=4"]}
+        answer = served.http.post("/v2/models/critic_infer/infer", json={"inputs": [data]}).json()
+        assert shown == pytest.approx(answer["outputs"][0]["data"], abs=1e-4)

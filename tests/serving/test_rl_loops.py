@@ -8,13 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from rmjax.core.mesh import make_mesh
 from rmjax.serving import Client
-from rmjax.serving.critic import Critic
-from rmjax.serving.critic_service import critic_loaders
-from rmjax.serving.reading import Reader
 from tests.conftest import ROOT
-from tests.serving.conftest import MAX_LENGTH, start
+from tests.serving.conftest import start_with_critic
 
 
 @pytest.fixture
@@ -52,24 +48,12 @@ def test_reinforce_raises_the_reward_with_the_reward_server_alone(programs, fake
     assert rewards[-1] > rewards[0] + 5  # the fake's reward is the sum of the bytes: at most 12 above the mean
 
 
-def test_ppo_asks_both_servers_over_the_wire(programs, running, tiny_scorer, tmp_path):
-    scorer, tokenizer = tiny_scorer
+def test_ppo_asks_both_servers_over_the_wire(programs, running, tmp_path):
     ppo = programs("ppo_toy")
-
-    def load():
-        mesh = make_mesh()
-        with jax.set_mesh(mesh):
-            params = scorer.model.init(jax.random.key(0))
-        critic = Critic(scorer.model, params, mesh, row_length=MAX_LENGTH, rows=1, learning_rate=1e-2,
-                        directory=tmp_path)  # fmt: skip
-        return critic, Reader(tokenizer.encode, len(tokenizer), MAX_LENGTH)
-
     with contextlib.ExitStack() as stack:
-        loaders = {"reward_model": running.load}
-        loaders |= critic_loaders(load, lambda: made.repository.use("reward_model"))
-        made = start(stack, loaders)
+        made = start_with_critic(stack, running, tmp_path)
         judge = stack.enter_context(Client(f"http://127.0.0.1:{made.http_port}", batch=8, concurrency=1))
-        found = list(ppo.ppo(ppo.CriticClient(made.grpc_port), judge, tokenizer, 2, repeats=2))
+        found = list(ppo.ppo(ppo.CriticClient(made.grpc_port), judge, running.tokenizer, 2, repeats=2))
         assert np.isfinite(found).all()
         steps = [path.name for path in tmp_path.iterdir() if path.name.isdecimal()]
         assert steps == [str(2 * ppo.CRITIC_STEPS)]
