@@ -26,6 +26,7 @@ from rmjax.serving import server
 from rmjax.serving.critic import Critic
 from rmjax.serving.critic_service import critic_loaders
 from rmjax.serving.engine import Engine
+from rmjax.serving.memory import Memory
 from rmjax.serving.metrics import ModelMetrics
 from rmjax.serving.reading import Reader
 from rmjax.serving.repository import Repository
@@ -50,17 +51,22 @@ _CRITIC = flags.DEFINE_string("critic", "", "Reward model that PPO's critic begi
 _CRITIC_DIR = flags.DEFINE_string("critic_dir", "", "Where the critic's checkpoints lie; it continues from the latest.")
 _CRITIC_RATE = flags.DEFINE_float("critic_learning_rate", 9e-6, "Of the critic.", lower_bound=0.0)
 _COMBINE = flags.DEFINE_bool("combine_rm_and_critic", False, "critic_infer answers the reward model's rewards too.")
+_OFFLOAD = flags.DEFINE_bool(
+    "offload", False, "One model works at a time; what the others have lies in host memory meanwhile."
+)
 _CERTIFICATE = flags.DEFINE_string("tls_cert", "", "PEM file of the server's certificate chain; empty: no TLS.")
 _KEY = flags.DEFINE_string("tls_key", "", "PEM file of its key.")
 _CLIENT_CA = flags.DEFINE_string("tls_client_ca", "", "PEM file of the authority whose certificates clients must show.")
 
 
-def _load(path: str, metrics: ModelMetrics) -> RewardService:
+def _load(path: str, memory: Memory, metrics: ModelMetrics) -> RewardService:
     judge = open_judge(path, max_length=_MAX_LENGTH.value, rows_per_device=_ROWS.value, dtype=_DTYPE.value)
     scorer = judge.scorer
+    on_device = memory.using(memory.hold(scorer, "params", metrics))
     engine = Engine(
-        scorer.score, scorer.warm_up, max_length=judge.max_length, batch_tokens=scorer.rows * scorer.row_length,
-        queue_size=_QUEUE.value, queue_tokens=_QUEUE_TOKENS.value, metrics=metrics,
+        on_device(scorer.score), on_device(scorer.warm_up), max_length=judge.max_length,
+        batch_tokens=scorer.rows * scorer.row_length, queue_size=_QUEUE.value, queue_tokens=_QUEUE_TOKENS.value,
+        metrics=metrics,
     )  # fmt: skip
     return RewardService(
         engine, judge.tokenizer, vocab_size=scorer.model.decoder.vocab_size, attributes=judge.attributes,
@@ -68,7 +74,7 @@ def _load(path: str, metrics: ModelMetrics) -> RewardService:
     )  # fmt: skip
 
 
-def _load_critic() -> tuple[Critic, Reader]:
+def _load_critic(memory: Memory, metrics: ModelMetrics) -> tuple[Critic, Reader]:
     mesh = make_mesh((-1, 1, 1, 1))
     with jax.set_mesh(mesh):
         loaded = load_model(_CRITIC.value, mesh=mesh, dtype=_DTYPE.value)
@@ -77,7 +83,7 @@ def _load_critic() -> tuple[Critic, Reader]:
         raise InputError(f"--max_length={length}; --critic was made for 1 to {loaded.model.decoder.max_positions}")
     critic = Critic(
         loaded.model, loaded.params, mesh, row_length=length, rows=max(_ROWS.value, 1) * row_shards(mesh),
-        learning_rate=_CRITIC_RATE.value, directory=pathlib.Path(_CRITIC_DIR.value),
+        learning_rate=_CRITIC_RATE.value, directory=pathlib.Path(_CRITIC_DIR.value), memory=memory, metrics=metrics,
     )  # fmt: skip
     return critic, Reader(Tokenizer.load(str(loaded.directory)), vocab_size, length, _TRUNCATE.value)
 
@@ -107,10 +113,11 @@ def main(_: Sequence[str]) -> None:
     security = Security.read(_TOKEN.value, _CERTIFICATE.value, _KEY.value, _CLIENT_CA.value)
 
     async def serve() -> None:
-        loaders = {name: functools.partial(_load, path) for name, path in paths.items()}
+        memory = Memory(_OFFLOAD.value)
+        loaders = {name: functools.partial(_load, path, memory) for name, path in paths.items()}
         if _CRITIC.value:
             rewarding = (lambda: repository.use(next(iter(paths)))) if _COMBINE.value else None
-            loaders |= critic_loaders(_load_critic, rewarding)
+            loaders |= critic_loaders(functools.partial(_load_critic, memory), rewarding)
         repository = Repository(loaders, paths)
         await server.serve(repository, _HOST.value, _PORT.value, _HTTP.value, security)
 

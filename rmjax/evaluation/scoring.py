@@ -37,7 +37,7 @@ class Scorer:
         if row_length < 1:
             raise InputError(f"max_length is {row_length}; expected at least one token")
         self.model, self.row_length, self.rows = model, row_length, rows
-        self._params, self._mesh = params, mesh
+        self.params, self._mesh = params, mesh
         lengths = [row_length]
         while (shorter := 1 << ((lengths[-1] - 1).bit_length() - 1)) >= _SHORTEST_ROW:
             lengths.append(shorter)
@@ -107,8 +107,8 @@ class Scorer:
             placed = jax.device_put(batch, NamedSharding(self._mesh, P(ROWS)))
             if row_length not in self._programs:
                 program = jax.jit(self.model.rewards, out_shardings=replicated(self._mesh))
-                self._programs[row_length] = program.lower(self._params, placed).compile()
-            return np.asarray(self._programs[row_length](self._params, placed))
+                self._programs[row_length] = program.lower(self.params, placed).compile()
+            return np.asarray(self._programs[row_length](self.params, placed))
 
 
 def _fitting_parts(tree: Tree, row_length: int) -> list[Tree]:

@@ -21,6 +21,8 @@ from rmjax.data.packing import fill_rows, make_tree, pack, split_readouts
 from rmjax.data.schema import Tree, packed_spec
 from rmjax.models.decoder import Params, RewardModel
 from rmjax.models.value import clipped_value
+from rmjax.serving.memory import Memory
+from rmjax.serving.metrics import Metrics, ModelMetrics
 
 _GRAD_CLIP = 1.0
 _TARGETS = 3  # of a token: return, previous value, mask; they lie where training has the labels of a response
@@ -39,6 +41,8 @@ class Critic:
       row_length: the longest sequence, in tokens.
       rows: B of a microbatch, a multiple of the mesh's row shards.
       directory: of the checkpoints; training continues from the latest there.
+      memory: moves parameters and optimizer state off the devices while others work; None leaves them there.
+      metrics: of that; None counts for nobody.
 
     Raises:
       InputError: the model has several attributes, or the checkpoint is of another model.
@@ -46,7 +50,7 @@ class Critic:
 
     def __init__(
         self, model: RewardModel, params: Params, mesh: Mesh, *, row_length: int, rows: int, learning_rate: float,
-        directory: pathlib.Path,
+        directory: pathlib.Path, memory: Memory | None = None, metrics: ModelMetrics | None = None,
     ):  # fmt: skip
         if len(model.head.attributes) != 1:
             raise InputError(f"a critic gives one value, but this model has {', '.join(model.head.attributes)}; choose "
@@ -64,14 +68,25 @@ class Critic:
         options = ocp.CheckpointManagerOptions(max_to_keep=_KEPT, enable_async_checkpointing=False)
         self._checkpoints = ocp.CheckpointManager(directory.absolute(), options=options)
         if (step := self._checkpoints.latest_step()) is None:
-            self._state: State = jax.jit(init, donate_argnums=0, out_shardings=shardings)(params)
+            state: State = jax.jit(init, donate_argnums=0, out_shardings=shardings)(params)
         else:
             place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-            self._state = self._restore(step, jax.tree.map(place, abstract, shardings), directory)
+            state = self._restore(step, jax.tree.map(place, abstract, shardings), directory)
+        self._keep(state)
+        self._memory, metrics = memory or Memory(), metrics or ModelMetrics(Metrics(), "")
+        self._held_params = self._memory.hold(self, "params", metrics)
+        self._held_opt_state = self._memory.hold(self, "opt_state", metrics)
         whole = replicated(mesh)
         self._values = jax.jit(self._all_values, out_shardings=whole)
         self._add = jax.jit(self._accumulate, donate_argnums=1, out_shardings=(whole, shardings["params"]))
         self._update = jax.jit(self._apply, donate_argnums=0, out_shardings=shardings)
+
+    @property
+    def _state(self) -> State:
+        return {"step": self.step, "params": self.params, "opt_state": self.opt_state}
+
+    def _keep(self, state: State) -> None:
+        self.step, self.params, self.opt_state = state["step"], state["params"], state["opt_state"]
 
     def _restore(self, step: int, abstract: State, directory: pathlib.Path) -> State:
         try:
@@ -92,9 +107,9 @@ class Critic:
         trees = [_tree(sequence) for sequence in sequences]
         found: dict[int, np.ndarray] = {}
         counts = np.array([len(sequence) for sequence in sequences])
-        for rows, batch in self._batches(trees):
-            with jax.set_mesh(self._mesh):
-                found |= split_readouts(np.asarray(self._values(self._state["params"], batch)), rows, counts)
+        with self._memory.using(self._held_params), jax.set_mesh(self._mesh):
+            for rows, batch in self._batches(trees):
+                found |= split_readouts(np.asarray(self._values(self.params, batch)), rows, counts)
         return [found[i] for i in range(len(trees))]
 
     def train(self, sequences: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> float:
@@ -110,18 +125,18 @@ class Critic:
         """
         weight = float(sum(target[:, 2].sum() for target in targets))
         trees = [_tree(sequence, target) for sequence, target in zip(sequences, targets, strict=True)]
-        with jax.set_mesh(self._mesh):
-            gradients = jax.tree.map(jnp.zeros_like, self._state["params"])
+        with self._memory.using(self._held_params, self._held_opt_state), jax.set_mesh(self._mesh):
+            gradients = jax.tree.map(jnp.zeros_like, self.params)
             total = 0.0
             for _, batch in self._batches(trees):
-                loss, gradients = self._add(self._state["params"], gradients, batch)
+                loss, gradients = self._add(self.params, gradients, batch)
                 total += float(loss)
-            self._state = self._update(self._state, gradients, np.float32(weight))
+            self._keep(self._update(self._state, gradients, np.float32(weight)))
         return total / weight if weight else 0.0
 
     def save(self) -> None:
         """Writes a checkpoint; returns when it is whole."""
-        step = int(self._state["step"])
+        step = int(self.step)
         if step not in self._checkpoints.all_steps():
             self._checkpoints.save(step, args=ocp.args.StandardSave(self._state))
             self._checkpoints.wait_until_finished()

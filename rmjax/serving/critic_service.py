@@ -184,7 +184,7 @@ class CriticSave(_CriticModel):
 
 
 def critic_loaders(
-    load: Callable[[], tuple[Critic, Reader]], rewarding: Rewarding | None
+    load: Callable[[ModelMetrics], tuple[Critic, Reader]], rewarding: Rewarding | None
 ) -> dict[str, Callable[[ModelMetrics], Model]]:
     """Returns what `Repository` loads the three models with; they share one critic.
 
@@ -201,7 +201,7 @@ def critic_loaders(
                 raise InputError(f"{name} is trained here and cannot be loaded anew; start the server again")
             names.add(name)
             if not made:
-                critic, reader = load()
+                critic, reader = load(metrics)
                 made.append((CriticRoom(critic), reader))
             room, reader = made[0]
             return make(room, metrics, reader)

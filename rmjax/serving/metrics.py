@@ -39,6 +39,8 @@ class Metrics:
         self.refused = make(Counter, "refused", "Requests not answered with rewards, by error.", "reason")
         self.waiting_sequences = make(Gauge, "queue_sequences", "Sequences that wait.")
         self.waiting_tokens = make(Gauge, "queue_tokens", "Tokens that wait.")
+        self.device_bytes = make(Gauge, "device_bytes", "Bytes of weights and optimizer state on the devices.")
+        self.host_bytes = make(Gauge, "host_bytes", "Bytes of them in host memory, with --offload.")
         self.latency = make(Histogram, "request_seconds", "From the request's arrival to its answer.", buckets=_SECONDS)
 
     def text(self) -> bytes:
@@ -51,7 +53,7 @@ class ModelMetrics:
 
     def __init__(self, metrics: Metrics, model: str):
         for name in ("requests", "sequences", "tokens", "unique_tokens", "batches", "compilations", "waiting_sequences",
-                     "waiting_tokens", "latency"):  # fmt: skip
+                     "waiting_tokens", "device_bytes", "host_bytes", "latency"):  # fmt: skip
             setattr(self, name, getattr(metrics, name).labels(model))
         self._refused, self._model = metrics.refused, model
 

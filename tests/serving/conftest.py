@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import threading
 import types
 
@@ -19,6 +20,7 @@ from rmjax.models.decoder import RewardModel
 from rmjax.serving.critic import Critic
 from rmjax.serving.critic_service import critic_loaders
 from rmjax.serving.engine import Engine
+from rmjax.serving.memory import Memory
 from rmjax.serving.reading import Reader
 from rmjax.serving.repository import Repository
 from rmjax.serving.reward_model import RewardService
@@ -84,6 +86,13 @@ def start(stack, loaders, *, warm=True, security=None, paths=None):
     )  # fmt: skip
 
 
+def load_tiny(scorer, tokenizer, memory, metrics):
+    on_device = memory.using(memory.hold(scorer, "params", metrics))
+    engine = Engine(on_device(scorer.score), on_device(scorer.warm_up), max_length=MAX_LENGTH, batch_tokens=64,
+                    queue_size=QUEUE, metrics=metrics)  # fmt: skip
+    return RewardService(engine, tokenizer, vocab_size=len(tokenizer), attributes=("reward",))
+
+
 def make_critic(scorer, directory, **options):
     """A critic of the tiny model, newly initialised; it saves in `directory`."""
     mesh = make_mesh()
@@ -93,13 +102,15 @@ def make_critic(scorer, directory, **options):
     return Critic(scorer.model, params, mesh, **given)
 
 
-def start_with_critic(stack, running, directory):
-    """Starts a server of the tiny model and of a critic that is combined with it."""
-    reader = lambda: Reader(running.tokenizer, len(running.tokenizer), MAX_LENGTH)
-    loaders = {"reward_model": running.load}
-    loaders |= critic_loaders(
-        lambda: (make_critic(running.scorer, directory), reader()), lambda: made.repository.use("reward_model")
-    )
+def start_with_critic(stack, running, directory, memory=None):
+    """Starts a server of the tiny model and of a critic that is combined with it, both with arrays that it may move."""
+
+    def load(metrics):
+        critic = make_critic(running.scorer, directory, memory=memory, metrics=metrics)
+        return critic, Reader(running.tokenizer, len(running.tokenizer), MAX_LENGTH)
+
+    loaders = {"reward_model": functools.partial(load_tiny, running.scorer, running.tokenizer, memory or Memory())}
+    loaders |= critic_loaders(load, lambda: made.repository.use("reward_model"))
     made = start(stack, loaders)
     return made
 
@@ -155,12 +166,7 @@ def fakes():
 def running(tiny_scorer):
     """A server of the tiny model."""
     scorer, tokenizer = tiny_scorer
-
-    def load(metrics):
-        engine = Engine(scorer.score, scorer.warm_up, max_length=MAX_LENGTH, batch_tokens=64, queue_size=QUEUE,
-                        metrics=metrics)  # fmt: skip
-        return RewardService(engine, tokenizer, vocab_size=len(tokenizer), attributes=("reward",))
-
+    load = functools.partial(load_tiny, scorer, tokenizer, Memory())
     with contextlib.ExitStack() as stack:
         made = start(stack, {"reward_model": load})
         made.scorer, made.tokenizer, made.load = scorer, tokenizer, load

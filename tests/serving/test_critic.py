@@ -1,12 +1,20 @@
+import concurrent.futures
 import contextlib
+import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rmjax.core.errors import InputError
+from rmjax.core.mesh import make_mesh
 from rmjax.data.packing import make_tree
-from tests.serving.conftest import make_critic, start_with_critic
+from rmjax.evaluation.scoring import Scorer
+from rmjax.serving import memory
+from rmjax.serving.memory import Memory
+from rmjax.serving.metrics import Metrics, ModelMetrics
+from tests.serving.conftest import MAX_LENGTH, make_critic, start_with_critic
 
 
 def targets(rng, *lengths):
@@ -142,3 +150,65 @@ def test_what_a_critic_is_not(served, tiny_scorer, tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         make_critic(scorer, tmp_path)
     assert jnp.isfinite(critic.values([np.ones(3, np.int32)])[0]).all()
+
+
+def test_offload_moves_what_is_idle_and_changes_no_value(tiny_scorer, running, tmp_path):
+    with contextlib.ExitStack() as stack:
+        plain = start_with_critic(stack, running, tmp_path / "plain")
+        scorer, tokenizer = tiny_scorer
+        own = Scorer(scorer.model, scorer.params, make_mesh(), MAX_LENGTH, rows=1)  # whose arrays nobody else holds
+        mover = types.SimpleNamespace(scorer=own, tokenizer=tokenizer)
+        moving = start_with_critic(stack, mover, tmp_path / "moving", Memory(offload=True))
+        tokens, lengths = np.arange(5, 25).reshape(2, 10), np.array([[10], [7]])
+        zeros = np.zeros((2, 9))
+        given = {"tokens": tokens, "returns": zeros + 1, "prev_values": zeros, "mask": zeros + 1}
+
+        def where():
+            size = lambda memory, model: moving.metric(f"{memory}_bytes", model=model)
+            total = {model: size("device", model) + size("host", model) for model in ("reward_model", "critic_infer")}
+            assert total["critic_infer"] > 2.9 * total["reward_model"] > 0  # two moments and a count beside the weights
+            return {model: size("device", model) / total[model] for model in total}
+
+        for _ in range(3):
+            for name, tensors in [("reward_model", {"tokens": tokens, "sequence_lengths": lengths}),
+                                  ("critic_train", given),
+                                  ("critic_infer", {"tokens": tokens, "sequence_lengths": lengths}),
+                                  ("critic_save", {"dummy_var": [0]})]:  # fmt: skip
+                one, other = (ask(served, name, **tensors) for served in (plain, moving))
+                for output, values in one.items():
+                    np.testing.assert_array_equal(values, other[output])
+                if name == "critic_train":
+                    assert where() == {"reward_model": 0, "critic_infer": 1}
+                else:  # critic_infer asks the reward model last, and saving moves nothing
+                    assert where() == {"reward_model": 1, "critic_infer": 0}
+            kinds = {array.sharding.memory_kind for array in jax.tree.leaves(own.params)}
+            assert kinds == {"device"}
+        assert moving.metric("compilations_after_warm_up_total", model="reward_model") == 0
+
+        # Both at once, from several clients.
+        asked, names = {"tokens": tokens, "sequence_lengths": lengths}, ["reward_model", "critic_infer"] * 8
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            for found in pool.map(lambda name: ask(moving, name, **asked), names):
+                np.testing.assert_allclose(found["rewards"], ask(plain, "reward_model", **asked)["rewards"], atol=1e-5)
+
+
+def test_devices_without_host_memory_cannot_offload(tiny_scorer, monkeypatch):
+    monkeypatch.setattr(memory, "_HOST", "attic")
+    with pytest.raises(InputError, match="no 'attic' to offload to"):
+        Memory(offload=True).hold(tiny_scorer[0], "params", ModelMetrics(Metrics(), "m"))
+
+
+def test_bytes_of_a_model_that_was_replaced_are_no_longer_counted(tiny_scorer):
+    counts = Metrics()
+    metrics = ModelMetrics(counts, "m")
+    size = lambda memory: counts.registry.get_sample_value(f"rmjax_{memory}_bytes", {"model": "m"})
+    for offload in (False, True):
+        owner = types.SimpleNamespace(params=dict(tiny_scorer[0].params))
+        room = Memory(offload)
+        held = room.hold(owner, "params", metrics)
+        total = sum(array.nbytes for array in jax.tree.leaves(owner.params))
+        assert (size("device"), size("host")) == ((0, total) if offload else (total, 0))
+        with room.using(held):
+            assert (size("device"), size("host")) == (total, 0)
+        del held
+        assert (size("device"), size("host")) == (0, 0)
