@@ -28,7 +28,8 @@ from rmjax.core import program
 from rmjax.core.mesh import make_mesh
 from rmjax.data.dataset import TokenizedDataset
 from rmjax.data.packing import fill_rows
-from rmjax.data.plan import choose_row_length, training_plan
+from rmjax.data.pipeline import materialise
+from rmjax.data.plan import BatchPlan, choose_row_length, short_row, training_plan
 from rmjax.data.schema import Tree, packed_spec
 from rmjax.data.tokenisation import Options, load_dataset
 from rmjax.data.tokenizer import Tokenizer
@@ -86,15 +87,13 @@ class Side:
 
 
 class Packed(Side):
-    """The train step itself: microbatches of one shape in one program."""
+    """The train step itself, one program for all steps."""
 
-    def seconds(self, rows: list[list[Tree]], length: int, sizes) -> float:
+    def seconds(self, dataset: TokenizedDataset, plan: BatchPlan, step: int) -> float:
         """Returns the time of a step."""
-        rows = rows + [[]] * (sizes.microbatches - len(rows))
-        micro = [self.fill([row], length, sizes.readouts, sizes.edges) for row in rows]
-        batch = {name: np.stack([part[name] for part in micro]) for name in micro[0]}
-        count = np.int32(sum(map(bool, rows)))
-        step = self._program("step", self._trainer.compile_step(), self._state, batch, count)
+        item = materialise(dataset, plan, step, np.arange(plan.microbatch_rows))
+        batch, count = item["batch"], item["microbatches"]
+        step = self._program("step", self._trainer.compile_step(plan.short_length), self._state, batch, count)
         start = time.perf_counter()
         self._state, report = step(self._state, batch, count)
         jax.block_until_ready((self._state, report))
@@ -164,15 +163,15 @@ def measure(name: str, folder: pathlib.Path, flags: argparse.Namespace) -> None:
     row_length = choose_row_length(dataset.lengths, batch_size, 1)
     plan = training_plan(
         dataset.lengths, dataset.readout_counts, dataset.edge_counts, batch_size=batch_size, steps=0, epochs=1.0,
-        row_length=row_length, microbatch_rows=1, seed=0,
+        row_length=row_length, short_length=short_row(row_length), microbatch_rows=1, seed=0,
     )  # fmt: skip
     steps = range(min(flags.batches or plan.num_steps, plan.num_steps))
     times: dict[str, list[float]] = {"packed": [], "padded": [], "sorted": []}
     slots = {"packed": 0, "padded": 0, "sorted": 0}
     for step in tqdm.tqdm(steps, desc=name, unit="step"):
-        rows = [[dataset.tree(i) for i in row] for row in plan.rows(step)]
-        times["packed"].append(packed.seconds(rows, row_length, plan.sizes))
-        slots["packed"] += len(rows) * row_length
+        times["packed"].append(packed.seconds(dataset, plan, step))
+        whole, every = plan.microbatches(step).tolist()
+        slots["packed"] += whole * row_length + (every - whole) * plan.short_length
         responses = [one for i in plan.comparisons(step) for one in lone_responses(dataset.tree(int(i)))]
         for side in ("padded", "sorted"):
             seconds, computed = padded.seconds(responses, side == "sorted")

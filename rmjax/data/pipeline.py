@@ -10,7 +10,7 @@ from rmjax.data.packing import fill_rows
 from rmjax.data.plan import BatchPlan
 from rmjax.data.schema import packed_spec
 
-Step = dict[str, Any]  # `batch`: arrays [M, B, ...], `microbatches`: how many of the M are used
+Step = dict[str, Any]  # `batch`: arrays [M, B, ...], `microbatches`: see `BatchPlan.microbatches`
 
 
 def materialise(dataset: TokenizedDataset, plan: BatchPlan, step: int, rows: np.ndarray) -> Step:
@@ -20,7 +20,7 @@ def materialise(dataset: TokenizedDataset, plan: BatchPlan, step: int, rows: np.
       rows: which of a microbatch's rows to fill, sorted: a host fills only those that its devices hold.
 
     Returns:
-      `batch`: {name: [M, len(rows), ...]} as in `packed_spec`; `microbatches`: int32.
+      `batch`: {name: [M, len(rows), ...]} as in `packed_spec`; `microbatches`: int32 [2].
     """
     sizes, packed = plan.sizes, plan.rows(step)
     spec = packed_spec(len(rows), plan.row_length, sizes.readouts, max(sizes.edges, 1), len(dataset.attributes))
@@ -28,8 +28,8 @@ def materialise(dataset: TokenizedDataset, plan: BatchPlan, step: int, rows: np.
     for first in range(0, sizes.microbatches * plan.microbatch_rows, plan.microbatch_rows):
         wanted = [packed[first + row] if first + row < len(packed) else [] for row in rows]
         micro.append(fill_rows([[dataset.tree(i) for i in row] for row in wanted], spec))
-    used = -(-len(packed) // plan.microbatch_rows)
-    return {"batch": {name: np.stack([m[name] for m in micro]) for name in spec}, "microbatches": np.int32(used)}
+    batch = {name: np.stack([m[name] for m in micro]) for name in spec}
+    return {"batch": batch, "microbatches": plan.microbatches(step)}
 
 
 def make_iterator(dataset: TokenizedDataset, plan: BatchPlan, rows: np.ndarray) -> grain.DatasetIterator:

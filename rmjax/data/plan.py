@@ -26,6 +26,7 @@ class BatchPlan:
       num_steps: steps of the run.
       total: comparisons over all steps; beyond one epoch's n the order is drawn anew.
       row_length: tokens of a row.
+      short_length: tokens to which a microbatch is cut whose rows all fit; 0: none is.
       microbatch_rows: rows of a microbatch, over all devices.
       seed: of the order; None keeps the data's own order (evaluation).
       mixture: (size, draws an epoch) of each source, in the data's order; () draws each comparison once an epoch.
@@ -38,6 +39,7 @@ class BatchPlan:
     num_steps: int
     total: int
     row_length: int
+    short_length: int
     microbatch_rows: int
     seed: int | None
     mixture: tuple[tuple[int, int], ...] = ()
@@ -57,29 +59,31 @@ class BatchPlan:
         return np.concatenate(parts)
 
     def rows(self, step: int) -> list[list[int]]:
-        """Returns the step's comparisons packed into rows, first-fit decreasing."""
+        """Returns the step's comparisons packed into rows, first-fit decreasing, and short rows last."""
         chosen = self.comparisons(step)
-        return [[int(chosen[i]) for i in row] for row in pack(self.lengths[chosen], self.row_length)]
+        packed = pack_for_step(self.lengths[chosen], self.row_length, self.short_length)
+        return [[int(chosen[i]) for i in row] for row in packed]
 
-    def microbatches(self, step: int) -> int:
-        """Returns how many microbatches the step's rows fill."""
-        return math.ceil(len(self.rows(step)) / self.microbatch_rows)
+    def microbatches(self, step: int) -> np.ndarray:
+        """Returns how many microbatches the step's rows fill: before the first short one, and in all; int32 [2]."""
+        rows = self.rows(step)
+        return count_microbatches([self.lengths[row].sum() for row in rows], self.short_length, self.microbatch_rows)
 
     @functools.cached_property
     def sizes(self) -> "PlanSizes":
         """Static sizes of the batch arrays and the cost of the plan, from one pass over all steps."""
-        rows = readouts = edges = microbatches = slots = tokens = 0
+        readouts = edges = tokens = 0
+        counts = np.zeros((self.num_steps, 2), np.int64)
         for step in range(self.num_steps):
-            packed = self.rows(step)
-            rows = max(rows, len(packed))
-            needed = math.ceil(len(packed) / self.microbatch_rows)
-            microbatches = max(microbatches, needed)
-            slots += needed * self.microbatch_rows * self.row_length
-            for row in packed:
-                readouts = max(readouts, int(self.readouts[row].sum()))
-                edges = max(edges, int(self.edges[row].sum()))
-                tokens += int(self.lengths[row].sum())
-        return PlanSizes(microbatches, readouts, edges, tokens, slots)
+            rows = self.rows(step)
+            used = [int(self.lengths[row].sum()) for row in rows]
+            counts[step] = count_microbatches(used, self.short_length, self.microbatch_rows)
+            readouts = max(readouts, *(int(self.readouts[row].sum()) for row in rows))
+            edges = max(edges, *(int(self.edges[row].sum()) for row in rows))
+            tokens += sum(used)
+        most = int(counts[:, 1].max())
+        slots = _slots(counts.sum(axis=0), self.row_length, self.short_length if most > 1 else self.row_length)
+        return PlanSizes(most, readouts, edges, tokens, slots * self.microbatch_rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +106,36 @@ class PlanSizes:
     def fill(self) -> float:
         """Share of the computed token slots that hold a token."""
         return self.tokens / max(self.slots, 1)
+
+
+def short_row(row_length: int, multiple: int = 1) -> int:
+    """Returns the length to which a microbatch is cut whose rows are half empty; 0: none is cut.
+
+    A mesh with a sequence axis (`multiple` parts) would have to lay the row out anew, so nothing is cut there.
+    """
+    return row_length // 2 if multiple == 1 and row_length % 64 == 0 else 0
+
+
+def pack_for_step(lengths: np.ndarray, row_length: int, short_length: int) -> list[list[int]]:
+    """Returns rows of indices into `lengths`, first-fit decreasing; those that fit `short_length` come last."""
+    return sorted(pack(lengths, row_length), key=lambda row: lengths[row].sum() <= short_length)
+
+
+def count_microbatches(used: Sequence[int], short_length: int, microbatch_rows: int) -> np.ndarray:
+    """Returns how many microbatches there are before the first in which all rows are short, and in all; int32 [2].
+
+    Args:
+      used: tokens in each row, short rows last.
+    """
+    return np.array(
+        [math.ceil(sum(tokens > short_length for tokens in used) / microbatch_rows),
+         math.ceil(len(used) / microbatch_rows)], np.int32,
+    )  # fmt: skip
+
+
+def _slots(counts: np.ndarray, row_length: int, short_length: int) -> int:
+    """Returns the token slots of a row in each of these microbatches."""
+    return int(counts[0] * row_length + (counts[1] - counts[0]) * short_length)
 
 
 @functools.lru_cache(maxsize=4)
@@ -155,11 +189,15 @@ def training_plan(
     steps: int,
     epochs: float,
     row_length: int,
+    short_length: int = 0,
     microbatch_rows: int,
     seed: int,
     mixture: tuple[tuple[int, int], ...] = (),
 ) -> BatchPlan:
     """Plans `steps` full steps, or `epochs` passes whose very last step may be short.
+
+    Args:
+      short_length: see `BatchPlan`; 0 for none.
 
     Raises:
       InputError: no comparisons, or not exactly one of steps and epochs.
@@ -171,7 +209,10 @@ def training_plan(
     epoch = sum(draws for _, draws in mixture) or len(lengths)
     total = steps * batch_size if steps else max(1, round(epoch * epochs))
     num_steps = math.ceil(total / batch_size)
-    return BatchPlan(lengths, readouts, edges, batch_size, num_steps, total, row_length, microbatch_rows, seed, mixture)
+    return BatchPlan(
+        lengths, readouts, edges, batch_size, num_steps, total, row_length, short_length, microbatch_rows, seed,
+        mixture,
+    )  # fmt: skip
 
 
 def evaluation_plan(
@@ -182,7 +223,7 @@ def evaluation_plan(
     if not len(lengths):
         raise InputError("the validation data has no usable comparison left; see the counts above")
     steps = math.ceil(len(lengths) / batch_size)
-    return BatchPlan(lengths, readouts, edges, batch_size, steps, len(lengths), row_length, microbatch_rows, None)
+    return BatchPlan(lengths, readouts, edges, batch_size, steps, len(lengths), row_length, 0, microbatch_rows, None)
 
 
 def choose_row_length(lengths: np.ndarray, batch_size: int, microbatch_rows: int, multiple: int = 1) -> int:
@@ -205,8 +246,11 @@ def choose_row_length(lengths: np.ndarray, batch_size: int, microbatch_rows: int
     samples = [lengths[order[i : i + batch_size]] for i in range(0, min(len(order), 16 * batch_size), batch_size)]
 
     def slots(row_length: int) -> int:
-        counts = (math.ceil(len(pack(sample, row_length)) / microbatch_rows) for sample in samples)
-        return sum(counts) * row_length
+        short, total = short_row(row_length, multiple), np.zeros(2, np.int64)
+        for sample in samples:
+            used = [sample[row].sum() for row in pack_for_step(sample, row_length, short)]
+            total += count_microbatches(used, short, microbatch_rows)
+        return _slots(total, row_length, short)
 
     candidates: Sequence[int] = range(shortest, max(4 * shortest, 2048) + 1, unit)
     return min(candidates, key=lambda row_length: (slots(row_length), row_length))

@@ -92,6 +92,9 @@ class Tree:
         return len(self.prefix) + max(map(len, self.branches))
 
 
+PER_TOKEN = ("tokens", "group", "branch", "position")  # the arrays of a packed batch that are [B, T]
+
+
 def packed_spec(rows: int, row_length: int, readouts: int, edges: int, attributes: int) -> dict[str, tuple]:
     """Returns {name: (shape, dtype, fill value)} of a packed batch; the one declaration of its arrays.
 

@@ -88,7 +88,8 @@ def run(
     first, last = int(state["step"]), training.plan.num_steps
     quiet = jax.process_index() > 0
     log, progress = MetricsLog(workdir, first, quiet), Progress(last, first, quiet)
-    step_function, evaluate = trainer.compile_step(), trainer.compile_evaluation()
+    step_function = trainer.compile_step(training.plan.short_length)
+    evaluate = trainer.compile_evaluation()
     stop = StopRequest()
     latest: dict[str, float] = {}
     pending: tuple[int, Any] | None = None

@@ -15,7 +15,7 @@ from rmjax.core.errors import InputError
 from rmjax.core.mesh import AXES, make_mesh, row_shards
 from rmjax.data.dataset import TokenizedDataset, concatenate
 from rmjax.data.pipeline import make_iterator
-from rmjax.data.plan import choose_row_length, evaluation_plan, mix, training_plan
+from rmjax.data.plan import choose_row_length, evaluation_plan, mix, short_row, training_plan
 from rmjax.data.tokenisation import Options, load_dataset
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.models import build
@@ -179,23 +179,18 @@ def _plans(
                              f"data.row_length = {chosen}; raise it, or set it to 0")  # fmt: skip
         return chosen
 
-    plans = []
-    options = {"microbatch_rows": rows}
-    plans.append(
-        training_plan(
-            training.lengths, training.readout_counts, training.edge_counts, batch_size=config.train.batch_size,
-            steps=config.train.steps, epochs=config.train.epochs, seed=config.train.seed, mixture=mixture,
-            row_length=length(training, config.train.batch_size), **options,
-        )
+    sizes = (config.train.batch_size, config.evaluation.batch_size)
+    lengths = [length(dataset, size) for dataset, size in zip((training, validation), sizes, strict=True)]
+    plan = training_plan(
+        training.lengths, training.readout_counts, training.edge_counts, batch_size=sizes[0],
+        steps=config.train.steps, epochs=config.train.epochs, seed=config.train.seed, mixture=mixture,
+        row_length=lengths[0], short_length=short_row(lengths[0], multiple), microbatch_rows=rows,
     )  # fmt: skip
-    size = config.evaluation.batch_size
-    plans.append(
-        evaluation_plan(
-            validation.lengths, validation.readout_counts, validation.edge_counts, batch_size=size,
-            row_length=length(validation, size), **options,
-        )
+    validating = evaluation_plan(
+        validation.lengths, validation.readout_counts, validation.edge_counts, batch_size=sizes[1],
+        row_length=lengths[1], microbatch_rows=rows,
     )  # fmt: skip
-    return loop.Split(training, plans[0]), loop.Split(validation, plans[1])
+    return loop.Split(training, plan), loop.Split(validation, validating)
 
 
 def _check_same_data(workdir: pathlib.Path, found: str) -> None:

@@ -1,6 +1,7 @@
 """The train state and the one jitted step over it, on whatever mesh is in force."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rmjax.core.mesh import ROWS, replicated, state_shardings
+from rmjax.data.schema import PER_TOKEN
 from rmjax.models.decoder import Params, RewardModel
 from rmjax.training.objectives import Objective, Sums
 
@@ -43,15 +45,16 @@ class Trainer:
             state_shardings(self.mesh, state),
         )
 
-    def compile_step(self) -> Callable[[State, Batch, jax.Array], tuple[State, dict[str, Any]]]:
+    def compile_step(self, short_length: int) -> Callable[[State, Batch, jax.Array], tuple[State, dict[str, Any]]]:
         """Returns `step(state, batch, microbatches) -> (state, report)`; the given state is donated.
 
-        `microbatches` says how many of the M stacked microbatches hold comparisons: one program serves any number.
+        `microbatches` [2] says which of the M stacked microbatches hold comparisons: those before the first are
+        computed whole, those from there to the second cut to `short_length` tokens. One program serves any numbers.
         `report` holds the objective's sums, `grad_norm` (before clipping) and `learning_rate`.
         """
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
         return jax.jit(
-            self._step,
+            functools.partial(self._step, short_length),
             donate_argnums=0,
             in_shardings=(shardings, None, None),
             out_shardings=(shardings, replicated(self.mesh)),
@@ -68,13 +71,14 @@ class Trainer:
                 return sums, carry[1].at[i].set(rewards)
 
             rewards = jnp.zeros(batch["labels"].shape, jnp.float32)
-            nothing = jax.eval_shape(self.objective, rewards[0], _microbatch(batch, 0))
-            sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), nothing)
-            return jax.lax.fori_loop(0, microbatches, one, (sums, rewards))
+            sums = _zeros(self.objective, rewards[0], _microbatch(batch, 0))
+            return jax.lax.fori_loop(0, microbatches[1], one, (sums, rewards))
 
         return jax.jit(evaluate, out_shardings=replicated(self.mesh))
 
-    def _step(self, state: State, batch: Batch, microbatches: jax.Array) -> tuple[State, dict[str, Any]]:
+    def _step(
+        self, short_length: int, state: State, batch: Batch, microbatches: jax.Array
+    ) -> tuple[State, dict[str, Any]]:
         params = state["params"]
         # Before the loop: the terms of an objective have different weights, so each is divided by its own.
         totals = self.objective.totals(batch)
@@ -87,7 +91,10 @@ class Trainer:
             gradients, sums = jax.grad(loss_share, has_aux=True)(params)
             return sums, gradients
 
-        sums, gradients = _accumulate(gradient, batch, microbatches)
+        if next(iter(batch.values())).shape[0] == 1:  # no second set of gradients in memory
+            sums, gradients = gradient(_microbatch(batch, 0))
+        else:
+            sums, gradients = _accumulate(gradient, batch, microbatches, short_length)
         grad_norm = optax.tree.norm(gradients)
         if self.grad_clip > 0:
             scale = jnp.minimum(1.0, self.grad_clip / jnp.maximum(grad_norm, 1e-30))
@@ -98,18 +105,23 @@ class Trainer:
         return state, report
 
 
-def _accumulate(function: Callable[[Batch], Any], batch: Batch, microbatches: jax.Array) -> Any:
-    """Returns the sum of `function(rows)` over the first `microbatches` of the stacked batch."""
-    stacked = next(iter(batch.values())).shape[0]
-    first = function(_microbatch(batch, 0))
-    if stacked == 1:
-        return first
-    add = lambda i, total: jax.tree.map(jnp.add, total, function(_microbatch(batch, i)))
-    return jax.lax.fori_loop(1, microbatches, add, first)
+def _accumulate(function: Callable[[Batch], Any], batch: Batch, microbatches: jax.Array, short_length: int) -> Any:
+    """Returns the sum of `function(rows)` over a step's microbatches: the whole ones, then those that are cut."""
+    cut = lambda rows: {name: leaf[:, :short_length] if name in PER_TOKEN else leaf for name, leaf in rows.items()}
+    add = lambda rows, total: jax.tree.map(jnp.add, total, function(rows))
+    total = _zeros(function, _microbatch(batch, 0))
+    total = jax.lax.fori_loop(0, microbatches[0], lambda i, total: add(_microbatch(batch, i), total), total)
+    if not short_length:
+        return total
+    return jax.lax.fori_loop(*microbatches, lambda i, total: add(cut(_microbatch(batch, i)), total), total)
 
 
 def _microbatch(batch: Batch, i: Any) -> Batch:
     return {name: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False) for name, leaf in batch.items()}
+
+
+def _zeros(function: Callable, *arguments: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, *arguments))
 
 
 def local_rows(mesh: Mesh, rows: int) -> np.ndarray:
@@ -120,5 +132,4 @@ def local_rows(mesh: Mesh, rows: int) -> np.ndarray:
 
 def batch_sharding(mesh: Mesh, name: str) -> NamedSharding:
     """Returns where a stacked batch's array [M, B, ...] lies: rows split, and tokens too along `sequence`."""
-    per_token = name in ("tokens", "group", "branch", "position")
-    return NamedSharding(mesh, P(None, ROWS, "sequence") if per_token else P(None, ROWS))
+    return NamedSharding(mesh, P(None, ROWS, "sequence") if name in PER_TOKEN else P(None, ROWS))

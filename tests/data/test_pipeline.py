@@ -24,7 +24,7 @@ def plan(dataset):
 
 
 def same(a, b):
-    return a["microbatches"] == b["microbatches"] and all(
+    return np.array_equal(a["microbatches"], b["microbatches"]) and all(
         np.array_equal(a["batch"][name], b["batch"][name], equal_nan=True) for name in a["batch"]
     )
 
@@ -34,10 +34,10 @@ def test_a_step_holds_its_comparisons_and_nothing_else(dataset, plan):
         item = pipeline.materialise(dataset, plan, step, np.arange(2))
         batch = item["batch"]
         assert batch["tokens"].shape == (plan.sizes.microbatches, 2, 64)
-        assert item["microbatches"] == plan.microbatches(step)
+        np.testing.assert_array_equal(item["microbatches"], plan.microbatches(step))
         assert (batch["group"] > 0).sum() == dataset.lengths[plan.comparisons(step)].sum()
         assert (batch["edge_weight"] == 1).sum() == 7
-        assert not batch["group"][item["microbatches"] :].any()
+        assert not batch["group"][item["microbatches"][1] :].any()
         found = sorted(batch["tokens"][batch["group"] > 0])
         parts = [dataset.tree(int(i)) for i in plan.comparisons(step)]
         assert found == sorted(np.concatenate([p for t in parts for p in (t.prefix, *t.branches)]))

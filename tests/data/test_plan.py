@@ -9,11 +9,12 @@ from rmjax.core.errors import InputError
 from rmjax.data.plan import choose_row_length, evaluation_plan, mix, training_plan
 
 
-def make(n=23, batch_size=5, steps=0, epochs=2.0, row_length=64, microbatch_rows=2, seed=3):
+def make(n=23, batch_size=5, steps=0, epochs=2.0, row_length=64, short_length=0, microbatch_rows=2, seed=3):
     lengths = np.random.default_rng(0).integers(1, 60, n)
     ones = np.ones(n, int)
     return training_plan(lengths, 2 * ones, ones, batch_size=batch_size, steps=steps, epochs=epochs,
-                         row_length=row_length, microbatch_rows=microbatch_rows, seed=seed)  # fmt: skip
+                         row_length=row_length, short_length=short_length, microbatch_rows=microbatch_rows,
+                         seed=seed)  # fmt: skip
 
 
 @settings(max_examples=25, deadline=None)
@@ -50,10 +51,27 @@ def test_sizes_hold_every_step():
     plan = make()
     for step in range(plan.num_steps):
         rows = plan.rows(step)
-        assert plan.microbatches(step) <= plan.sizes.microbatches
+        whole, every = plan.microbatches(step)
+        assert whole == every <= plan.sizes.microbatches
         assert max(2 * len(row) for row in rows) <= plan.sizes.readouts
     assert plan.sizes.tokens == 2 * plan.lengths.sum()
     assert 0 < plan.sizes.fill <= 1
+
+
+@pytest.mark.parametrize("microbatch_rows", [1, 2])
+def test_short_rows_come_last_and_are_counted(microbatch_rows):
+    plan, same = make(short_length=32, microbatch_rows=microbatch_rows), make(microbatch_rows=microbatch_rows)
+    slots = 0
+    for step in range(plan.num_steps):
+        rows = plan.rows(step)
+        assert sorted(map(tuple, rows)) == sorted(map(tuple, same.rows(step)))
+        used = [plan.lengths[row].sum() for row in rows]
+        whole, every = plan.microbatches(step)
+        parts = [used[i : i + microbatch_rows] for i in range(0, len(used), microbatch_rows)]
+        assert len(parts) == every
+        assert [max(part) <= 32 for part in parts] == [i >= whole for i in range(every)]
+        slots += microbatch_rows * (64 * whole + 32 * (every - whole))
+    assert plan.sizes.slots == slots < same.sizes.slots
 
 
 def test_evaluation_covers_all_in_order():

@@ -16,6 +16,7 @@ import pytest
 from rmjax.core.errors import InputError
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.models import build
+from rmjax.training import loop
 from rmjax.training.run import train
 
 TIMINGS = ("tokens_per_second", "comparisons_per_second", "step_time")
@@ -90,6 +91,17 @@ def test_layout_changes_no_result(tiny, reference, tmp_path, change):
         section, name = key.split(".")
         tiny[section][name] = value
     train(tiny, tmp_path / "run")
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(reference), atol=1e-5)
+
+
+@pytest.mark.parametrize(("row_length", "devices"), [(128, 1), (192, 2)])
+def test_microbatches_that_are_cut_change_no_result(tiny, reference, tmp_path, monkeypatch, row_length, devices):
+    counts, put = [], loop.put
+    monkeypatch.setattr(loop, "put", lambda trainer, item, *rest: (
+        counts.append(item["microbatches"]), put(trainer, item, *rest))[1])  # fmt: skip
+    tiny.data.row_length, tiny.train.rows_per_device, tiny.mesh.data = row_length, 1, devices
+    train(tiny, tmp_path / "run")
+    assert any(0 < whole < every for whole, every in counts)
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(reference), atol=1e-5)
 
 
