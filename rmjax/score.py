@@ -6,6 +6,10 @@ Writes one JSON line per record, in input order: the record's own fields and `re
 scored; then the exit status is 1. With --best_of a record of several responses gets `best` too, the index of the one
 with the highest reward (the first is 0). The same command continues a file that was begun with the same model and
 input.
+
+Several processes, one a host, score together: the same command on each, with JAX_COORDINATOR_ADDRESS=HOST:PORT of the
+first, and JAX_NUM_PROCESSES and JAX_PROCESS_ID where no scheduler says them. All read the model and the input; the
+first alone writes and prints.
 """
 
 import pathlib
@@ -31,6 +35,7 @@ def main(_: Sequence[str]) -> None:
     """Scores as the flags say."""
     if not _MODEL.value or not _INPUT.value or not _OUTPUT.value:
         raise InputError("--model, --input and --output are all needed")
+    program.join_processes()
     judge = open_judge(
         _MODEL.value, max_length=_MAX_LENGTH.value, rows_per_device=_ROWS.value, dtype=_DTYPE.value
     )  # fmt: skip

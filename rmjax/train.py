@@ -9,12 +9,9 @@ first and a --workdir that all of them see. Slurm, Open MPI, Kubernetes and TPU 
 which is which; elsewhere set JAX_NUM_PROCESSES, and JAX_PROCESS_ID from 0. The first process alone logs and prints.
 """
 
-import os
 import pathlib
-import sys
 from collections.abc import Sequence
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -32,34 +29,14 @@ def main(_: Sequence[str]) -> None:
     """Trains as the flags say."""
     if _CONFIG.value is None:
         raise InputError("--config is missing; start with --config=configs/binary.py")
-    if "JAX_COORDINATOR_ADDRESS" in os.environ:
-        _join_processes()
+    if program.join_processes() and not _WORKDIR.value:
+        raise InputError("--workdir is missing; several processes need one that all of them see")
     config = _CONFIG.value
     try:
         config.keys()
     except OSError as error:  # how ml_collections tells, on first use, that the file could not be run
         raise InputError(" ".join(str(error).split())) from error
     train(config, _workdir(_WORKDIR.value, config.name))
-
-
-def _join_processes() -> None:
-    if not _WORKDIR.value:
-        raise InputError("--workdir is missing; several processes need one that all of them see")
-    numbers = {}
-    for name in ("num_processes", "process_id"):
-        variable = f"JAX_{name.upper()}"
-        if (value := os.environ.get(variable)) is not None:
-            if not value.isdecimal():
-                raise InputError(f"{variable} is {value!r}; expected a number")
-            numbers[name] = int(value)
-    try:
-        jax.distributed.initialize(**numbers)
-    except (ValueError, RuntimeError) as error:
-        address = os.environ["JAX_COORDINATOR_ADDRESS"]
-        raise InputError(f"JAX_COORDINATOR_ADDRESS is {address!r}, but the processes could not join ({error}); see "
-                         "--help") from error  # fmt: skip
-    if jax.process_index() > 0:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (lives as long as the process)
 
 
 def _workdir(given: str, name: str) -> pathlib.Path:

@@ -31,6 +31,35 @@ def use_huge_pages() -> None:
         os.execv(sys.executable, sys.orig_argv)
 
 
+def join_processes() -> bool:
+    """Joins the other processes that JAX_COORDINATOR_ADDRESS names, if it is set, and returns whether it is.
+
+    All but the first process print nothing from then on.
+
+    Raises:
+      InputError: they could not join.
+    """
+    if (address := os.environ.get("JAX_COORDINATOR_ADDRESS")) is None:
+        return False
+    numbers = {}
+    for name in ("num_processes", "process_id"):
+        variable = f"JAX_{name.upper()}"
+        if (value := os.environ.get(variable)) is not None:
+            if not value.isdecimal():
+                raise InputError(f"{variable} is {value!r}; expected a number")
+            numbers[name] = int(value)
+    import jax  # slow to import, and `use_huge_pages` comes first
+
+    try:
+        jax.distributed.initialize(**numbers)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"JAX_COORDINATOR_ADDRESS is {address!r}, but the processes could not join ({error}); see "
+                         "--help") from error  # fmt: skip
+    if jax.process_index() > 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (lives as long as the process)
+    return True
+
+
 def _guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], None]:
     def call(arguments: Sequence[str]) -> None:
         if len(arguments) > 1:

@@ -1,8 +1,10 @@
 """Scoring data offline: from a model's PATH and records to rewards, prediction lines and files."""
 
+import collections
 import dataclasses
 import itertools
 import json
+import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import tqdm
+from jax.experimental import multihost_utils
 
 from rmjax.core.errors import InputError
 from rmjax.core.mesh import make_mesh, row_shards
@@ -132,6 +135,8 @@ def predict(judge: Judge, items: Iterable[Item], progress: tqdm.tqdm) -> Iterato
 def score_file(judge: Judge, source: str, output: pathlib.Path, *, best_of: bool = False) -> tuple[int, int]:
     """Scores a file's records into `output`, one JSON line a record; continues after the lines already there.
 
+    Several processes do it together; the first alone reads and writes `output`.
+
     Args:
       best_of: where a record has several responses, `best` says which one has the highest reward, from 0; of several
         attributes the merged reward, of equal rewards the first.
@@ -143,15 +148,14 @@ def score_file(judge: Judge, source: str, output: pathlib.Path, *, best_of: bool
       InputError: the file cannot be read, or `output` holds lines of another input, or of another `best_of`.
     """
     items = iterate(source, dataclasses.replace(judge.options, labelled=False))
-    done = errors = 0
-    for done, line in enumerate(_lines_there(output), 1):
-        _check_same(output, done, line, next(items, None), best_of)
-        errors += "rewards" not in line
+    first = jax.process_index() == 0
+    done, errors = _skip_done(items, output if first else None, best_of)
     if done:
         print(f"{output}: continuing after the {done:,} lines already there", flush=True)
-    bar = tqdm.tqdm(initial=done, desc="scoring", unit="record", dynamic_ncols=True)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with bar, open(output, "a", encoding="utf-8") as file:
+    bar = tqdm.tqdm(initial=done, desc="scoring", unit="record", dynamic_ncols=True, disable=not first)
+    if first:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    with bar, open(output if first else os.devnull, "a", encoding="utf-8") as file:
         for chunk in predict(judge, items, bar):
             lines = [prediction(item, rewards, judge.attributes) for item, rewards in chunk]
             for line, (item, rewards) in zip(lines, chunk, strict=True):
@@ -162,6 +166,27 @@ def score_file(judge: Judge, source: str, output: pathlib.Path, *, best_of: bool
             done += len(lines)
             errors += sum(isinstance(rewards, str) for _, rewards in chunk)
     return done, errors
+
+
+def _skip_done(items: Iterator[Item], output: pathlib.Path | None, best_of: bool) -> tuple[int, int]:
+    """Takes from `items` what `output` has lines of, and returns (lines, those with `error`).
+
+    Args:
+      output: None on all processes but the first, which tells the others.
+    """
+    done = errors = 0
+    try:
+        for done, line in enumerate(_lines_there(output) if output else (), 1):
+            _check_same(output, done, line, next(items, None), best_of)
+            errors += "rewards" not in line
+    except InputError:
+        multihost_utils.broadcast_one_to_all(np.array([-1, 0]))
+        raise
+    told, errors = map(int, multihost_utils.broadcast_one_to_all(np.array([done, errors])))
+    if told < 0:
+        raise InputError("the first process cannot continue; see its message")
+    collections.deque(itertools.islice(items, told - done), maxlen=0)
+    return told, errors
 
 
 def _lines_there(output: pathlib.Path) -> Iterator[dict[str, Any]]:

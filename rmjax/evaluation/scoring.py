@@ -24,8 +24,11 @@ _TREES_PER_ROW = 4  # with this many average trees to a row, first-fit leaves li
 class Scorer:
     """Scores trees in a small fixed set of compiled shapes: `rows` rows of each length in `row_lengths`.
 
+    Several processes must make the same calls; each gets all rewards.
+
     Args:
-      params: parameters on `mesh`; an argument of the compiled programs, not a constant in them.
+      params: parameters on `mesh`; an argument of the compiled programs, not a constant in them. Between calls they may
+        lie elsewhere: `params` can be set.
       row_length: the longest row, so the longest conversation, in tokens.
       rows: B, a multiple of the mesh's row shards.
     """
@@ -104,11 +107,18 @@ class Scorer:
         # Readouts are at most one a token, so a table as long as the row holds any mix of trees.
         batch = fill_rows(rows, packed_spec(self.rows, row_length, row_length, 0, 1))
         with jax.set_mesh(self._mesh):  # in force in the calling thread alone
-            placed = jax.device_put(batch, NamedSharding(self._mesh, P(ROWS)))
+            placed = self._place(batch)
             if row_length not in self._programs:
                 program = jax.jit(self.model.rewards, out_shardings=replicated(self._mesh))
                 self._programs[row_length] = program.lower(self.params, placed).compile()
             return np.asarray(self._programs[row_length](self.params, placed))
+
+    def _place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        sharding = NamedSharding(self._mesh, P(ROWS))
+        if jax.process_count() == 1:
+            return jax.device_put(batch, sharding)
+        return {name: jax.make_array_from_callback(array.shape, sharding, lambda index, array=array: array[index])
+                for name, array in batch.items()}  # fmt: skip
 
 
 def _fitting_parts(tree: Tree, row_length: int) -> list[Tree]:

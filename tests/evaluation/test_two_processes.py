@@ -1,0 +1,38 @@
+"""Two real processes score a file together."""
+
+import json
+
+import pytest
+
+from rmjax.evaluation import offline
+from tests.evaluation.test_offline import PAIR, make_judge, write
+from tests.pair import Pair
+
+
+def test_they_write_what_one_process_writes_and_continue_it(tmp_path):
+    judge = make_judge(tmp_path / "model")
+    records = [{"text": "x" * (1 + 7 * n % 90)} for n in range(300)] + [{"other": 1}, PAIR, {"text": "y" * 200}]
+    source, output = write(tmp_path / "in.jsonl", records), tmp_path / "out.jsonl"
+    assert offline.score_file(judge, source, tmp_path / "alone.jsonl") == (303, 3)
+    read = lambda path: [json.loads(line) for line in path.read_text().splitlines()]
+    command = ["rmjax.score", f"--model={tmp_path / 'model'}", f"--input={source}", f"--output={output}"]
+    for kept in (0, 280):
+        lines = output.read_text().splitlines(keepends=True) if kept else []
+        output.write_text("".join(lines[:kept]) + '{"torn'[: kept // 40])
+        with Pair(command, tmp_path / f"pair{kept}") as pair:
+            pair.wait()
+            assert [process.returncode for process in pair.processes] == [1, 1]  # three records have no rewards
+            first, second = pair.outputs()
+        assert "300 of 303 records scored" in first
+        assert (f"continuing after the {kept} lines" in first) == bool(kept)
+        assert [line for line in second.splitlines() if not line.startswith("[Gloo]")] == []
+        for found, expected in zip(read(output), read(tmp_path / "alone.jsonl"), strict=True):
+            assert found.pop("rewards", None) == pytest.approx(expected.pop("rewards", None), abs=1e-5)
+            assert found == expected
+
+    write(output, [{"text": "of another input", "rewards": [0.0]}])
+    with Pair(command, tmp_path / "other") as pair:
+        pair.wait()
+        assert [process.returncode for process in pair.processes] == [2, 2]
+        assert "out.jsonl:1: scores a record of another input" in pair.text(0, "err")
+        assert "the first process cannot continue" in pair.text(1, "err")
