@@ -160,7 +160,7 @@ def measure(name: str, folder: pathlib.Path, flags: argparse.Namespace) -> None:
     config.objective.name = objective
     packed, padded = (side(config, dataset, len(tokenizer)) for side in (Packed, Padded))
     dataset = dataset.with_attributes(make_head(config.objective, dataset).attributes)
-    row_length = choose_row_length(dataset.lengths, batch_size, 1)
+    row_length = choose_row_length(dataset.lengths, batch_size, 1, cut=True)
     plan = training_plan(
         dataset.lengths, dataset.readout_counts, dataset.edge_counts, batch_size=batch_size, steps=0, epochs=1.0,
         row_length=row_length, short_length=short_row(row_length), microbatch_rows=1, seed=0,
@@ -171,7 +171,8 @@ def measure(name: str, folder: pathlib.Path, flags: argparse.Namespace) -> None:
     for step in tqdm.tqdm(steps, desc=name, unit="step"):
         times["packed"].append(packed.seconds(dataset, plan, step))
         whole, every = plan.microbatches(step).tolist()
-        slots["packed"] += whole * row_length + (every - whole) * plan.short_length
+        slots["packed"] += whole * row_length
+        slots["packed"] += (every - whole) * (plan.short_length if plan.sizes.microbatches > 1 else row_length)
         responses = [one for i in plan.comparisons(step) for one in lone_responses(dataset.tree(int(i)))]
         for side in ("padded", "sorted"):
             seconds, computed = padded.seconds(responses, side == "sorted")

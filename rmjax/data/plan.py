@@ -73,17 +73,16 @@ class BatchPlan:
     def sizes(self) -> "PlanSizes":
         """Static sizes of the batch arrays and the cost of the plan, from one pass over all steps."""
         readouts = edges = tokens = 0
-        counts = np.zeros((self.num_steps, 2), np.int64)
+        counts = []
         for step in range(self.num_steps):
             rows = self.rows(step)
             used = [int(self.lengths[row].sum()) for row in rows]
-            counts[step] = count_microbatches(used, self.short_length, self.microbatch_rows)
+            counts.append(count_microbatches(used, self.short_length, self.microbatch_rows))
             readouts = max(readouts, *(int(self.readouts[row].sum()) for row in rows))
             edges = max(edges, *(int(self.edges[row].sum()) for row in rows))
             tokens += sum(used)
-        most = int(counts[:, 1].max())
-        slots = _slots(counts.sum(axis=0), self.row_length, self.short_length if most > 1 else self.row_length)
-        return PlanSizes(most, readouts, edges, tokens, slots * self.microbatch_rows)
+        slots = _slots(counts, self.row_length, self.short_length) * self.microbatch_rows
+        return PlanSizes(int(np.max(counts)), readouts, edges, tokens, slots)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,9 +132,11 @@ def count_microbatches(used: Sequence[int], short_length: int, microbatch_rows: 
     )  # fmt: skip
 
 
-def _slots(counts: np.ndarray, row_length: int, short_length: int) -> int:
-    """Returns the token slots of a row in each of these microbatches."""
-    return int(counts[0] * row_length + (counts[1] - counts[0]) * short_length)
+def _slots(counts: Sequence[np.ndarray], row_length: int, short_length: int) -> int:
+    """Returns the token slots of one row of every microbatch of these steps; of steps with one, none is cut."""
+    whole, every = np.sum(counts, axis=0).tolist()
+    cut = short_length if np.max(counts) > 1 else row_length
+    return whole * row_length + (every - whole) * cut
 
 
 @functools.lru_cache(maxsize=4)
@@ -226,7 +227,9 @@ def evaluation_plan(
     return BatchPlan(lengths, readouts, edges, batch_size, steps, len(lengths), row_length, 0, microbatch_rows, None)
 
 
-def choose_row_length(lengths: np.ndarray, batch_size: int, microbatch_rows: int, multiple: int = 1) -> int:
+def choose_row_length(
+    lengths: np.ndarray, batch_size: int, microbatch_rows: int, multiple: int = 1, *, cut: bool = False
+) -> int:
     """Returns the row length at which a step wastes the fewest token slots.
 
     Candidates are multiples of 64 (128 above 1,024) that hold the longest comparison, up to four times as long and at
@@ -238,6 +241,7 @@ def choose_row_length(lengths: np.ndarray, batch_size: int, microbatch_rows: int
       batch_size: comparisons a step.
       microbatch_rows: rows are computed in multiples of this.
       multiple: the row length must also be divisible by this (the mesh's sequence axis).
+      cut: whether the plan will have short microbatches (`short_row`).
     """
     longest = int(np.max(lengths))
     unit = math.lcm(64 if longest <= 1024 else 128, multiple)
@@ -246,11 +250,10 @@ def choose_row_length(lengths: np.ndarray, batch_size: int, microbatch_rows: int
     samples = [lengths[order[i : i + batch_size]] for i in range(0, min(len(order), 16 * batch_size), batch_size)]
 
     def slots(row_length: int) -> int:
-        short, total = short_row(row_length, multiple), np.zeros(2, np.int64)
-        for sample in samples:
-            used = [sample[row].sum() for row in pack_for_step(sample, row_length, short)]
-            total += count_microbatches(used, short, microbatch_rows)
-        return _slots(total, row_length, short)
+        short = short_row(row_length, multiple) if cut else 0
+        packed = [pack_for_step(sample, row_length, short) for sample in samples]
+        used = [[sample[row].sum() for row in rows] for sample, rows in zip(samples, packed, strict=True)]
+        return _slots([count_microbatches(rows, short, microbatch_rows) for rows in used], row_length, short)
 
     candidates: Sequence[int] = range(shortest, max(4 * shortest, 2048) + 1, unit)
     return min(candidates, key=lambda row_length: (slots(row_length), row_length))

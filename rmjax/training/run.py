@@ -172,23 +172,24 @@ def _plans(
     if row_length % multiple:
         raise InputError(f"config.data.row_length is {row_length}; mesh.sequence = {multiple} must divide it")
 
-    def length(dataset: TokenizedDataset, batch_size: int) -> int:
-        chosen = row_length or choose_row_length(dataset.lengths, batch_size, rows, multiple)
+    def length(dataset: TokenizedDataset, batch_size: int, cut: bool) -> int:
+        chosen = row_length or choose_row_length(dataset.lengths, batch_size, rows, multiple, cut=cut)
         if (longest := int(dataset.lengths.argmax())) >= 0 and dataset.lengths[longest] > chosen:
             raise InputError(f"{dataset.where[longest]}: {dataset.lengths[longest]} tokens in all, more than "
                              f"data.row_length = {chosen}; raise it, or set it to 0")  # fmt: skip
         return chosen
 
-    sizes = (config.train.batch_size, config.evaluation.batch_size)
-    lengths = [length(dataset, size) for dataset, size in zip((training, validation), sizes, strict=True)]
+    size = config.train.batch_size
+    chosen = length(training, size, cut=True)
     plan = training_plan(
-        training.lengths, training.readout_counts, training.edge_counts, batch_size=sizes[0],
-        steps=config.train.steps, epochs=config.train.epochs, seed=config.train.seed, mixture=mixture,
-        row_length=lengths[0], short_length=short_row(lengths[0], multiple), microbatch_rows=rows,
+        training.lengths, training.readout_counts, training.edge_counts, batch_size=size, steps=config.train.steps,
+        epochs=config.train.epochs, seed=config.train.seed, mixture=mixture, row_length=chosen,
+        short_length=short_row(chosen, multiple), microbatch_rows=rows,
     )  # fmt: skip
+    size = config.evaluation.batch_size
     validating = evaluation_plan(
-        validation.lengths, validation.readout_counts, validation.edge_counts, batch_size=sizes[1],
-        row_length=lengths[1], microbatch_rows=rows,
+        validation.lengths, validation.readout_counts, validation.edge_counts, batch_size=size,
+        row_length=length(validation, size, cut=False), microbatch_rows=rows,
     )  # fmt: skip
     return loop.Split(training, plan), loop.Split(validation, validating)
 

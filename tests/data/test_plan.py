@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmjax.core.errors import InputError
-from rmjax.data.plan import choose_row_length, evaluation_plan, mix, training_plan
+from rmjax.data.plan import choose_row_length, evaluation_plan, mix, short_row, training_plan
 
 
 def make(n=23, batch_size=5, steps=0, epochs=2.0, row_length=64, short_length=0, microbatch_rows=2, seed=3):
@@ -92,6 +92,21 @@ def test_the_chosen_row_length_holds_the_longest(lengths, multiple):
     chosen = choose_row_length(np.array(lengths), 8, 2, multiple)
     assert chosen >= max(lengths)
     assert chosen % multiple == 0
+
+
+@pytest.mark.parametrize(("batch_size", "cut"), [(1, True), (6, True), (6, False)])
+def test_the_chosen_row_length_is_the_cheapest_of_its_plan(batch_size, cut):
+    lengths = np.random.default_rng(0).integers(300, 700, batch_size * 16)
+
+    def slots(row_length):
+        made = training_plan(lengths, lengths, lengths, batch_size=batch_size, steps=0, epochs=1.0, seed=0,
+                             row_length=row_length, short_length=short_row(row_length) if cut else 0,
+                             microbatch_rows=1)  # fmt: skip
+        return made.sizes.slots
+
+    # Steps are drawn in another order than the sample's, so a few percent may lie between the two.
+    chosen = choose_row_length(lengths, batch_size, 1, cut=cut)
+    assert slots(chosen) <= 1.05 * min(slots(row_length) for row_length in range(704, 2816, 64))
 
 
 @given(
