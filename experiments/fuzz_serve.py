@@ -52,7 +52,8 @@ def load(metrics):
         return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in rendered]
 
     engine = Engine(score, lambda: None, max_length=256, batch_tokens=4096, queue_size=1024, metrics=metrics)
-    return RewardService(engine, types.SimpleNamespace(encode=encode), vocab_size=1 << 20, attributes=("reward",))
+    tokenizer = types.SimpleNamespace(encode=encode, words=lambda tokens: list(map(str, tokens)))
+    return RewardService(engine, tokenizer, vocab_size=1 << 20, attributes=("reward",))
 
 
 def http_seeds():
@@ -76,6 +77,7 @@ def http_seeds():
         ("/pooling", {"input": [[1, 2], [3]]}),
         ("/predict", {"inputs": [["a", "b"], ["c", "d"]], "raw_scores": True, "truncate": False}),
         ("/score", {"prompt": "a", "response": "b", "label": None}),
+        ("/tokenize", {"prompt": "ab", "return_token_strs": True}),
         ("/v2/repository/index", {"ready": True}),
     ]
     seeds = [("POST", path, {}, json.dumps(body).encode()) for path, body in bodies]

@@ -16,6 +16,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+import jax
 from absl import flags
 
 from rmjax.core import program
@@ -42,7 +43,8 @@ def main(_: Sequence[str]) -> None:
     lines, errors = score_file(judge, _INPUT.value, pathlib.Path(_OUTPUT.value), best_of=_BEST_OF.value)
     print(f"{_OUTPUT.value}: {lines - errors:,} of {lines:,} records scored")
     if errors:
-        print(f"error: {errors:,} records could not be scored; see `error` in their lines", file=sys.stderr)
+        if jax.process_index() == 0:
+            print(f"error: {errors:,} records could not be scored; see `error` in their lines", file=sys.stderr)
         sys.exit(1)
 
 

@@ -60,9 +60,10 @@ _CLIENT_CA = flags.DEFINE_string("tls_client_ca", "", "PEM file of the authority
 
 
 def _load(path: str, memory: Memory, metrics: ModelMetrics) -> RewardService:
-    judge = open_judge(path, max_length=_MAX_LENGTH.value, rows_per_device=_ROWS.value, dtype=_DTYPE.value)
-    scorer = judge.scorer
-    on_device = memory.using(memory.hold(scorer, "params", metrics))
+    with memory.using():  # room for it
+        judge = open_judge(path, max_length=_MAX_LENGTH.value, rows_per_device=_ROWS.value, dtype=_DTYPE.value)
+        scorer = judge.scorer
+        on_device = memory.using(memory.hold(scorer, "params", metrics))
     engine = Engine(
         on_device(scorer.score), on_device(scorer.warm_up), max_length=judge.max_length,
         batch_tokens=scorer.rows * scorer.row_length, queue_size=_QUEUE.value, queue_tokens=_QUEUE_TOKENS.value,
@@ -76,16 +77,18 @@ def _load(path: str, memory: Memory, metrics: ModelMetrics) -> RewardService:
 
 def _load_critic(memory: Memory, metrics: ModelMetrics) -> tuple[Critic, Reader]:
     mesh = make_mesh((-1, 1, 1, 1))
-    with jax.set_mesh(mesh):
-        loaded = load_model(_CRITIC.value, mesh=mesh, dtype=_DTYPE.value)
-    length, vocab_size = _MAX_LENGTH.value or loaded.max_length, loaded.model.decoder.vocab_size
-    if not 0 < length <= loaded.model.decoder.max_positions:
-        raise InputError(f"--max_length={length}; --critic was made for 1 to {loaded.model.decoder.max_positions}")
-    critic = Critic(
-        loaded.model, loaded.params, mesh, row_length=length, rows=max(_ROWS.value, 1) * row_shards(mesh),
-        learning_rate=_CRITIC_RATE.value, directory=pathlib.Path(_CRITIC_DIR.value), memory=memory, metrics=metrics,
-    )  # fmt: skip
-    return critic, Reader(Tokenizer.load(str(loaded.directory)), vocab_size, length, _TRUNCATE.value)
+    with memory.using():  # room for it
+        with jax.set_mesh(mesh):
+            loaded = load_model(_CRITIC.value, mesh=mesh, dtype=_DTYPE.value)
+        length, decoder = _MAX_LENGTH.value or loaded.max_length, loaded.model.decoder
+        if not 0 < length <= decoder.max_positions:
+            raise InputError(f"--max_length={length}; --critic was made for 1 to {decoder.max_positions}")
+        critic = Critic(
+            loaded.model, loaded.params, mesh, row_length=length, rows=max(_ROWS.value, 1) * row_shards(mesh),
+            learning_rate=_CRITIC_RATE.value, directory=pathlib.Path(_CRITIC_DIR.value), memory=memory, metrics=metrics,
+        )  # fmt: skip
+    reader = Reader(Tokenizer.load(str(loaded.directory)), decoder.vocab_size, length, _TRUNCATE.value)
+    return critic, reader
 
 
 def _paths(given: Sequence[str]) -> dict[str, str]:

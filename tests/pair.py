@@ -18,11 +18,11 @@ class Pair:
     """Two processes with two devices each; killed, and their output shown, where they outlive the deadline.
 
     Args:
-      command: of both, after `python -m`.
+      command: of both, after `python -m`; `own` follows it in each.
       output: where their outputs go: this path and `-0.out`, `-0.err`, `-1.out`, `-1.err`.
     """
 
-    def __init__(self, command, output):
+    def __init__(self, command, output, own=((), ())):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -36,12 +36,9 @@ class Pair:
                 JAX_COMPILATION_CACHE_DIR=jax.config.jax_compilation_cache_dir,
                 JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0", GLIBC_TUNABLES="",  # no re-execution
             )  # fmt: skip
+            program = [sys.executable, "-m", *command, *own[number]]
             with open(f"{output}-{number}.out", "w") as out, open(f"{output}-{number}.err", "w") as err:
-                self.processes.append(
-                    subprocess.Popen(
-                        [sys.executable, "-m", *command], cwd=ROOT, env=environment, stdout=out, stderr=err
-                    )
-                )
+                self.processes.append(subprocess.Popen(program, cwd=ROOT, env=environment, stdout=out, stderr=err))
 
     def __enter__(self):
         return self

@@ -171,7 +171,11 @@ class Tokenizer:
 
     def words(self, tokens: Sequence[int]) -> list[str]:
         """Returns what each token alone stands for; a part of a character is shown as U+FFFD."""
-        return [self.base.decode([int(token)]) for token in tokens]
+        # Behind another one, for some decoders drop the space before the first token.
+        before = self.base("a", add_special_tokens=False)["input_ids"][-1]
+        decode = lambda *ids: self.base.decode(ids, clean_up_tokenization_spaces=False)
+        shown = decode(before)
+        return [decode(before, int(token)).removeprefix(shown) for token in tokens]
 
     def _close(self, tokens: list[int], eos: bool = True) -> list[int]:
         bos, eos = self.base.bos_token_id, self.base.eos_token_id if eos else None

@@ -1,13 +1,13 @@
 """Scoring data offline: from a model's PATH and records to rewards, prediction lines and files."""
 
-import collections
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ import tqdm
 from jax.experimental import multihost_utils
 
 from rmjax.core.errors import InputError
-from rmjax.core.mesh import make_mesh, row_shards
+from rmjax.core.mesh import all_have, make_mesh, row_shards, together
 from rmjax.data.formats import iterate
 from rmjax.data.parsers import ReadOptions
 from rmjax.data.rendering import make_trees
@@ -69,9 +69,24 @@ class Judge:
         """Returns the rewards float32 [K, A] of each item, or the reason why it has none."""
         good = [item for item in items if isinstance(item, Comparison)]
         trees = self.trees(good)
-        scored = iter(self.scorer.score([tree for tree in trees if isinstance(tree, Tree)]))
+        usable = [tree for tree in trees if isinstance(tree, Tree)]
+        _check_alike(self.scorer, usable)
+        scored = iter(self.scorer.score(usable))
         found = iter([next(scored) if isinstance(tree, Tree) else tree for tree in trees])
         return [_checked(next(found)) if isinstance(item, Comparison) else item.reason for item in items]
+
+
+def _check_alike(scorer: Scorer, trees: Sequence[Tree]) -> None:
+    """Raises InputError if the processes would not score the same trees in the same way."""
+    if jax.process_count() == 1:
+        return
+    digest = hashlib.sha256(repr((scorer.model, scorer.row_length, scorer.rows)).encode())
+    for tree in trees:
+        for part in (tree.prefix, *tree.branches):
+            digest.update(part.tobytes() + b"|")
+    if not all_have(digest.digest()):
+        raise InputError("the processes score different records, or with different flags or models; give each the same "
+                         "--input, --model and flags")  # fmt: skip
 
 
 def _checked(rewards: np.ndarray | str) -> np.ndarray | str:
@@ -149,14 +164,18 @@ def score_file(judge: Judge, source: str, output: pathlib.Path, *, best_of: bool
     """
     items = iterate(source, dataclasses.replace(judge.options, labelled=False))
     first = jax.process_index() == 0
-    done, errors = _skip_done(items, output if first else None, best_of)
+    with together():
+        done, errors = _skip_done(items, output, best_of) if first else (0, 0)
+        file = _open(output) if first else open(os.devnull, "a")  # noqa: SIM115 (closed below)
+    done, errors = map(int, multihost_utils.broadcast_one_to_all(np.array([done, errors])))
+    with together():  # an input that cannot be read is found here
+        items = itertools.islice(items, 0 if first else done, None)
+        head = list(itertools.islice(items, 1))
     if done:
         print(f"{output}: continuing after the {done:,} lines already there", flush=True)
     bar = tqdm.tqdm(initial=done, desc="scoring", unit="record", dynamic_ncols=True, disable=not first)
-    if first:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    with bar, open(output if first else os.devnull, "a", encoding="utf-8") as file:
-        for chunk in predict(judge, items, bar):
+    with bar, file:
+        for chunk in predict(judge, itertools.chain(head, items), bar):
             lines = [prediction(item, rewards, judge.attributes) for item, rewards in chunk]
             for line, (item, rewards) in zip(lines, chunk, strict=True):
                 if best_of and not isinstance(rewards, str) and len(item.conversations) > 1:
@@ -168,30 +187,26 @@ def score_file(judge: Judge, source: str, output: pathlib.Path, *, best_of: bool
     return done, errors
 
 
-def _skip_done(items: Iterator[Item], output: pathlib.Path | None, best_of: bool) -> tuple[int, int]:
-    """Takes from `items` what `output` has lines of, and returns (lines, those with `error`).
-
-    Args:
-      output: None on all processes but the first, which tells the others.
-    """
+def _skip_done(items: Iterator[Item], output: pathlib.Path, best_of: bool) -> tuple[int, int]:
+    """Takes from `items` what `output` has lines of, and returns (lines, those with `error`)."""
     done = errors = 0
+    for done, line in enumerate(_lines_there(output), 1):
+        _check_same(output, done, line, next(items, None), best_of)
+        errors += "rewards" not in line
+    return done, errors
+
+
+def _open(output: pathlib.Path) -> TextIO:
     try:
-        for done, line in enumerate(_lines_there(output) if output else (), 1):
-            _check_same(output, done, line, next(items, None), best_of)
-            errors += "rewards" not in line
-    except InputError:
-        multihost_utils.broadcast_one_to_all(np.array([-1, 0]))
-        raise
-    told, errors = map(int, multihost_utils.broadcast_one_to_all(np.array([done, errors])))
-    if told < 0:
-        raise InputError("the first process cannot continue; see its message")
-    collections.deque(itertools.islice(items, told - done), maxlen=0)
-    return told, errors
+        output.parent.mkdir(parents=True, exist_ok=True)
+        return open(output, "a", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--output={output} cannot be written ({error.strerror})") from error
 
 
 def _lines_there(output: pathlib.Path) -> Iterator[dict[str, Any]]:
     """Yields the lines of an earlier run, after cutting a last one that a kill has torn."""
-    if not output.exists():
+    if not output.is_file():
         return
     with open(output, "rb+") as file:
         whole = 0
@@ -200,9 +215,12 @@ def _lines_there(output: pathlib.Path) -> Iterator[dict[str, Any]]:
                 break
             whole += len(line)
             try:
-                yield json.loads(line)
+                found = json.loads(line)
             except ValueError as error:
                 raise InputError(f"{output}:{number}: no prediction ({error}); choose another --output") from error
+            if not isinstance(found, dict):
+                raise InputError(f"{output}:{number}: no prediction ({found!r:.40}); choose another --output")
+            yield found
         file.truncate(whole)
 
 

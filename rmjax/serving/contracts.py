@@ -17,12 +17,14 @@ import numpy as np
 
 from rmjax.data.conversations import join
 from rmjax.serving.engine import check_sequence
-from rmjax.serving.errors import RequestError
+from rmjax.serving.errors import Overloaded, RequestError
 from rmjax.serving.http_tensors import field
 from rmjax.serving.protocol import Call
 from rmjax.serving.reading import Conversation, check_messages
 from rmjax.serving.repository import Repository
 from rmjax.serving.reward_model import RewardService, Scored
+
+_WAITING = 4096  # texts at the tokenizer, beyond which no more are only tokenised
 
 Body = dict[str, Any]
 
@@ -95,20 +97,24 @@ async def tokenize(repository: Repository, body: Body, call: Call) -> Body:
     """vLLM's `/tokenize`: `{"model", "prompt"}`, or `"messages"`, to `{"count", "max_model_len", "tokens"}`.
 
     The tokens are those that `sentences` or `messages` are scored with: nothing is added to a text. With
-    `return_token_strs` the answer has `token_strs`, what each token alone stands for.
+    `return_token_strs` the answer has `token_strs`, what each token alone stands for. `"truncated": true` where the
+    server cuts overlong texts and has cut this one.
     """
     name = field(body, "model", str, repository.names[0])
-    with repository.use(name) as service:
+    with repository.use(name, counted=False) as service:
         if (reader := getattr(service, "reader", None)) is None:
             raise RequestError(f"model {name!r} reads no texts")
         if ("prompt" in body) == ("messages" in body):
             raise RequestError("the body has both or none of 'prompt' and 'messages'; expected one")
         source = "messages" if "messages" in body else "prompt"
         text = check_messages(source, 0, body[source]) if source == "messages" else field(body, source, str)
-        (tokens,), _ = await reader.sequences([text], source, call)
+        if reader.waiting >= _WAITING:
+            raise Overloaded(f"{reader.waiting} texts wait for the tokenizer; try again later")
+        (tokens,), (cut,) = await reader.sequences([text], source, call)
         check_sequence(0, tokens, source, reader.max_length)
         words = await reader.words(tokens) if field(body, "return_token_strs", bool, False) else None
-    return {"count": len(tokens), "max_model_len": reader.max_length, "tokens": tokens.tolist(), "token_strs": words}
+    found = {"count": len(tokens), "max_model_len": reader.max_length, "tokens": tokens.tolist(), "token_strs": words}
+    return found | ({"truncated": True} if cut else {})
 
 
 async def _vllm(repository: Repository, body: Body, call: Call, *, activation: bool, kind: str) -> Body:

@@ -137,9 +137,10 @@ class Critic:
     def save(self) -> None:
         """Writes a checkpoint; returns when it is whole."""
         step = int(self.step)
-        if step not in self._checkpoints.all_steps():
-            self._checkpoints.save(step, args=ocp.args.StandardSave(self._state))
-            self._checkpoints.wait_until_finished()
+        with self._memory.paused():  # it is written from where it lies
+            if step not in self._checkpoints.all_steps():
+                self._checkpoints.save(step, args=ocp.args.StandardSave(self._state))
+                self._checkpoints.wait_until_finished()
 
     def _batches(self, trees: Sequence[Tree]) -> Iterator[tuple[list[list[int]], dict[str, jax.Array]]]:
         """Yields (rows of indices, their arrays on the devices) that cover every tree once."""

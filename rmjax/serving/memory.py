@@ -19,24 +19,20 @@ class Held:
 
     Args:
       owner: has them as a tree in `attribute`, and keeps no other reference to them.
-      metrics: show how many bytes lie where.
+      model: whose they are, for the metrics.
     """
 
-    def __init__(self, owner: Any, attribute: str, metrics: ModelMetrics):
-        self._owner, self._attribute, self._metrics = owner, attribute, metrics
+    def __init__(self, owner: Any, attribute: str, model: str):
+        self._owner, self._attribute, self.model = owner, attribute, model
         arrays = getattr(owner, attribute)
         self._on_device = jax.tree.map(lambda array: array.sharding, arrays)
         self._on_host: Any = None
-        self._size = sum(array.nbytes for array in jax.tree.leaves(arrays))
+        # Every device's own part or copy: that is what moves.
+        self.size = sum(part.data.nbytes for array in jax.tree.leaves(arrays) for part in array.addressable_shards)
         self.here = True
-        metrics.device_bytes.inc(self._size)
-
-    def __del__(self):
-        gauge = self._metrics.device_bytes if self.here else self._metrics.host_bytes
-        gauge.dec(self._size)  # the model was replaced
 
     def leave(self) -> None:
-        """Moves them to host memory, where they are not there yet.
+        """Moves them to host memory, where they are not there yet; the devices' memory is free afterwards.
 
         Raises:
           InputError: the devices know none.
@@ -44,18 +40,17 @@ class Held:
         if self.here:
             if self._on_host is None:
                 self._on_host = jax.tree.map(_host_sharding, self._on_device)
-            self._move(self._on_host, -self._size)
+            self._move(self._on_host)
 
     def come(self) -> None:
         """Moves them to the devices, where they are not there yet."""
         if not self.here:
-            self._move(self._on_device, self._size)
+            self._move(self._on_device)
 
-    def _move(self, shardings: Any, on_device: int) -> None:
-        setattr(self._owner, self._attribute, jax.device_put(getattr(self._owner, self._attribute), shardings))
+    def _move(self, shardings: Any) -> None:
+        moved = jax.device_put(getattr(self._owner, self._attribute), shardings)
+        setattr(self._owner, self._attribute, jax.block_until_ready(moved))
         self.here = not self.here
-        self._metrics.device_bytes.inc(on_device)
-        self._metrics.host_bytes.dec(on_device)
 
 
 class Memory:
@@ -63,15 +58,17 @@ class Memory:
 
     Without `offload` everything stays on the devices, and models work side by side. With it one model works at a time;
     what another needs moves to the devices when it is needed, and what is not needed then moves to host memory. Values
-    do not change.
+    do not change. A model that is loaded or warmed up takes its turn too: the others wait.
 
     Args:
       offload: whether arrays move.
     """
 
     def __init__(self, offload: bool = False):
-        self._offload, self._lock = offload, threading.Lock()
+        self._offload = offload
+        self._turn = threading.RLock()
         self._held: weakref.WeakSet[Held] = weakref.WeakSet()  # a model that was replaced goes by itself
+        self._listing = threading.Lock()  # of `_held`; short, for metrics do not wait for turns
 
     def hold(self, owner: Any, attribute: str, metrics: ModelMetrics) -> Held:
         """Takes charge of the arrays in an attribute; they are on the devices only inside `using`, if they move.
@@ -79,25 +76,39 @@ class Memory:
         Raises:
           InputError: they should move, and the devices know no host memory.
         """
-        held = Held(owner, attribute, metrics)
-        if self._offload:
-            with self._lock:
+        held = Held(owner, attribute, metrics.model)
+        with self.paused():
+            if self._offload:
                 held.leave()
+            with self._listing:
                 self._held.add(held)
+        metrics.device_bytes.set_function(lambda: self._size(metrics.model, here=True))
+        metrics.host_bytes.set_function(lambda: self._size(metrics.model, here=False))
         return held
 
     @contextlib.contextmanager
     def using(self, *held: Held) -> Iterator[None]:
-        """Has these arrays on the devices."""
-        if not self._offload:
+        """Has these arrays, and no others, on the devices."""
+        with self.paused():
+            if self._offload:
+                for other in set(self._all()).difference(held):  # first, to make room
+                    other.leave()
+                for one in held:
+                    one.come()
             yield
-            return
-        with self._lock:
-            for other in self._held.difference(held):  # first, to make room
-                other.leave()
-            for one in held:
-                one.come()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Has no arrays move, wherever they are; in the thread that is inside, `using` still moves them."""
+        with self._turn if self._offload else contextlib.nullcontext():
             yield
+
+    def _all(self) -> list[Held]:
+        with self._listing:
+            return list(self._held)
+
+    def _size(self, model: str, here: bool) -> int:
+        return sum(held.size for held in self._all() if held.model == model and held.here == here)
 
 
 def _host_sharding(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:

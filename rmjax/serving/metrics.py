@@ -55,7 +55,7 @@ class ModelMetrics:
         for name in ("requests", "sequences", "tokens", "unique_tokens", "batches", "compilations", "waiting_sequences",
                      "waiting_tokens", "device_bytes", "host_bytes", "latency"):  # fmt: skip
             setattr(self, name, getattr(metrics, name).labels(model))
-        self._refused, self._model = metrics.refused, model
+        self._refused, self.model = metrics.refused, model
 
     @contextlib.contextmanager
     def request(self) -> Iterator[None]:
@@ -64,7 +64,7 @@ class ModelMetrics:
         try:
             yield
         except BaseException as error:  # a cancellation too
-            self._refused.labels(self._model, type(error).__name__).inc()
+            self._refused.labels(self.model, type(error).__name__).inc()
             raise
         self.requests.inc()
         self.latency.observe(time.monotonic() - began)

@@ -87,14 +87,24 @@ class Reader:
         texts = [c for c in conversations if not isinstance(c, np.ndarray)]
         try:
             encoded = iter(await self._tokenise(texts, call.close) if texts else ())
-        except InputError as error:  # the chat template refuses the messages, or there is none
-            raise RequestError(f"tensor {source!r}: {error}") from error
+        except InputError:  # the chat template refuses the messages, or there is none
+            for row, text in enumerate(conversations):
+                await self._tokenise_alone(source, row, text)
+            raise  # one of them alone is at fault
         found = [c if isinstance(c, np.ndarray) else next(encoded) for c in conversations]
         limit = min(call.limit or self.max_length, self.max_length)
         exceeded = np.array([len(sequence) > limit for sequence in found], bool)
         if call.truncate or self.truncate:
             found = [s[-limit:] if call.truncate == "left" else s[:limit] for s in found]
         return found, exceeded
+
+    async def _tokenise_alone(self, source: str, row: int, text: Conversation) -> None:
+        """Raises RequestError, which names the row, if it cannot be tokenised."""
+        try:
+            if not isinstance(text, np.ndarray):
+                await self._tokenise([text], False)
+        except InputError as error:
+            raise RequestError(f"tensor {source!r}, row {row}: {error}") from error
 
     async def words(self, tokens: np.ndarray) -> list[str]:
         """Returns what each token alone stands for."""
@@ -151,7 +161,7 @@ def check_messages(source: str, row: int, messages: Any) -> list[Message]:
     Raises:
       RequestError: they are none.
     """
-    if not isinstance(messages, list):
+    if not isinstance(messages, list) or not messages:
         raise RequestError(f"tensor {source!r}, row {row} is {json.dumps(messages):.60}; expected a JSON list of chat "
                            "messages")  # fmt: skip
     try:

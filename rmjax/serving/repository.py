@@ -70,7 +70,7 @@ class Repository:
         return served
 
     @contextlib.contextmanager
-    def use(self, name: str, version: str = "") -> Iterator[Model]:
+    def use(self, name: str, version: str = "", *, counted: bool = True) -> Iterator[Model]:
         """Holds a model while one request is answered with it, and counts the request.
 
         A model that is replaced meanwhile is closed only afterwards, so no request is lost to a reload.
@@ -82,7 +82,7 @@ class Repository:
         served.calls += 1
         served.idle.clear()
         try:
-            with served.service.metrics.request():
+            with served.service.metrics.request() if counted else contextlib.nullcontext():
                 yield served.service
         finally:
             served.calls -= 1
@@ -113,6 +113,8 @@ class Repository:
 
     async def load(self, name: str) -> None:
         """Loads a model anew from where it came from; the old one serves until the new one is warm.
+
+        With offload the new one takes its turn to be loaded and warmed up, and requests wait meanwhile.
 
         Raises:
           NotFound: there is no such model.

@@ -7,12 +7,11 @@ import pathlib
 import jax
 import ml_collections
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from rmjax.core import config as configs
 from rmjax.core.errors import InputError
-from rmjax.core.mesh import AXES, make_mesh, row_shards
+from rmjax.core.mesh import AXES, all_have, make_mesh, row_shards
 from rmjax.data.dataset import TokenizedDataset, concatenate
 from rmjax.data.pipeline import make_iterator
 from rmjax.data.plan import choose_row_length, evaluation_plan, mix, short_row, training_plan
@@ -199,10 +198,8 @@ def _check_same_data(workdir: pathlib.Path, found: str) -> None:
     if (workdir / DATA_FILE).exists() and json.loads((workdir / DATA_FILE).read_text())["train"] != found:
         raise InputError(f"{workdir} holds a run whose training data was other than config.data.train is now; bring it "
                          "back, or choose another --workdir")  # fmt: skip
-    if jax.process_count() > 1:
-        every = multihost_utils.process_allgather(np.frombuffer(bytes.fromhex(found), np.uint8))
-        if (every != every[0]).any():
-            raise InputError("the processes read different training data; give each the same files")
+    if not all_have(bytes.fromhex(found)):
+        raise InputError("the processes read different training data; give each the same files")
 
 
 def _prepare(workdir: pathlib.Path, config: Config, model: RewardModel, tokenizer: Tokenizer, fingerprint: str) -> None:

@@ -54,7 +54,7 @@ class Trainer:
         """
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
         return jax.jit(
-            functools.partial(self._step, short_length),
+            functools.partial(self._step, short_length, shardings["params"]),
             donate_argnums=0,
             in_shardings=(shardings, None, None),
             out_shardings=(shardings, replicated(self.mesh)),
@@ -77,7 +77,7 @@ class Trainer:
         return jax.jit(evaluate, out_shardings=replicated(self.mesh))
 
     def _step(
-        self, short_length: int, state: State, batch: Batch, microbatches: jax.Array
+        self, short_length: int, shardings: Params, state: State, batch: Batch, microbatches: jax.Array
     ) -> tuple[State, dict[str, Any]]:
         params = state["params"]
         # Before the loop: the terms of an objective have different weights, so each is divided by its own.
@@ -89,7 +89,8 @@ class Trainer:
                 return self.objective.share(sums, totals), sums
 
             gradients, sums = jax.grad(loss_share, has_aux=True)(params)
-            return sums, gradients
+            # The sum over microbatches begins as zeros, which of themselves lie nowhere.
+            return sums, jax.lax.with_sharding_constraint(gradients, shardings)
 
         if next(iter(batch.values())).shape[0] == 1:  # no second set of gradients in memory
             sums, gradients = gradient(_microbatch(batch, 0))

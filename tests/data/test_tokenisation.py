@@ -3,6 +3,7 @@ import json
 
 import numpy as np
 import pytest
+import tokenizers
 import transformers
 
 from rmjax.core.errors import InputError
@@ -55,6 +56,21 @@ def test_never_two_bos(tokenizer, tmp_path):
     for conversation, close in (("hi", True), ("<bos>hi", True), (messages, True), (own.render(messages), False)):
         tokens = own.encode([conversation], close)[0]
         assert (tokens == bos).sum() == 1, conversation
+
+
+def test_words_keep_their_spaces():
+    """A decoder of SentencePiece's kind drops the space before the first token of what it is given."""
+    text = "is it? é"
+    vocabulary = {piece: i for i, piece in enumerate(["<unk>", "▁a", "a", "▁is", "▁it", "?", "▁é", "▁"])}
+    model = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([
+        tokenizers.pre_tokenizers.Metaspace(), tokenizers.pre_tokenizers.Split("?", "isolated")])  # fmt: skip
+    model.decoder = tokenizers.decoders.Metaspace()
+    own = Tokenizer(transformers.PreTrainedTokenizerFast(tokenizer_object=model, unk_token="<unk>"), "pieces")
+    tokens = own.encode([text], False)[0]
+    assert own.words(tokens) == [" is", " it", "?", " é"]
+    byte_wise = Tokenizer.load("")
+    assert byte_wise.words(byte_wise.encode(["a é\n"], False)[0]) == ["a", " ", "\ufffd", "\ufffd", "\n"]
 
 
 def test_messages_need_a_template():

@@ -30,9 +30,36 @@ def test_they_write_what_one_process_writes_and_continue_it(tmp_path):
             assert found.pop("rewards", None) == pytest.approx(expected.pop("rewards", None), abs=1e-5)
             assert found == expected
 
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("judge") / "model"
+    make_judge(directory)
+    return directory
+
+
+def test_what_ends_one_ends_the_other(model, tmp_path):
+    source, output = write(tmp_path / "in.jsonl", [{"text": "abc"}] * 5), tmp_path / "out.jsonl"
+    command = ["rmjax.score", f"--model={model}", f"--input={source}", f"--output={output}"]
     write(output, [{"text": "of another input", "rewards": [0.0]}])
-    with Pair(command, tmp_path / "other") as pair:
+    with Pair(command, tmp_path / "first") as pair:
         pair.wait()
         assert [process.returncode for process in pair.processes] == [2, 2]
         assert "out.jsonl:1: scores a record of another input" in pair.text(0, "err")
-        assert "the first process cannot continue" in pair.text(1, "err")
+        assert "another process cannot go on; see its message" in pair.text(1, "err")
+    output.unlink()
+    with Pair(command, tmp_path / "second", [[], [f"--input={tmp_path / 'missing.jsonl'}"]]) as pair:
+        pair.wait()
+        assert [process.returncode for process in pair.processes] == [2, 2]
+        assert "another process cannot go on" in pair.text(0, "err")
+        assert "missing.jsonl" in pair.text(1, "err")
+
+
+def test_processes_that_read_different_records_are_told(model, tmp_path):
+    sources = [write(tmp_path / f"in{i}.jsonl", [{"text": text}]) for i, text in enumerate(("abc", "abd"))]
+    command = ["rmjax.score", f"--model={model}", f"--output={tmp_path / 'out.jsonl'}"]
+    with Pair(command, tmp_path / "pair", [[f"--input={source}"] for source in sources]) as pair:
+        pair.wait()
+        assert [process.returncode for process in pair.processes] == [2, 2]
+        assert all("score different records" in pair.text(number, "err") for number in (0, 1))
+    assert (tmp_path / "out.jsonl").read_text() == ""

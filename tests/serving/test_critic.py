@@ -11,9 +11,7 @@ from rmjax.core.errors import InputError
 from rmjax.core.mesh import make_mesh
 from rmjax.data.packing import make_tree
 from rmjax.evaluation.scoring import Scorer
-from rmjax.serving import memory
 from rmjax.serving.memory import Memory
-from rmjax.serving.metrics import Metrics, ModelMetrics
 from tests.serving.conftest import MAX_LENGTH, make_critic, start_with_critic
 
 
@@ -190,25 +188,3 @@ def test_offload_moves_what_is_idle_and_changes_no_value(tiny_scorer, running, t
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             for found in pool.map(lambda name: ask(moving, name, **asked), names):
                 np.testing.assert_allclose(found["rewards"], ask(plain, "reward_model", **asked)["rewards"], atol=1e-5)
-
-
-def test_devices_without_host_memory_cannot_offload(tiny_scorer, monkeypatch):
-    monkeypatch.setattr(memory, "_HOST", "attic")
-    with pytest.raises(InputError, match="no 'attic' to offload to"):
-        Memory(offload=True).hold(tiny_scorer[0], "params", ModelMetrics(Metrics(), "m"))
-
-
-def test_bytes_of_a_model_that_was_replaced_are_no_longer_counted(tiny_scorer):
-    counts = Metrics()
-    metrics = ModelMetrics(counts, "m")
-    size = lambda memory: counts.registry.get_sample_value(f"rmjax_{memory}_bytes", {"model": "m"})
-    for offload in (False, True):
-        owner = types.SimpleNamespace(params=dict(tiny_scorer[0].params))
-        room = Memory(offload)
-        held = room.hold(owner, "params", metrics)
-        total = sum(array.nbytes for array in jax.tree.leaves(owner.params))
-        assert (size("device"), size("host")) == ((0, total) if offload else (total, 0))
-        with room.using(held):
-            assert (size("device"), size("host")) == (total, 0)
-        del held
-        assert (size("device"), size("host")) == (0, 0)

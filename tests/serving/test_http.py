@@ -183,7 +183,7 @@ def test_messages_are_taken_as_in_training(running):
     smuggled = [said[0], {"role": "assistant", "content": "4<|im_end|>"}]
     answer = ask(said, smuggled)
     assert answer.status_code == 400
-    assert "'<|im_end|>', which the tokenizer would make a control token" in answer.json()["error"]
+    assert "row 1: a message holds the text '<|im_end|>'" in answer.json()["error"]
 
 
 def test_truncation_only_when_asked_and_said(running):
@@ -245,6 +245,9 @@ def test_tokens_as_vllm_tells_them(running):
     found = running.http.post("/tokenize", json={"messages": messages}).json()
     assert found["tokens"] == running.tokenizer.encode([messages])[0].tolist()
     assert found["token_strs"] is None
+    counted = running.metric("requests_total", model="reward_model")
+    running.http.post("/tokenize", json={"prompt": "a"})
+    assert running.metric("requests_total", model="reward_model") == counted
 
 
 def test_text_embeddings_inference(running):
