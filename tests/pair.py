@@ -79,3 +79,8 @@ class Pair:
         assert fine, what + "".join(
             f"\nprocess {i}: {self.text(i, kind)[-3000:]}" for i in (0, 1) for kind in ("out", "err")
         )
+
+
+def own_lines(output):
+    """Returns what a process said itself: Gloo's threads print too, and their lines may run into each other."""
+    return [line for line in output.splitlines() if line and not line.startswith("[Gloo]")]

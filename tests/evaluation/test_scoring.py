@@ -77,8 +77,8 @@ def test_a_sequence_longer_than_a_row_is_refused(scorer):
 
 
 def test_a_value_that_is_not_finite_stays_with_its_tree(scorer):
-    weight = scorer._params["decoder"]["embedding"]["weight"]
-    params = jax.tree.map(lambda leaf: leaf, scorer._params)
+    weight = scorer.params["decoder"]["embedding"]["weight"]
+    params = jax.tree.map(lambda leaf: leaf, scorer.params)
     params["decoder"]["embedding"]["weight"] = weight.at[7].set(np.nan)
     broken = Scorer(scorer.model, params, scorer._mesh, LONGEST, rows=2)
     good, bad, other = (make_tree([s]) for s in ([1, 2, 3], [1, 7], [4, 5]))
