@@ -9,6 +9,7 @@ first and a --workdir that all of them see. Slurm, Open MPI, Kubernetes and TPU 
 which is which; elsewhere set JAX_NUM_PROCESSES, and JAX_PROCESS_ID from 0. The first process alone logs and prints.
 """
 
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -29,8 +30,9 @@ def main(_: Sequence[str]) -> None:
     """Trains as the flags say."""
     if _CONFIG.value is None:
         raise InputError("--config is missing; start with --config=configs/binary.py")
-    if program.join_processes() and not _WORKDIR.value:
+    if "JAX_COORDINATOR_ADDRESS" in os.environ and not _WORKDIR.value:  # before one waits for the others
         raise InputError("--workdir is missing; several processes need one that all of them see")
+    program.join_processes()
     config = _CONFIG.value
     try:
         config.keys()

@@ -31,8 +31,8 @@ def use_huge_pages() -> None:
         os.execv(sys.executable, sys.orig_argv)
 
 
-def join_processes() -> bool:
-    """Joins the other processes that JAX_COORDINATOR_ADDRESS names, if it is set, and returns whether it is.
+def join_processes() -> None:
+    """Joins the other processes at the address in JAX_COORDINATOR_ADDRESS, if it is set.
 
     All but the first process print nothing from then on.
 
@@ -40,7 +40,7 @@ def join_processes() -> bool:
       InputError: they could not join.
     """
     if (address := os.environ.get("JAX_COORDINATOR_ADDRESS")) is None:
-        return False
+        return
     numbers = {}
     for name in ("num_processes", "process_id"):
         variable = f"JAX_{name.upper()}"
@@ -57,7 +57,6 @@ def join_processes() -> bool:
                          "--help") from error  # fmt: skip
     if jax.process_index() > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (lives as long as the process)
-    return True
 
 
 def _guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], None]:

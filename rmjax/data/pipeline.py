@@ -7,7 +7,7 @@ import numpy as np
 
 from rmjax.data.dataset import TokenizedDataset
 from rmjax.data.packing import fill_rows
-from rmjax.data.plan import BatchPlan, count_microbatches
+from rmjax.data.plan import BatchPlan
 from rmjax.data.schema import packed_spec
 
 Step = dict[str, Any]  # `batch`: arrays [M, B, ...], `microbatches`: see `BatchPlan.microbatches`
@@ -29,8 +29,7 @@ def materialise(dataset: TokenizedDataset, plan: BatchPlan, step: int, rows: np.
         wanted = [packed[first + row] if first + row < len(packed) else [] for row in rows]
         micro.append(fill_rows([[dataset.tree(i) for i in row] for row in wanted], spec))
     batch = {name: np.stack([m[name] for m in micro]) for name in spec}
-    used = [int(plan.lengths[row].sum()) for row in packed]
-    return {"batch": batch, "microbatches": count_microbatches(used, plan.short_length, plan.microbatch_rows)}
+    return {"batch": batch, "microbatches": plan.count(packed)}
 
 
 def make_iterator(dataset: TokenizedDataset, plan: BatchPlan, rows: np.ndarray) -> grain.DatasetIterator:

@@ -66,7 +66,10 @@ class BatchPlan:
 
     def microbatches(self, step: int) -> np.ndarray:
         """Returns how many microbatches the step's rows fill: before the first short one, and in all; int32 [2]."""
-        rows = self.rows(step)
+        return self.count(self.rows(step))
+
+    def count(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+        """Returns what `microbatches` does, of a step's rows."""
         return count_microbatches([self.lengths[row].sum() for row in rows], self.short_length, self.microbatch_rows)
 
     @functools.cached_property
@@ -76,11 +79,10 @@ class BatchPlan:
         counts = []
         for step in range(self.num_steps):
             rows = self.rows(step)
-            used = [int(self.lengths[row].sum()) for row in rows]
-            counts.append(count_microbatches(used, self.short_length, self.microbatch_rows))
+            counts.append(self.count(rows))
             readouts = max(readouts, *(int(self.readouts[row].sum()) for row in rows))
             edges = max(edges, *(int(self.edges[row].sum()) for row in rows))
-            tokens += sum(used)
+            tokens += sum(int(self.lengths[row].sum()) for row in rows)
         slots = _slots(counts, self.row_length, self.short_length) * self.microbatch_rows
         return PlanSizes(int(np.max(counts)), readouts, edges, tokens, slots)
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from rmjax.data.conversations import join
+from rmjax.data.schema import Message
 from rmjax.serving.engine import check_sequence
 from rmjax.serving.errors import Overloaded, RequestError
 from rmjax.serving.http_tensors import field
@@ -104,10 +105,8 @@ async def tokenize(repository: Repository, body: Body, call: Call) -> Body:
     with repository.use(name, counted=False) as service:
         if (reader := getattr(service, "reader", None)) is None:
             raise RequestError(f"model {name!r} reads no texts")
-        if ("prompt" in body) == ("messages" in body):
-            raise RequestError("the body has both or none of 'prompt' and 'messages'; expected one")
-        source = "messages" if "messages" in body else "prompt"
-        text = check_messages(source, 0, body[source]) if source == "messages" else field(body, source, str)
+        source, messages = _messages_or(body, "prompt")
+        text = messages or field(body, source, str)
         if reader.waiting >= _WAITING:
             raise Overloaded(f"{reader.waiting} texts wait for the tokenizer; try again later")
         (tokens,), (cut,) = await reader.sequences([text], source, call)
@@ -131,12 +130,8 @@ async def _vllm(repository: Repository, body: Body, call: Call, *, activation: b
             )
         if limit:
             call = _with(call, truncate="left", limit=max(limit, 0))
-        if ("input" in body) == ("messages" in body):
-            raise RequestError("the body has both or none of 'input' and 'messages'; expected one")
-        if "messages" in body:
-            source, items = "messages", [check_messages("messages", 0, body["messages"])]
-        else:
-            source, items = "input", _vllm_input(service, body["input"])
+        source, messages = _messages_or(body, "input")
+        items = [messages] if messages else _vllm_input(service, body["input"])
         scored = await service.score(items, source, call)
         data = [
             _vllm_item(kind, i, values.tolist(), service.attributes) | ({"truncated": True} if cut else {})
@@ -145,6 +140,19 @@ async def _vllm(repository: Repository, body: Body, call: Call, *, activation: b
     usage = {"prompt_tokens": sum(scored.lengths), "total_tokens": sum(scored.lengths), "completion_tokens": 0}
     return {"id": f"{kind}-{uuid.uuid4().hex}", "object": "list", "created": int(time.time()), "model": name,
             "data": data, "usage": usage}  # fmt: skip
+
+
+def _messages_or(body: Body, other: str) -> tuple[str, list[Message] | None]:
+    """Returns the name of the one field of `messages` and `other` that the body has, and the messages if it is those.
+
+    Raises:
+      RequestError: it has both or none, or they are no messages.
+    """
+    if (other in body) == ("messages" in body):
+        raise RequestError(f"the body has both or none of {other!r} and 'messages'; expected one")
+    if other in body:
+        return other, None
+    return "messages", check_messages("messages", 0, body["messages"])
 
 
 def _vllm_item(kind: str, index: int, values: list[float], attributes: Sequence[str]) -> Body:
