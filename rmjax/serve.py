@@ -125,7 +125,7 @@ def main(_: Sequence[str]) -> None:
         await server.serve(repository, _HOST.value, _PORT.value, _HTTP.value, security)
 
     factory = None
-    if importlib.util.find_spec("uvloop"):  # faster than asyncio's own loop, where there is one
+    if importlib.util.find_spec("uvloop"):  # a faster loop than asyncio's; there is none for Windows
         import uvloop
 
         factory = uvloop.new_event_loop
