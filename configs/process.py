@@ -7,6 +7,11 @@ Two cores, 1 minute 6 seconds: accuracy over steps 0.898 on fresh responses, whe
 python -m rmjax.train --config=configs/process.py:pretrained --config.model.path=DIR \
         --config.data.train=../shared/data/bigbench_mistake/train.jsonl \
         --config.data.validation=../shared/data/bigbench_mistake/test.jsonl
+
+bigbench_mistake with SmolLM2-135M-Instruct and --config.model.dtype=bfloat16 --config.optimizer.learning_rate=1e-4
+--config.evaluation.every=1000, one epoch of 1,720 solutions (9 are longer than max_length), on the 453 of 456 test
+solutions that are not too long: AUC over their steps 0.880 (logistic regression on the step's text: 0.786), accuracy
+0.911 (all right: 0.899). 79 minutes on two cores that other work slowed down.
 """
 
 from rmjax.core import config as configs
