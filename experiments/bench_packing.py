@@ -3,11 +3,12 @@
     python experiments/bench_packing.py --tokenizer=DIR ../shared/data
 
 For pairs (hh_harmless), K-wise data (qa_feedback_kwise, K = 4) and single responses grouped by prompt (summeval, 16 to
-an article), three ways of laying out the same steps, with the same model, batch by batch in turn:
+an article), ways of laying out the same steps, with the same model, batch by batch in turn:
 
 * packed: prefix trees, each shared prompt once, packed into rows.
 * padded: each response a row of its own with its prompt, padded to the longest of the step, in 64s.
 * sorted: the same, but the step's responses sorted by length and each microbatch padded to its own longest.
+* pairs: K-wise data as trainers of pairs take it, every untied pair a record with two rows; sorted too.
 
 The model is random, of the sizes given here; the ratio is the sum of the times of all batches. `--batches` takes the
 first so many of the epoch, so that a large model can be timed too; `--model` times a pretrained one.
@@ -56,6 +57,12 @@ def lone_responses(tree: Tree) -> list[Tree]:
              None if tree.labels is None else tree.labels[k : k + 1])
         for k, branch in enumerate(tree.branches)
     ]  # fmt: skip
+
+
+def paired_responses(tree: Tree) -> list[Tree]:
+    """Returns both responses of every pair; with K > 2 a response comes once for each pair that it is in."""
+    responses = lone_responses(tree)
+    return [responses[k] for edge in tree.edges for k in (edge.winner, edge.loser)]
 
 
 class Side:
@@ -166,16 +173,19 @@ def measure(name: str, folder: pathlib.Path, flags: argparse.Namespace) -> None:
         row_length=row_length, short_length=short_row(row_length), microbatch_rows=1, seed=0,
     )  # fmt: skip
     steps = range(min(flags.batches or plan.num_steps, plan.num_steps))
-    times: dict[str, list[float]] = {"packed": [], "padded": [], "sorted": []}
-    slots = {"packed": 0, "padded": 0, "sorted": 0}
+    ways = {"padded": (lone_responses, False), "sorted": (lone_responses, True)}
+    if objective == "pairwise":
+        ways["pairs"] = (paired_responses, True)
+    times: dict[str, list[float]] = {side: [] for side in ("packed", *ways)}
+    slots = dict.fromkeys(times, 0)
     for step in tqdm.tqdm(steps, desc=name, unit="step"):
         times["packed"].append(packed.seconds(dataset, plan, step))
         whole, every = plan.microbatches(step).tolist()
         slots["packed"] += whole * row_length
         slots["packed"] += (every - whole) * (plan.short_length if plan.sizes.microbatches > 1 else row_length)
-        responses = [one for i in plan.comparisons(step) for one in lone_responses(dataset.tree(int(i)))]
-        for side in ("padded", "sorted"):
-            seconds, computed = padded.seconds(responses, side == "sorted")
+        trees = [dataset.tree(int(i)) for i in plan.comparisons(step)]
+        for side, (lay_out, by_length) in ways.items():
+            seconds, computed = padded.seconds([one for tree in trees for one in lay_out(tree)], by_length)
             times[side].append(seconds)
             slots[side] += computed
     used = np.concatenate([plan.comparisons(step) for step in steps])

@@ -26,6 +26,7 @@ def make_tree(
     edges: tuple[Edge, ...] = (),
     labels: np.ndarray | None = None,
     readouts: tuple[tuple[int, int], ...] | None = None,
+    shared: int | None = None,
 ) -> Tree:
     """Keeps the longest common prefix of K token sequences once.
 
@@ -39,6 +40,7 @@ def make_tree(
       sequences: K whole conversations, int [length_k], none empty.
       edges, labels: what is known of the readouts.
       readouts: (branch, index within the branch); by default the last token of each branch.
+      shared: the prefix's length S, where the caller knows it already.
 
     Raises:
       InputError: a sequence is empty.
@@ -49,9 +51,8 @@ def make_tree(
             f"a comparison's responses have {[len(s) for s in sequences]} tokens; expected at least one response "
             "and at least one token in each: remove the empty response"
         )
-    shared = 0
-    if len(sequences) > 1:
-        shared = min(map(len, sequences)) - 1
+    if shared is None:
+        shared = min(map(len, sequences)) - 1 if len(sequences) > 1 else 0
         for other in sequences[1:]:
             shared = min(shared, shared_length(sequences[0], other))
     branches = tuple(s[shared:] for s in sequences)

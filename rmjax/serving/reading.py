@@ -131,12 +131,14 @@ class Reader:
         if tokens.ndim != 2 or len(tokens) != len(lengths):
             raise RequestError(f"tensor 'tokens' has shape {list(tokens.shape)}; expected [B, S] with B = "
                                f"{len(lengths)}, as sequence_lengths [B, 1] says")  # fmt: skip
+        known = tokens.size > 0 and tokens.min() >= 0 and tokens.max() < self._vocab_size  # what pads them included
         sequences = []
         for row, length in enumerate(lengths[:, 0].tolist()):
             if not 1 <= length <= tokens.shape[1]:
                 raise RequestError(f"tensor 'sequence_lengths', row {row} is {length}; expected 1 to "
                                    f"{tokens.shape[1]}, the width of tokens")  # fmt: skip
-            sequences.append(self.check_tokens("tokens", row, tokens[row, :length]))
+            sequence = tokens[row, :length]
+            sequences.append(sequence if known else self.check_tokens("tokens", row, sequence))
         return sequences
 
     def _check_text(self, source: str, row: int, conversation: Conversation) -> None:

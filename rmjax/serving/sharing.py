@@ -30,8 +30,12 @@ class PrefixSet:
         """
         key = sequence.tobytes()
         at = bisect.bisect_left(self._keys, key)
-        before = shared_length(sequence, self.sequences[self._order[at - 1]]) if at else 0
         after = shared_length(sequence, self.sequences[self._order[at]]) if at < len(self._order) else 0
+        # Of three in sorted order the outer two share what both share with the middle one, and no more.
+        if at and at < len(self._order) and after > self._shared[at]:
+            before = self._shared[at]
+        else:
+            before = shared_length(sequence, self.sequences[self._order[at - 1]]) if at else 0
         known = max(before, after)
         known = known if known >= _SHORTEST_SHARED else 0
         if len(sequence) - known > room:
@@ -44,19 +48,19 @@ class PrefixSet:
         self.sequences.append(sequence)
         return known
 
-    def groups(self, longest: int) -> list[list[int]]:
+    def groups(self, longest: int) -> list[tuple[list[int], int]]:
         """Partitions the sequences into groups, each to become one tree.
 
         Neighbours in sorted order are merged, those that share most first, whenever that saves tokens: a group of n
         sequences with p common tokens saves (n - 1) p.
 
-            [1]*20 + [2], [3], [1]*20 + [4]  ->  [[0, 2], [1]]
+            [1]*20 + [2], [3], [1]*20 + [4]  ->  [([0, 2], 20), ([1], 0)]
 
         Args:
           longest: unique tokens of the largest tree.
 
         Returns:
-          Groups of indices into `sequences`, each index once, in order.
+          Groups in order: indices into `sequences`, each index once, and the tokens p of their prefix.
         """
         # A group spans order[start:stop]; neighbours find each other by their ends.
         groups = {k: (k, k + 1, 0, len(self.sequences[i])) for k, i in enumerate(self._order)}  # start, stop, p, tokens
@@ -74,4 +78,4 @@ class PrefixSet:
                 del groups[k]
                 groups[left[0]] = (left[0], right[1], common, tokens)
                 starts[right[1]] = left[0]
-        return sorted(sorted(self._order[start:stop]) for start, stop, _, _ in groups.values())
+        return sorted((sorted(self._order[start:stop]), common) for start, stop, common, _ in groups.values())

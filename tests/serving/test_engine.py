@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rmjax.core.errors import InputError
+from rmjax.data.packing import shared_length
 from rmjax.serving.engine import Engine
 from rmjax.serving.errors import DeadlinePassed, NotFinite, NotServing, Overloaded, RequestError
 from rmjax.serving.metrics import Metrics, ModelMetrics
@@ -324,6 +325,18 @@ def grouped(sequences, longest):
     return prefixes.groups(longest)
 
 
+def test_a_sequence_pays_for_what_none_before_it_has():
+    rng = np.random.default_rng(1)
+    prompts = [rng.integers(0, 1000, n).astype(np.int32) for n in (16, 20, 40)]
+    prefixes, seen = PrefixSet(), []
+    for _ in range(200):
+        cut = prompts[rng.integers(3)][: rng.integers(1, 41)]
+        sequence = np.concatenate([cut, rng.integers(0, 3, rng.integers(0, 3)).astype(np.int32)])
+        most = max((shared_length(sequence, other) for other in seen), default=0)
+        assert prefixes.add(sequence, np.inf) == (most if most >= 16 else 0)
+        seen.append(sequence)
+
+
 def test_groups_save_tokens_and_fit():
     rng = np.random.default_rng(0)
     for longest in (64, 256):
@@ -333,15 +346,16 @@ def test_groups_save_tokens_and_fit():
         ]
         sequences = [s.astype(np.int32) for s in [*sequences, prompts[3], prompts[3]] if len(s) <= longest]
         groups = grouped(sequences, longest)
-        assert sorted(itertools.chain(*groups)) == list(range(len(sequences)))
+        assert sorted(itertools.chain(*(members for members, _ in groups))) == list(range(len(sequences)))
         unique = 0
-        for members in groups:
+        for members, shared in groups:
             common = 0
             if len(members) > 1:
                 columns = zip(*(sequences[i][:-1].tolist() for i in members), strict=False)
                 common = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+            assert shared == common
             unique += (tokens := common + sum(len(sequences[i]) - common for i in members))
             assert tokens <= longest
         assert unique < 0.7 * sum(map(len, sequences))
-    assert grouped(arrays([1] * 20 + [2], [3], [1] * 20 + [4]), 64) == [[0, 2], [1]]
+    assert grouped(arrays([1] * 20 + [2], [3], [1] * 20 + [4]), 64) == [([0, 2], 20), ([1], 0)]
     assert grouped([], 64) == []
