@@ -55,10 +55,10 @@ def serve_ours(http_port, grpc_port, delay):
     from rmjax.serving.server import serve
 
     def score(trees):
-        time.sleep(delay * sum(len(tree.branches) for tree in trees))
-        return [
-            np.array([[tree.prefix.sum() + branch.sum()] for branch in tree.branches], np.float32) for tree in trees
-        ]
+        if delay:  # a sleep of 0 would still hand the interpreter over
+            time.sleep(delay * sum(len(tree.branches) for tree in trees))
+        sums = [(tree.prefix.sum(), [branch.sum() for branch in tree.branches]) for tree in trees]
+        return [np.array([[shared + own] for own in each], np.float32) for shared, each in sums]
 
     def encode(texts, close):
         return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
