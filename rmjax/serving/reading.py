@@ -132,6 +132,8 @@ class Reader:
             raise RequestError(f"tensor 'tokens' has shape {list(tokens.shape)}; expected [B, S] with B = "
                                f"{len(lengths)}, as sequence_lengths [B, 1] says")  # fmt: skip
         known = tokens.size > 0 and tokens.min() >= 0 and tokens.max() < self._vocab_size  # what pads them included
+        if known:
+            tokens = tokens.astype(np.int32, copy=False)  # at once, not row by row
         sequences = []
         for row, length in enumerate(lengths[:, 0].tolist()):
             if not 1 <= length <= tokens.shape[1]:
