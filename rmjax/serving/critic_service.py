@@ -119,7 +119,7 @@ class CriticInfer(_CriticModel):
         sequences, _ = await self.reader.sequences(conversations, source, call)
         arrays = [check_sequence(row, s, source, self.room.critic.row_length) for row, s in enumerate(sequences)]
         found = await self.room.run(call, self.room.critic.values, arrays)
-        width = tensors["tokens"].shape[1] if "tokens" in tensors else max(map(len, found))
+        width = tensors["tokens"].shape[1] if source == "tokens" else max(map(len, found))
         values = np.zeros((len(found), width), np.float32)
         for row, one in zip(values, found, strict=True):
             row[: len(one)] = one

@@ -11,6 +11,7 @@ import numpy as np
 from rmjax.core.errors import InputError
 from rmjax.data.packing import make_tree, shared_length
 from rmjax.data.schema import Tree
+from rmjax.serving.gathering import Gathering
 from rmjax.serving.errors import DeadlinePassed, NotFinite, NotServing, Overloaded, RequestError
 from rmjax.serving.metrics import Metrics, ModelMetrics
 from rmjax.serving.sharing import PrefixSet
@@ -194,7 +195,10 @@ class Engine:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
+        gather = Gathering()
         while self._clients or not self._closing:
+            if self._clients and not self._closing:
+                await gather(lambda: self._sequences)
             batch, prefixes = self._take(loop.time())
             if not batch:
                 self._arrived.clear()

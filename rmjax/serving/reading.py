@@ -57,11 +57,14 @@ class Reader:
             `sentences` [B, 1], UTF-8 text;
             `messages` [B, 1], a JSON list of chat messages each;
             `tokens` [B, S] and `sequence_lengths` [B, 1], what lies behind a sequence's length being padding.
+            Beside `sentences`, tokens are not looked at, as in NeMo-Aligner's servers.
 
         Raises:
           RequestError: a tensor is missing or cannot be used; names it.
         """
         given = set(tensors)
+        if "sentences" in given:
+            given -= {"tokens", "sequence_lengths"}
         if given == {"tokens", "sequence_lengths"}:
             return "tokens", self._sequences(tensors["tokens"], tensors["sequence_lengths"])
         if given not in ({"sentences"}, {"messages"}):

@@ -9,6 +9,7 @@ import numpy as np
 
 from rmjax.data.schema import Message
 from rmjax.data.tokenizer import Tokenizer
+from rmjax.serving.gathering import Gathering
 
 Text = str | list[Message]
 _TEXTS = 256  # of one call, so that nobody waits long behind others
@@ -28,6 +29,7 @@ class Tokenising:
         self.waiting = 0  # texts
         self._tokenizer = tokenizer
         self._requests: collections.deque[tuple[Sequence[Text], bool, asyncio.Future]] = collections.deque()
+        self._gather = Gathering()
         self._task: asyncio.Task | None = None
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="tokenise")
 
@@ -54,6 +56,7 @@ class Tokenising:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while self._requests:
+            await self._gather(lambda: len(self._requests))
             batch, size = [], 0
             while self._requests and (not batch or size + len(self._requests[0][0]) <= _TEXTS):
                 batch.append(self._requests.popleft())

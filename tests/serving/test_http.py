@@ -49,6 +49,9 @@ def test_json_in_and_out(running):
     found = infer(running, numbers("tokens", tokens), numbers("sequence_lengths", [[3], [2]])).json()
     expected = np.concatenate(running.scorer.score([make_tree([s]) for s in (tokens[0], tokens[1][:2])]))
     np.testing.assert_allclose(found["outputs"][0]["data"], expected[:, 0], atol=1e-5)
+    # As in NeMo-Aligner's servers, sentences win.
+    beside = [numbers("tokens", tokens), numbers("sequence_lengths", [[3], [2]])]
+    assert infer(running, sentences("ab", "longer text"), *beside).json()["outputs"] == answer["outputs"]
 
 
 @pytest.mark.parametrize("asked", [{"outputs": [{"name": "rewards", "parameters": {"binary_data": True}}]},
