@@ -11,8 +11,8 @@ import numpy as np
 from rmjax.core.errors import InputError
 from rmjax.data.packing import make_tree, shared_length
 from rmjax.data.schema import Tree
-from rmjax.serving.gathering import Gathering
 from rmjax.serving.errors import DeadlinePassed, NotFinite, NotServing, Overloaded, RequestError
+from rmjax.serving.gathering import Gathering
 from rmjax.serving.metrics import Metrics, ModelMetrics
 from rmjax.serving.sharing import PrefixSet
 
@@ -44,8 +44,8 @@ Taken = list[tuple[_Call, int]]  # a batch: (call, row) of each sequence
 class Engine:
     """Scores token sequences of concurrent requests in shared batches.
 
-    While a batch is scored, requests gather; the next batch takes as many as fill it, the clients in turn. So batches
-    grow with the load, and a lone request never waits for company. Sequences of a batch that begin alike, of one call
+    While a batch is scored, requests gather; the next batch takes as many as fill it, the clients in turn, and those
+    that are arriving. So batches grow with the load, and a lone request does not wait for company (see `Gathering`). Sequences of a batch that begin alike, of one call
     or several, become one tree: what they share is computed once. A reward does not depend on what else is in the
     batch, beyond float rounding.
 
@@ -197,7 +197,7 @@ class Engine:
         loop = asyncio.get_running_loop()
         gather = Gathering()
         while self._clients or not self._closing:
-            if self._clients and not self._closing:
+            if self._clients and not self._closing:  # what drains lets nobody in
                 await gather(lambda: self._sequences)
             batch, prefixes = self._take(loop.time())
             if not batch:

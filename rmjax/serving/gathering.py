@@ -33,7 +33,8 @@ class Gathering:
         quiet, ends = 0, time() + _LONGEST
         while quiet < _QUIET_TURNS and time() < ends:
             await asyncio.sleep(0)
-            quiet = quiet + 1 if arrived() == last else 0
-            last = arrived()
+            now = arrived()
+            quiet = quiet + 1 if now == last else 0
+            last = now
         self._pause = 0 if last > first else min(2 * self._pause + 1, _LONGEST_PAUSE)
         self._left = self._pause

@@ -1,6 +1,7 @@
 """Both faces of a server, from start to drain."""
 
 import asyncio
+import gc
 import signal
 import sys
 
@@ -11,6 +12,7 @@ from rmjax.serving.security import Security
 
 # A request crosses threads several times; at Python's own 5 ms a crossing could take longer than the answer.
 _SWITCH_SECONDS = 0.0005
+_GC_THRESHOLD = 20_000, 20, 20  # new objects before each collection; a thousand requests in progress have so many
 
 
 class Server:
@@ -55,6 +57,11 @@ async def serve(repository: Repository, host: str, grpc_port: int, http_port: in
     warming, waiting = asyncio.create_task(server.warm_up()), asyncio.create_task(stopping.wait())
     await asyncio.wait((warming, waiting), return_when=asyncio.FIRST_COMPLETED)
     await warming  # a compiler cannot be interrupted; and it may have failed
+    # What was imported and loaded stays; looking through it all again and again cost a third of the rate at 1,024
+    # clients.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLD)
     print(f"gRPC on {host}:{server.grpc.port}", flush=True)
     print(f"HTTP on {host}:{server.http.port}", flush=True)
     await waiting

@@ -78,6 +78,19 @@ def test_waiting_requests_are_batched_by_tokens():
     run(body)
 
 
+def test_requests_on_their_way_join_a_batch():
+    async def body(engine, model):
+        tasks = []
+        for _ in range(4):  # as grpc.aio hands them over: one in several turns of the loop
+            tasks.append(asyncio.create_task(engine.submit(arrays([1, 2]), "tokens")))
+            for _ in range(3):
+                await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+        assert model.batches == [[2, 2, 2, 2]]
+
+    run(body)
+
+
 def test_a_full_queue_refuses_and_recovers():
     async def body(engine, model):
         held = await hold(engine, model)
