@@ -45,9 +45,9 @@ class Engine:
     """Scores token sequences of concurrent requests in shared batches.
 
     While a batch is scored, requests gather; the next batch takes as many as fill it, the clients in turn, and those
-    that are arriving. So batches grow with the load, and a lone request does not wait for company (see `Gathering`). Sequences of a batch that begin alike, of one call
-    or several, become one tree: what they share is computed once. A reward does not depend on what else is in the
-    batch, beyond float rounding.
+    that are just arriving. So batches grow with the load, and a lone request does not wait for company (`Gathering`).
+    Sequences of a batch that begin alike, of one call or several, become one tree: what they share is computed once. A
+    reward does not depend on what else is in the batch, beyond float rounding.
 
     Args:
       score: trees to rewards [readouts, A] each; called in one thread.
