@@ -177,12 +177,9 @@ def measure(name: str, folder: pathlib.Path, flags: argparse.Namespace) -> None:
     if objective == "pairwise":
         ways["pairs"] = (paired_responses, True)
     times: dict[str, list[float]] = {side: [] for side in ("packed", *ways)}
-    slots = dict.fromkeys(times, 0)
+    slots = dict.fromkeys(times, 0) | {"packed": plan.slots(steps)}
     for step in tqdm.tqdm(steps, desc=name, unit="step"):
         times["packed"].append(packed.seconds(dataset, plan, step))
-        whole, every = plan.microbatches(step).tolist()
-        slots["packed"] += whole * row_length
-        slots["packed"] += (every - whole) * (plan.short_length if plan.sizes.microbatches > 1 else row_length)
         trees = [dataset.tree(int(i)) for i in plan.comparisons(step)]
         for side, (lay_out, by_length) in ways.items():
             seconds, computed = padded.seconds([one for tree in trees for one in lay_out(tree)], by_length)

@@ -5,13 +5,13 @@ exist here, or a value of another type, ends in a message that names it.
 """
 
 import json
-import os
 import pathlib
 from collections.abc import Iterator
 
 import ml_collections
 
 from rmjax.core.errors import InputError
+from rmjax.core.files import write_whole
 
 # What may differ between a workdir's config.json and the command that resumes it: these keys decide how the work is
 # laid out, logged and kept, never what is computed (beyond float rounding).
@@ -216,10 +216,8 @@ def selection(metrics: dict[str, float], best: str) -> float:
 
 
 def save(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
-    """Writes the resolved configuration as JSON; the file appears whole, as another process may be reading it."""
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    os.replace(partial, path)
+    """Writes the resolved configuration as JSON."""
+    write_whole(path, json.dumps(config.to_dict(), indent=2) + "\n")
 
 
 def load(path: pathlib.Path) -> ml_collections.ConfigDict:

@@ -4,14 +4,12 @@ Mesh axes: `data` (replicas), `fsdp` (shards of parameters), `tensor` (shards of
 row's tokens). Rows of a batch are split over data and fsdp together.
 """
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -47,33 +45,6 @@ def make_mesh(sizes: Sequence[int] = (1, 1, 1, 1), devices: Sequence[jax.Device]
     shape = [len(devices) // fixed if size == -1 else size for size in sizes]
     used = np.asarray(devices[: math.prod(shape)]).reshape(shape)
     return Mesh(used, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-
-
-@contextlib.contextmanager
-def together() -> Iterator[None]:
-    """Ends in an error on all processes if its body does on one, so that none waits for another in vain.
-
-    Raises:
-      InputError: another process failed.
-    """
-    failed = None
-    try:
-        yield
-    except Exception as error:
-        failed = error
-    every = multihost_utils.process_allgather(np.array(failed is not None)) if jax.process_count() > 1 else failed
-    if failed is not None:
-        raise failed
-    if np.any(every):
-        raise InputError("another process cannot go on; see its message")
-
-
-def all_have(digest: bytes) -> bool:
-    """Returns whether all processes give the same bytes."""
-    if jax.process_count() == 1:
-        return True
-    every = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
-    return bool((every == every[0]).all())
 
 
 def row_shards(mesh: Mesh) -> int:

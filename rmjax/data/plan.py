@@ -7,7 +7,7 @@ seed and their number alone; how they are packed changes the order of additions 
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -72,6 +72,11 @@ class BatchPlan:
         """Returns what `microbatches` does, of a step's rows."""
         return count_microbatches([self.lengths[row].sum() for row in rows], self.short_length, self.microbatch_rows)
 
+    def slots(self, steps: Iterable[int]) -> int:
+        """Returns the token slots that are computed in these steps."""
+        counts = [self.microbatches(step) for step in steps]
+        return _slots(counts, self.sizes.microbatches, self.row_length, self.short_length) * self.microbatch_rows
+
     @functools.cached_property
     def sizes(self) -> "PlanSizes":
         """Static sizes of the batch arrays and the cost of the plan, from one pass over all steps."""
@@ -83,8 +88,9 @@ class BatchPlan:
             readouts = max(readouts, *(int(self.readouts[row].sum()) for row in rows))
             edges = max(edges, *(int(self.edges[row].sum()) for row in rows))
             tokens += sum(int(self.lengths[row].sum()) for row in rows)
-        slots = _slots(counts, self.row_length, self.short_length) * self.microbatch_rows
-        return PlanSizes(int(np.max(counts)), readouts, edges, tokens, slots)
+        most = int(np.max(counts))
+        slots = _slots(counts, most, self.row_length, self.short_length) * self.microbatch_rows
+        return PlanSizes(most, readouts, edges, tokens, slots)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,10 +140,15 @@ def count_microbatches(used: Sequence[int], short_length: int, microbatch_rows: 
     )  # fmt: skip
 
 
-def _slots(counts: Sequence[np.ndarray], row_length: int, short_length: int) -> int:
-    """Returns the token slots of one row of every microbatch of these steps; of steps with one, none is cut."""
+def _slots(counts: Sequence[np.ndarray], most: int, row_length: int, short_length: int) -> int:
+    """Returns the token slots of one row of every microbatch of these steps.
+
+    Args:
+      counts: of each step, see `count_microbatches`.
+      most: microbatches of the plan's largest step; a plan with one a step cuts none.
+    """
     whole, every = np.sum(counts, axis=0).tolist()
-    cut = short_length if np.max(counts) > 1 else row_length
+    cut = short_length if most > 1 else row_length
     return whole * row_length + (every - whole) * cut
 
 
@@ -255,7 +266,8 @@ def choose_row_length(
         short = short_row(row_length, multiple) if cut else 0
         packed = [pack_for_step(sample, row_length, short) for sample in samples]
         used = [[sample[row].sum() for row in rows] for sample, rows in zip(samples, packed, strict=True)]
-        return _slots([count_microbatches(rows, short, microbatch_rows) for rows in used], row_length, short)
+        counts = [count_microbatches(rows, short, microbatch_rows) for rows in used]
+        return _slots(counts, int(np.max(counts)), row_length, short)
 
     candidates: Sequence[int] = range(shortest, max(4 * shortest, 2048) + 1, unit)
     return min(candidates, key=lambda row_length: (slots(row_length), row_length))

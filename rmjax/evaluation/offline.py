@@ -15,7 +15,8 @@ import tqdm
 from jax.experimental import multihost_utils
 
 from rmjax.core.errors import InputError
-from rmjax.core.mesh import all_have, make_mesh, row_shards, together
+from rmjax.core.mesh import make_mesh, row_shards
+from rmjax.core.processes import all_have, together
 from rmjax.data.formats import iterate
 from rmjax.data.parsers import ReadOptions
 from rmjax.data.rendering import make_trees

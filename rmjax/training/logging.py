@@ -8,6 +8,7 @@ import sys
 import tensorboardX
 import tqdm
 
+from rmjax.core.files import write_whole
 from rmjax.training import curves
 
 
@@ -28,7 +29,7 @@ class MetricsLog:
             return
         kept = [line for line in self._lines() if line["step"] <= step]
         text = "".join(json.dumps(line) + "\n" for line in kept)
-        _replace(self.path, text)
+        write_whole(self.path, text)
         self._file = open(self.path, "a")  # noqa: SIM115 (closed by close)
         self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
 
@@ -59,7 +60,7 @@ class MetricsLog:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._board.flush()
-        _replace(self.path.with_name("learning_curve.svg"), curves.draw(self._lines()))
+        write_whole(self.path.with_name("learning_curve.svg"), curves.draw(self._lines()))
 
     def close(self) -> None:
         """Closes the files."""
@@ -68,13 +69,6 @@ class MetricsLog:
         self.sync()
         self._file.close()
         self._board.close()
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-    """Writes beside and renames: a reader, or a kill, never meets half a file."""
-    partial = path.with_suffix(".part")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 class Progress:

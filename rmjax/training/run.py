@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 
 from rmjax.core import config as configs
 from rmjax.core.errors import InputError
-from rmjax.core.mesh import AXES, all_have, make_mesh, row_shards
+from rmjax.core.mesh import AXES, make_mesh, row_shards
+from rmjax.core.processes import all_have
 from rmjax.data.dataset import TokenizedDataset, concatenate
 from rmjax.data.pipeline import make_iterator
 from rmjax.data.plan import choose_row_length, evaluation_plan, mix, short_row, training_plan

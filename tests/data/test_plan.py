@@ -72,6 +72,7 @@ def test_short_rows_come_last_and_are_counted(microbatch_rows):
         assert [max(part) <= 32 for part in parts] == [i >= whole for i in range(every)]
         slots += microbatch_rows * (64 * whole + 32 * (every - whole))
     assert plan.sizes.slots == slots < same.sizes.slots
+    assert sum(plan.slots([step]) for step in range(plan.num_steps)) == slots
 
 
 def test_evaluation_covers_all_in_order():
