@@ -20,10 +20,13 @@ _DATA = flags.DEFINE_list("data", [], "Files, globs or hub names, by commas; or 
 _VALIDATION = flags.DEFINE_list("validation", [], "Sources that should share nothing with --data.")
 _MODEL = flags.DEFINE_string("model", "", "Whose tokenizer is meant; empty: the built-in byte-level one.")
 _FORMAT = flags.DEFINE_string("format", "auto", "The data's format.")
-_STRINGS = flags.DEFINE_enum("strings", "joined", ["joined", "chat"], "Strings as one text, or as chat messages.")
+_STRINGS = flags.DEFINE_enum("strings", None, ["joined", "chat"], "Strings as one text or as messages; the model's.")
+_TIES = flags.DEFINE_enum("ties", None, ["drop", "half"], "Ties are left out, or kept with target 0.5; the model's.")
+_STEPS = flags.DEFINE_enum("step_labels", None, ["auto", "binary", "ternary"], "What a step's 0 means; the model's.")
+_MISSING = flags.DEFINE_float("missing_label", None, "The number that means a missing label; the model's, or -100.")
 _COLUMNS = flags.DEFINE_list("columns", [], "Fields to rename, old=new each, by commas.")
 _GROUP = flags.DEFINE_bool("group_prompts", False, "Single responses to one prompt are one comparison.")
-_MAX_LENGTH = flags.DEFINE_integer("max_length", 1024, "Longest conversation in tokens.", lower_bound=1)
+_MAX_LENGTH = flags.DEFINE_integer("max_length", 0, "Longest conversation in tokens; 0: the model's, or 1024.")
 _ON_OVERLONG = flags.DEFINE_enum("on_overlong", "drop", ["drop", "truncate_prompt"], "What becomes of longer ones.")
 _LIMIT = flags.DEFINE_integer("limit", 0, "Take the first so many comparisons; 0: all.", lower_bound=0)
 
@@ -33,9 +36,12 @@ def main(_: Sequence[str]) -> None:
     if not _DATA.value:
         raise InputError("--data is missing; give a file, a glob, a hub name, or `synthetic`")
     tokenizer = Tokenizer.load(build.tokenizer_directory(_MODEL.value) if _MODEL.value else "")
+    reading, max_length = build.reading(_MODEL.value) if _MODEL.value else ({}, 0)
+    given = {flag.name: flag.value for flag in (_STRINGS, _TIES, _STEPS, _MISSING) if flag.value is not None}
     options = Options(
-        format=_FORMAT.value, strings=_STRINGS.value, columns=tuple(_COLUMNS.value), group_prompts=_GROUP.value,
-        max_length=_MAX_LENGTH.value, on_overlong=_ON_OVERLONG.value, limit=_LIMIT.value, on_bad_record="skip",
+        format=_FORMAT.value, columns=tuple(_COLUMNS.value), group_prompts=_GROUP.value, limit=_LIMIT.value,
+        max_length=_MAX_LENGTH.value or max_length or 1024, on_overlong=_ON_OVERLONG.value, on_bad_record="skip",
+        **reading | given,
     )  # fmt: skip
     print(describe(_DATA.value, tokenizer, options))
     if _VALIDATION.value:

@@ -12,6 +12,7 @@ first, and JAX_NUM_PROCESSES and JAX_PROCESS_ID where no scheduler says them. Al
 first alone writes and prints.
 """
 
+import dataclasses
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,9 @@ from rmjax.evaluation.offline import open_judge, score_file
 
 _MODEL = flags.DEFINE_string("model", "", "Artifact, Hugging Face directory with a head, or workdir.")
 _INPUT = flags.DEFINE_string("input", "", "A JSONL file (.gz too): pairs, text or messages, labelled or not.")
+_FORMAT = flags.DEFINE_string("format", "auto", "The input's format.")
+_STRINGS = flags.DEFINE_enum("strings", None, ["joined", "chat"], "Strings as one text or as messages; the model's.")
+_COLUMNS = flags.DEFINE_list("columns", [], "Fields to rename, old=new each, by commas.")
 _OUTPUT = flags.DEFINE_string("output", "", "The file to write, or to continue.")
 _MAX_LENGTH = flags.DEFINE_integer("max_length", 0, "Longest conversation in tokens; 0: the model's.")
 _ROWS = flags.DEFINE_integer("rows_per_device", 0, "Rows of a batch on each device; 0: by the kind of device.")
@@ -40,6 +44,11 @@ def main(_: Sequence[str]) -> None:
     judge = open_judge(
         _MODEL.value, max_length=_MAX_LENGTH.value, rows_per_device=_ROWS.value, dtype=_DTYPE.value
     )  # fmt: skip
+    options = dataclasses.replace(
+        judge.options, format=_FORMAT.value, columns=tuple(_COLUMNS.value),
+        strings=_STRINGS.value or judge.options.strings,
+    )  # fmt: skip
+    judge = dataclasses.replace(judge, options=options)
     lines, errors = score_file(judge, _INPUT.value, pathlib.Path(_OUTPUT.value), best_of=_BEST_OF.value)
     print(f"{_OUTPUT.value}: {lines - errors:,} of {lines:,} records scored")
     if errors:

@@ -60,6 +60,7 @@ def default() -> ml_collections.ConfigDict:
     data.missing_label = -100.0  # NeMo-Aligner's loss_mask_val: a label that is missing
     data.preference_label = 0  # nemo_preference: index of the label that is the signed preference
     data.step_separator = "\n"  # process: between prompt and steps
+    data.step_labels = "auto"  # auto | binary | ternary: whether 0 is a wrong step, or a neutral one beside -1 and 1
     data.strings = "joined"  # joined | chat: prompt and response strings as one text, or as two chat messages
     data.tokenizer = ""  # Hugging Face directory or hub name; empty: the model's
     data.max_length = 1024  # tokens of the longest conversation of a comparison

@@ -3,10 +3,24 @@
 Axis letters: N labelled readouts, A attributes.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 import scipy.stats
+
+
+def subsets(names: Sequence[str]) -> dict[str, list[int]]:
+    """Returns which comparisons each subset holds: `set/part` belongs to `set` too; no name belongs to none.
+
+    Args:
+      names: of each comparison, as in `Comparison.subset`.
+    """
+    found: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        for whole in itertools.accumulate(filter(None, name.split("/")), "{}/{}".format):
+            found.setdefault(whole, []).append(i)
+    return dict(sorted(found.items()))
 
 
 def label_metrics(rewards: np.ndarray, labels: np.ndarray, attributes: Sequence[str]) -> dict[str, float]:

@@ -63,7 +63,7 @@ def text(value: Any, name: str) -> str:
 def messages(value: Any, name: str) -> list[Message]:
     """Returns a list of chat messages, at least one; one that calls tools needs no content. Raises BadField.
 
-    Keys that are null go: Parquet and `datasets` give every message the keys of all.
+    Keys that are null go, those of tool calls too: Parquet and `datasets` give every message the keys of all.
     """
     if not isinstance(value, list) or not value:
         raise BadField(f"{name} is {value!r:.60}; expected a string or a list of messages",
@@ -76,7 +76,16 @@ def messages(value: Any, name: str) -> list[Message]:
         if not isinstance(content, str) and not (content is None and isinstance(calls, list) and calls):
             raise BadField(f"{name} holds a {message['role']!r:.60} message whose content is no string",
                            f"{name} holds a message whose content is no string")  # fmt: skip
-    return [{key: part for key, part in message.items() if part is not None or key == "content"} for message in value]
+    return [{key: _without_null(part) for key, part in message.items() if part is not None or key == "content"}
+            for message in value]  # fmt: skip
+
+
+def _without_null(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_null(entry) for entry in value]
+    if isinstance(value, dict):
+        return {key: _without_null(entry) for key, entry in value.items() if entry is not None}
+    return value
 
 
 def conversation(prompt: Any, response: Any, name: str, chat: bool) -> str | list[Message]:
@@ -130,7 +139,10 @@ def _strings(prompt: Any, response: str, name: str, chat: bool) -> str | list[Me
         return [*messages(prompt, "prompt"), {"role": "assistant", "content": response}]
     if prompt is not None and not isinstance(prompt, str):
         raise BadField(f"prompt is a {type(prompt).__name__} but {name} a string; make both strings or messages")
-    return join(prompt, response, chat)
+    whole = join(prompt, response, chat)
+    if isinstance(whole, list) and (whole[-1]["role"] != "assistant" or not whole[-1]["content"]):
+        raise BadField(f"{name} ends in an empty turn, or in the human's; a response needs text")
+    return whole
 
 
 def join(prompt: str | None, response: str, chat: bool) -> str | list[Message]:

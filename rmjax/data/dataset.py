@@ -10,7 +10,13 @@ from rmjax.data.schema import Edge, Tree
 
 
 def align_labels(labels: np.ndarray, attributes: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
-    """Returns labels [R, A] of `attributes` as those of `wanted`, NaN where there is no such attribute."""
+    """Returns labels [R, A] of `attributes` as those of `wanted`, NaN where there is no such attribute.
+
+    Attributes without names of their own (label_0, label_1, …) take those that are wanted, if they are as many.
+    """
+    unnamed = tuple(f"label_{i}" for i in range(len(wanted)))
+    if tuple(attributes) == unnamed and not set(wanted) & set(unnamed):
+        return labels
     aligned = np.full((len(labels), len(wanted)), np.nan, np.float32)
     for a, name in enumerate(wanted):
         if name in attributes:
@@ -120,8 +126,10 @@ class TokenizedDataset:
         theirs = set(theirs)
         return [i for i, tokens in enumerate(own) if tokens in theirs]
 
-    def _tokens(self, i: int) -> bytes:
-        return self.tokens[self.token_offsets[i] : self.token_offsets[i + 1]].tobytes()
+    def _tokens(self, i: int) -> tuple[bytes, ...]:
+        """Returns the prompt and the responses of a comparison, in whatever order they are there."""
+        tree = self.tree(i)
+        return (tree.prefix.tobytes(), *sorted(branch.tobytes() for branch in tree.branches))
 
     def with_attributes(self, attributes: tuple[str, ...]) -> "TokenizedDataset":
         """Returns the dataset with these attributes in this order; one that it does not have is missing everywhere."""

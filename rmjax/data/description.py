@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rmjax.data import synthetic
+from rmjax.data.dataset import align_labels
 from rmjax.data.formats import read_comparisons
 from rmjax.data.rendering import make_trees
 from rmjax.data.schema import Comparison, Tree
@@ -56,7 +57,8 @@ def _responses(comparisons: Sequence[Comparison]) -> list[str]:
     edges = [(c, edge) for c in comparisons for edge in c.edges]
     if edges:
         size = lambda c, k: len(json.dumps(c.conversations[k], ensure_ascii=False))
-        longer = np.mean([0.5 + 0.5 * np.sign(size(c, e.winner) - size(c, e.loser)) for c, e in edges])
+        sizes = [size(c, e.winner) - size(c, e.loser) for c, e in edges if e.target != 0.5]
+        longer = np.mean(0.5 + 0.5 * np.sign(sizes)) if sizes else np.nan
         possible = sum(len(c.conversations) * (len(c.conversations) - 1) // 2 for c in comparisons if c.edges)
         margins = np.array([edge.margin for _, edge in edges])
         lines.append(f"preferences: {len(edges):,}; {possible - len(edges):,} pairs tied; the better response is the "
@@ -66,9 +68,9 @@ def _responses(comparisons: Sequence[Comparison]) -> list[str]:
 
 def _labels(comparisons: Sequence[Comparison]) -> list[str]:
     lines = []
-    names = next((c.attributes for c in comparisons if c.labels is not None), ())
-    for a, name in enumerate(names):
-        values = np.concatenate([c.labels[:, a] for c in comparisons if c.labels is not None and c.attributes == names])
+    labelled = [c for c in comparisons if c.labels is not None]
+    for name in dict.fromkeys(name for c in labelled for name in c.attributes):
+        values = np.concatenate([align_labels(c.labels, c.attributes, (name,))[:, 0] for c in labelled])
         known = values[~np.isnan(values)]
         line = f"label {name}: {len(known):,} of {len(values):,}"
         if len(known):

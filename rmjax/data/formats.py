@@ -1,6 +1,7 @@
 """The field's formats: which record is which, and from sources to comparisons."""
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -10,10 +11,10 @@ import numpy as np
 from rmjax.core.config import check_choice
 from rmjax.core.errors import InputError
 from rmjax.data import parsers, steps
-from rmjax.data.conversations import BadField
+from rmjax.data.conversations import BadField, number
 from rmjax.data.parsers import ReadOptions
 from rmjax.data.schema import Comparison, Edge
-from rmjax.data.sources import BadRecord, ReadReport, find_sources, read_records, take_two
+from rmjax.data.sources import BadRecord, ReadReport, find_sources, peek, read_records
 
 Record = dict[str, Any]
 Parse = Callable[[str, Record, ReadOptions], Comparison]
@@ -36,12 +37,13 @@ _PARSERS: dict[str, Parse] = {
 }
 FORMATS = tuple(_PARSERS)
 _TIED = "all its responses are tied, which says nothing (data.ties = half keeps ties)"
+_LOOKED_AT = 64  # records from which the format is told
 _CONSECUTIVE = ("nemo_binary", "nemo_preference")
 
 
 def recognise(record: Record, following: Record | None, options: ReadOptions) -> str:
-    """Returns the format of the first record; the next one tells NeMo-Aligner's line pairs from single lines."""
-    has = record.__contains__
+    """Returns the format of a record by its fields; the next one tells NeMo-Aligner's line pairs from single lines."""
+    has = lambda key: record.get(key) is not None  # Parquet gives every record the fields of all
     if has("chosen") or has("rejected"):
         return "pairs"
     if has("preference_strength") or (has("response_1") and has("response_2")):
@@ -65,7 +67,7 @@ def recognise(record: Record, following: Record | None, options: ReadOptions) ->
         return "regression"
     if has("messages"):
         return "messages"
-    raise InputError(f"the first record has the keys {sorted(map(str, record))}; expected those of "
+    raise InputError(f"the record has the keys {sorted(map(str, record))}; expected those of "
                      f"{', '.join(FORMATS)}: set config.data.format, or rename keys (data.columns)")  # fmt: skip
 
 
@@ -92,21 +94,28 @@ def iterate(
     check_choice("data.format", options.format, ("auto", *FORMATS))
     check_choice("data.strings", options.strings, ("joined", "chat"))
     check_choice("data.ties", options.ties, ("drop", "half"))
-    taken = []
+    check_choice("data.step_labels", options.step_labels, ("auto", "binary", "ternary"))
     for source in find_sources(sources):
-        head, records = take_two(read_records(source, report, options.columns))
-        format = options.format
-        if format == "auto":
-            readable = [(where, record) for where, record in head if isinstance(record, dict)]
-            try:
-                following = readable[1][1] if len(readable) > 1 else None
-                format = recognise(readable[0][1], following, options) if readable else "pairs"
-            except InputError as error:
-                raise InputError(f"{readable[0][0]}: {error}") from error
-        taken += [format] if format not in taken else []
-        report.format = ", ".join(taken)
+        head, records = peek(read_records(source, report, options.columns), _LOOKED_AT)
+        format = options.format if options.format != "auto" else _recognised(head, options)
+        if format not in report.format.split(", "):
+            report.format = ", ".join(filter(None, (report.format, format)))
         parsed = (_parse(format, options, source.name, where, record) for where, record in records)
         yield from _consecutive(parsed, format, options) if format in _CONSECUTIVE and options.labelled else parsed
+
+
+def _recognised(head: Sequence[tuple[str, Record | BadRecord]], options: ReadOptions) -> str:
+    """Returns the format of the first record that has one, of those that can be read."""
+    readable = [(where, record) for where, record in head if isinstance(record, dict)]
+    fault = None
+    for (where, record), (_, following) in itertools.pairwise([*readable, ("", None)]):
+        try:
+            return recognise(record, following, options)
+        except InputError as error:
+            fault = fault or InputError(f"{where}: {error}")
+    if fault:
+        raise fault
+    return "pairs"  # nothing can be read, which each record says for itself
 
 
 def _parse(format: str, options: ReadOptions, name: str, where: str, record: Record | BadRecord) -> Any:
@@ -114,13 +123,21 @@ def _parse(format: str, options: ReadOptions, name: str, where: str, record: Rec
         return record
     try:
         found = _PARSERS[format](where, record, options)
+        if found.edges and record.get("weight") is not None:
+            found = _weighted(found, number(record["weight"], "weight"))
         if options.labelled and len(found.conversations) > 1 and not found.edges:
             return BadRecord(where, _TIED, record, _TIED, tied=True)
     except BadField as fault:
         return BadRecord(where, str(fault), record, fault.kind)
-    if name:
-        found = dataclasses.replace(found, subset="/".join(filter(None, (name, found.subset))))
-    return found
+    subset = "" if record.get("subset") is None else str(record["subset"])
+    return dataclasses.replace(found, subset="/".join(filter(None, (name, subset))))
+
+
+def _weighted(comparison: Comparison, weight: float) -> Comparison:
+    if weight <= 0:
+        raise BadField(f"weight is {weight}; expected more than 0: remove the record, or give it weight")
+    edges = tuple(dataclasses.replace(edge, weight=weight * edge.weight) for edge in comparison.edges)
+    return dataclasses.replace(comparison, edges=edges)
 
 
 def _consecutive(
@@ -192,25 +209,28 @@ def read_comparisons(
     check_choice("data.on_bad_record", on_bad_record, ("error", "skip"))
     report = ReadReport()
     comparisons = []
-    for item in iterate(sources, options, report):
-        if isinstance(item, Comparison):
-            comparisons.append(item)
-        elif on_bad_record == "skip" or item.tied:
-            report.skipped[item.kind] += 1
-        else:
-            raise InputError(f"{item.where}: {item.reason} (or set data.on_bad_record to skip)")
-    comparisons = one_scale(comparisons)
+    for source in [sources] if isinstance(sources, str) else sources:
+        found: list[Comparison | BadRecord] = []
+        for item in iterate(source, options, report):
+            if isinstance(item, Comparison):
+                found.append(item)
+            elif on_bad_record == "skip" or item.tied:
+                report.skipped[item.kind] += 1
+            else:
+                raise InputError(f"{item.where}: {item.reason} (or set data.on_bad_record to skip)")
+        comparisons += one_scale(found, options)
     return (grouped(comparisons) if group_prompts else comparisons), report
 
 
-def one_scale(comparisons: list[Comparison]) -> list[Comparison]:
-    """Puts steps' labels on 0 to 1: where any is -1, all are read as -1 wrong, 0 neutral, 1 right.
+def one_scale(items: list[Comparison | BadRecord], options: ReadOptions) -> list[Comparison | BadRecord]:
+    """Puts the labels of one source's steps on 0 to 1 where `options.step_labels` is `auto`.
 
-    One record cannot tell: 0 is wrong beside 1 alone, and neutral beside -1 anywhere in the data.
+    One record cannot tell: 0 is wrong beside 1 alone, and neutral (0.5) beside -1 anywhere in the source.
     """
-    if not any(c.steps and c.labels is not None and (c.labels == -1).any() for c in comparisons):
-        return comparisons
-    return [dataclasses.replace(c, labels=(c.labels + 1) / 2) if c.steps else c for c in comparisons]
+    judged = lambda item: isinstance(item, Comparison) and bool(item.steps) and item.labels is not None
+    if options.step_labels != "auto" or not any(judged(item) and (item.labels == -1).any() for item in items):
+        return items
+    return [dataclasses.replace(item, labels=(item.labels + 1) / 2) if judged(item) else item for item in items]
 
 
 def grouped(comparisons: list[Comparison]) -> list[Comparison]:

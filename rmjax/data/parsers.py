@@ -17,6 +17,7 @@ from rmjax.data.conversations import BadField, conversation, messages, number, n
 from rmjax.data.schema import Comparison, Edge, Message
 
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+_ALSO_PROMPTS = ("question", "instruction", "input", "context", "history", "query")  # what data calls its prompts
 # The order of NeMo-Aligner's nine labels (its OASST and HelpSteer recipes).
 NEMO = ("quality", "toxicity", "humor", "creativity", *HELPSTEER)
 
@@ -34,6 +35,8 @@ class ReadOptions:
       preference_label: NeMo-Aligner's regression with preference: the label whose sign picks the winner (negative: the
         first) and whose size is the margin.
       step_separator: between the steps of a process record.
+      step_labels: what 0 means at a process record's step: `binary` wrong, `ternary` neutral beside -1 and 1; `auto`
+        tells by whether any label of the source is -1.
       labelled: False, for scoring: labels are not asked for, and equal responses are fine.
     """
 
@@ -44,11 +47,12 @@ class ReadOptions:
     missing_label: float = -100.0
     preference_label: int = 0
     step_separator: str = "\n"
+    step_labels: str = "auto"
     labelled: bool = True
 
 
 def pairs(where: str, record: dict[str, Any], options: ReadOptions) -> Comparison:
-    """`prompt`, `chosen`, `rejected`, and optional `margin`, `strength`, `weight`, `probability`, `subset`."""
+    """`prompt`, `chosen`, `rejected`, and optional `margin`, `strength`, `weight`, `probability`."""
     for key in ("chosen", "rejected"):
         if key not in record:
             raise BadField(f"no {key!r}; a pair needs chosen and rejected")
@@ -58,21 +62,20 @@ def pairs(where: str, record: dict[str, Any], options: ReadOptions) -> Compariso
     if both[0] == both[1] and options.labelled:
         raise BadField("chosen equals rejected; such a pair says nothing: remove it")
     edges = (_pair_edge(record),) if options.labelled else ()
-    subset = record.get("subset")
-    return Comparison(tuple(both), True, edges, None, where, record, subset="" if subset is None else str(subset))
+    return Comparison(tuple(both), True, edges, None, where, record)
 
 
 def _pair_edge(record: dict[str, Any]) -> Edge:
-    given = {key: number(record[key], key) for key in ("margin", "strength", "weight", "probability")
+    given = {key: number(record[key], key) for key in ("margin", "strength", "probability")
              if record.get(key) is not None}  # fmt: skip
-    if given.get("weight", 1.0) <= 0:
-        raise BadField(f"weight is {given['weight']}; expected more than 0: remove the record, or give it weight")
     if given.get("strength", 1.0) < 0:
         raise BadField(f"strength is {given['strength']}; expected 0 or more: swap chosen and rejected")
     if not 0 <= given.get("probability", 1.0) <= 1:
         raise BadField(f"probability is {given['probability']}; expected 0 to 1, that chosen is the better one")
     target = given.pop("probability", 1.0)
-    return Edge(0, 1, target=target, **given)
+    if target >= 0.5:
+        return Edge(0, 1, target=target, **given)
+    return Edge(1, 0, -given.get("margin", 0.0), strength=given.get("strength", 1.0), target=1 - target)
 
 
 def preference_strength(where: str, record: dict[str, Any], options: ReadOptions) -> Comparison:
@@ -121,8 +124,9 @@ def kwise(where: str, record: dict[str, Any], options: ReadOptions) -> Compariso
     responses = record.get("responses")
     if not isinstance(responses, list) or not responses:
         raise BadField(f"responses is {responses!r:.60}; expected a list", "responses is no list")
-    found = [conversation(record.get("prompt"), response, f"responses[{k}]", options.strings == "chat")
-             for k, response in enumerate(responses)]  # fmt: skip
+    _check_several(responses, "responses", options)
+    prompt, chat = prompt_of(record, options), options.strings == "chat"
+    found = [conversation(prompt, response, f"responses[{k}]", chat) for k, response in enumerate(responses)]
     edges: tuple[Edge, ...] = ()
     if options.labelled:
         key = "ranks" if record.get("ranks") is not None else "scores"
@@ -141,8 +145,9 @@ def completions(where: str, record: dict[str, Any], options: ReadOptions) -> Com
         raise BadField(
             f"completions is {entries!r:.60}; expected a list of objects", "completions is no list of objects"
         )
+    _check_several(entries, "completions", options)
     ranked = "context" in record
-    key, prompt = ("completion", record["context"]) if ranked else ("response", record.get("instruction"))
+    key, prompt = "completion" if ranked else "response", prompt_of(record, options, "context", "instruction")
     chat = options.strings == "chat"
     found = [conversation(prompt, entry.get(key), f"completions[{k}].{key}", chat) for k, entry in enumerate(entries)]
     edges: tuple[Edge, ...] = ()
@@ -151,6 +156,11 @@ def completions(where: str, record: dict[str, Any], options: ReadOptions) -> Com
                   for k, entry in enumerate(entries)]  # fmt: skip
         edges = ranked_edges(values, not ranked, options)
     return Comparison(tuple(found), True, _separate(found, edges), None, where, record)
+
+
+def _check_several(entries: list[Any], name: str, options: ReadOptions) -> None:
+    if options.labelled and len(entries) < 2:
+        raise BadField(f"{name} has one entry; expected two or more to compare: remove the record")
 
 
 def _rating(entry: dict[str, Any], k: int) -> float:
@@ -218,7 +228,29 @@ def _labels(values: list[list[float]], options: ReadOptions) -> np.ndarray:
 
 
 def _conversation(record: dict[str, Any], key: str, options: ReadOptions) -> str | list[Message]:
-    return conversation(record.get("prompt"), record.get(key), key, options.strings == "chat")
+    return conversation(prompt_of(record, options), record.get(key), key, options.strings == "chat")
+
+
+def prompt_of(record: dict[str, Any], options: ReadOptions, *names: str) -> Any:
+    """Returns what a record's responses answer: its `prompt`, or the first of `names` that it has; None for none.
+
+    Raises:
+      BadField: it would be lost, as it has another name, or something beside it would.
+    """
+    prompt = next((record[name] for name in ("prompt", *names) if record.get(name) is not None), None)
+    if prompt is None and (other := next((name for name in _ALSO_PROMPTS if record.get(name)), "")):
+        raise BadField(f"there is no prompt, but {other!r}; if that is the prompt, rename it (data.columns = "
+                       f"'{other}=prompt'), else rename it to anything unknown")  # fmt: skip
+    if record.get("tools"):
+        raise BadField("tools is given, and would not be rendered; put the tools into a system message as the model "
+                       "expects them, and rename or remove the field")  # fmt: skip
+    if not (system := record.get("system")):
+        return prompt
+    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) and options.strings == "chat" else prompt
+    if not isinstance(asked, list):
+        raise BadField("system is given beside strings that are joined as they are, or without a prompt; set "
+                       "data.strings = chat, or put it into the prompt and rename or remove the field")  # fmt: skip
+    return [{"role": "system", "content": text(system, "system")}, *asked]
 
 
 def plain_text(where: str, record: dict[str, Any], options: ReadOptions) -> Comparison:

@@ -23,6 +23,8 @@ from rmjax.core.errors import InputError
 _JSON = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 _PARQUET = (".parquet",)
 _CSV = (".csv", ".csv.gz")
+_SAID = ("prompt", "chosen", "rejected", "response", "response_1", "response_2", "text")  # fields of a CSV file
+_LONGEST_CELL = 1 << 30  # characters of a CSV cell; by itself `csv` ends at 131,072
 _NAMED = re.compile(r"([\w.-]+)=(.+)")
 _HUB = re.compile(r"[\w.-]+/[\w.-]+(:[\w.\[\]%-]+)?")
 
@@ -141,6 +143,7 @@ class Source:
                 yield line
 
         try:
+            csv.field_size_limit(_LONGEST_CELL)
             reader = csv.DictReader(lines(), strict=True)
             for row in reader:
                 report.records += 1
@@ -149,7 +152,7 @@ class Source:
                     reason = f"the line has another number of cells than the header's {len(reader.fieldnames or [])}"
                     yield where, BadRecord(where, reason, {}, reason)
                 else:
-                    yield where, _whole(where, {key: _cell(value) for key, value in row.items()})
+                    yield where, _whole(where, {key: _cell(key, value) for key, value in row.items()})
         except csv.Error as error:
             raise InputError(f"{self.place}: not CSV near line {number} ({error})") from error
 
@@ -186,15 +189,20 @@ class Source:
                 yield where, _whole(where, record) if "\\ud" in line.lower() else record
 
 
-def _cell(text: str) -> Any:
-    """Returns what a CSV cell holds: a JSON list or object, None if it is empty, else its text, numbers too."""
+def _cell(name: str, text: str) -> Any:
+    """Returns what a CSV cell holds: a JSON list or object, None if it is empty, else its text, numbers too.
+
+    What may be a text or messages is a text where it holds no messages: an answer may well be JSON.
+    """
     if not text:
         return None
     if text[0] in "[{":
         try:
-            return json.loads(text)
+            found = json.loads(text)
         except (ValueError, RecursionError):
             return text
+        said = isinstance(found, list) and all(isinstance(entry, dict) and "role" in entry for entry in found)
+        return text if name in _SAID and not said else found
     return text
 
 
@@ -272,7 +280,7 @@ def _column(entry: str) -> tuple[str, str]:
     return old, new
 
 
-def take_two(records: Iterator) -> tuple[list, Iterator]:
-    """Returns the first two items, and an iterator over all of them."""
-    head = list(itertools.islice(records, 2))
+def peek(records: Iterator, count: int) -> tuple[list, Iterator]:
+    """Returns the first `count` items, and an iterator over all of them."""
+    head = list(itertools.islice(records, count))
     return head, itertools.chain(head, records)

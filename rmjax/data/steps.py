@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rmjax.data.conversations import BadField, conversation, number, text, texts
-from rmjax.data.parsers import ReadOptions
+from rmjax.data.parsers import ReadOptions, prompt_of
 from rmjax.data.schema import Comparison
 
 _MARK = "ки"  # closes a step of Math-Shepherd
@@ -16,7 +16,10 @@ _NOT_JUDGED = -100  # a step's label in TRL's and NeMo-Aligner's data
 
 
 def process(where: str, record: dict[str, Any], options: ReadOptions) -> Comparison:
-    """TRL's stepwise form: `prompt`, `completions` (steps), `labels` (bool, 0 and 1, or -1, 0, 1; -100: not judged)."""
+    """TRL's stepwise form: `prompt`, `completions` (steps), `labels` (bool, 0 and 1, or -1, 0, 1; -100: not judged).
+
+    What 0 means is said by `options.step_labels`, or by the source as a whole (`formats.one_scale`).
+    """
     steps = texts(record.get("completions"), "completions")
     labels = None
     if options.labelled:
@@ -26,7 +29,11 @@ def process(where: str, record: dict[str, Any], options: ReadOptions) -> Compari
             raise BadField(f"labels has {size} entries; expected {len(steps)}, one a step",
                            "labels has another number of entries than there are steps")  # fmt: skip
         labels = [_judgement(label, f"labels[{i}]") for i, label in enumerate(given)]
-    return stepwise(where, record, options, record.get("prompt"), steps, labels)
+        if options.step_labels == "binary" and -1 in labels:
+            raise BadField("labels holds -1; with data.step_labels = binary expected 0 and 1")
+        if options.step_labels == "ternary":
+            labels = [(label + 1) / 2 for label in labels]
+    return stepwise(where, record, options, prompt_of(record, options), steps, labels)
 
 
 def _judgement(label: Any, name: str) -> float:
@@ -40,16 +47,20 @@ def _judgement(label: Any, name: str) -> float:
 
 
 def prm800k(where: str, record: dict[str, Any], options: ReadOptions) -> Comparison:
-    """PRM800K: `question.problem` and `label.steps`, of each the chosen completion's `text` and `rating` -1, 0, 1."""
+    """PRM800K: `question.problem` and `label.steps`, of each the chosen completion's `text` and `rating` -1, 0, 1.
+
+    A step that the labeller wrote (`human_completion`) is right. A step of which nothing was chosen ends the labelling:
+    its first completion is the last step, if it has any. Alternatives that were not chosen are left out.
+    """
     try:
         problem = record["question"]["problem"]
         chosen = []
         for step in record["label"]["steps"]:
-            entry = step.get("human_completion")
-            if entry is None:
-                # Where none was chosen, the first is what the rater saw last: labelling stops there.
-                entry = step["completions"][step.get("chosen_completion") or 0]
-            chosen.append((entry["text"], entry.get("rating")))
+            at, human = step.get("chosen_completion"), step.get("human_completion")
+            if at is None and human is not None:
+                chosen.append((human["text"], 1))
+            elif entries := step.get("completions"):
+                chosen.append((entries[at or 0]["text"], entries[at or 0].get("rating")))
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise BadField(f"no PRM800K record ({type(error).__name__}: {error}); expected question.problem and "
                        "label.steps[].completions[].text and .rating", "no PRM800K record") from error  # fmt: skip
@@ -86,11 +97,7 @@ def math_shepherd(where: str, record: dict[str, Any], options: ReadOptions) -> C
 def stepwise(
     where: str, record: dict[str, Any], options: ReadOptions, prompt: Any, steps: list[str], labels: list[float] | None
 ) -> Comparison:
-    """A prompt and the steps of one response, joined by the separator; a reward is read at each step's end.
-
-    A label of -1 says that 0 is neutral in this record, which counts as half good (-1, 0, 1 -> 0, 0.5, 1);
-    `formats.read_comparisons` takes one scale for a whole source.
-    """
+    """A prompt and the steps of one response, joined by the separator; a reward is read at each step's end."""
     response = options.step_separator.join(steps)
     ends = np.cumsum([len(step) for step in steps]) + len(options.step_separator) * np.arange(len(steps))
     if not isinstance(prompt, str | list):

@@ -10,7 +10,7 @@ import tqdm
 from rmjax.core import config as configs
 from rmjax.core.errors import InputError
 from rmjax.data import synthetic
-from rmjax.data.agreement import label_metrics, step_metrics
+from rmjax.data.agreement import label_metrics, step_metrics, subsets
 from rmjax.data.dataset import align_labels
 from rmjax.data.formats import iterate, one_scale
 from rmjax.data.parsers import ReadOptions
@@ -35,12 +35,11 @@ def read_labelled(
     if list(sources) == [SYNTHETIC]:
         size = limit or configs.default().data.synthetic_validation
         return list(synthetic.comparisons("validation", size, options.format))
-    items = list(iterate(sources, options))
+    items = [item for source in sources for item in one_scale(list(iterate(source, options)), options)]
     bad = next((item for item in items if isinstance(item, BadRecord) and not item.tied), None)
     if bad is not None and on_bad_record == "error":
         raise InputError(f"{bad.where}: {bad.reason} (or set --on_bad_record=skip)")
-    scaled = iter(one_scale([item for item in items if isinstance(item, Comparison)]))
-    return [next(scaled) if isinstance(item, Comparison) else item for item in items][: limit or None]
+    return items[: limit or None]
 
 
 def evaluate(judge: Judge, items: Sequence[Item], output: pathlib.Path, *, title: str) -> list[tuple[str, str]]:
@@ -69,12 +68,9 @@ def evaluate(judge: Judge, items: Sequence[Item], output: pathlib.Path, *, title
         raise InputError(f"no comparison that could be scored has a known preference, nor a label of the model's "
                          f"attributes ({', '.join(judge.attributes)}; the data has {', '.join(names) or 'none'}); for "
                          "unlabelled data use rmjax.score")  # fmt: skip
-    subsets: dict[str, list[Scored]] = {}
-    for item, rewards in scored:
-        if item.subset:
-            subsets.setdefault(item.subset, []).append((item, rewards))
-    for name, members in sorted(subsets.items()):
-        metrics |= {f"{name}/{metric}": value for metric, value in metrics_of(judge, members).items()}
+    for name, members in subsets([item.subset for item, _ in scored]).items():
+        found = metrics_of(judge, [scored[i] for i in members])
+        metrics |= {f"{name}/{metric}": value for metric, value in found.items()}
     counts = {"comparisons": len(scored), "not_scored": len(items) - len(scored)}
     (output / "metrics.json").write_text(json.dumps(counts | metrics, indent=2) + "\n")
     headline = _headline(counts, metrics)

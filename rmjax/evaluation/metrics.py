@@ -22,6 +22,7 @@ class EdgeTable:
     winner: np.ndarray
     loser: np.ndarray
     weight: np.ndarray
+    target: np.ndarray
     comparison: np.ndarray
 
     @property
@@ -46,9 +47,7 @@ def edge_table(rewards: Sequence[np.ndarray], edges: Sequence[Sequence[Edge]]) -
       InputError: there is no edge at all.
     """
     rows = [
-        (values[edge.winner], values[edge.loser], edge.weight, i)
-        if edge.target > 0.5
-        else (values[edge.loser], values[edge.winner], edge.weight, i)
+        (values[edge.winner], values[edge.loser], edge.weight, edge.target, i)
         for i, (values, known) in enumerate(zip(rewards, edges, strict=True))
         for edge in known
         if edge.target != 0.5
@@ -57,7 +56,7 @@ def edge_table(rewards: Sequence[np.ndarray], edges: Sequence[Sequence[Edge]]) -
         raise InputError("no comparison that could be scored has a known preference; evaluate needs data with chosen "
                          "and rejected (for unlabelled data use rmjax.score)")  # fmt: skip
     table = np.array(rows, np.float64)
-    return EdgeTable(table[:, 0], table[:, 1], table[:, 2], table[:, 3].astype(np.int64))
+    return EdgeTable(*table[:, :4].T, table[:, 4].astype(np.int64))
 
 
 def pair_metrics(
@@ -65,7 +64,8 @@ def pair_metrics(
 ) -> dict[str, float]:
     """Returns the metrics of C comparisons: the names and definitions of training's, over the whole set.
 
-    loss = mean of log(1 + exp(-(r_w - r_l))) over edges with their weights; accuracy counts a tie as 0.5. Further
+    loss = mean of -[p log sigmoid(d) + (1 - p) log sigmoid(-d)], d = r_w - r_l, over edges with their weights and
+    targets p; accuracy counts a tie as 0.5. Further
     `accuracy_low` and `accuracy_high`, a 95 % bootstrap interval over comparisons; `calibration_error`;
     `accuracy_ceiling`, where it is known of every comparison (`ceilings`, NaN where not).
     """
@@ -78,7 +78,9 @@ def pair_metrics(
         "accuracy": mean(table.correct),
         "accuracy_low": low,
         "accuracy_high": high,
-        "loss": mean(np.logaddexp(0.0, -table.margin)),
+        "loss": mean(
+            table.target * np.logaddexp(0.0, -table.margin) + (1 - table.target) * np.logaddexp(0.0, table.margin)
+        ),
         "margin": mean(table.margin),
         "reward_mean": float(every.mean()),
         "reward_std": float(every.std()),

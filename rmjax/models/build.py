@@ -21,7 +21,7 @@ MODEL_FILE = "model.json"  # in a workdir: the decoder's constants
 HEAD_FILE = "head.json"  # in a workdir: the head's attributes and what is done with them
 TOKENIZER_DIRECTORY = "tokenizer"  # in a workdir
 # What of config.data decides how records are read, and goes with the model wherever it is used.
-READING = ("strings", "step_separator", "ties", "missing_label", "preference_label")
+READING = ("strings", "step_separator", "step_labels", "ties", "missing_label", "preference_label")
 _ONE_REWARD = HeadConfig()
 
 
@@ -66,6 +66,16 @@ def tokenizer_directory(path: str) -> str:
     """Returns where the tokenizer of a PATH lies."""
     directory = resolve(path)
     return str(directory / TOKENIZER_DIRECTORY if is_workdir(directory) else directory)
+
+
+def reading(path: str) -> tuple[dict[str, Any], int]:
+    """Returns how the model of a PATH read its data, and its longest conversation; ({}, 0) where that is not known."""
+    directory = resolve(path)
+    if is_workdir(directory):
+        data = configs.load(directory / "config.json").data
+        return {name: data[name] for name in READING}, data.max_length
+    facts = artifact.read_facts(directory)
+    return facts.get("reading", {}), facts.get("max_length", 0)
 
 
 def is_workdir(directory: pathlib.Path) -> bool:
@@ -191,6 +201,7 @@ def workdir_facts(workdir: pathlib.Path) -> dict[str, Any]:
         "source": config.model.path or "random initialisation",
         "source_step": step,
         "validation": metrics,
+        "validation_data": list(config.data.validation),
         # Of the best checkpoint's rewards on the validation data; they are stored, not applied.
         "reward_mean": metrics.get("reward_mean"),
         "reward_std": metrics.get("reward_std"),

@@ -134,9 +134,9 @@ def regression(
 
 
 def process(rewards: jax.Array, batch: Batch, *, loss: str = "cross_entropy") -> tuple[jax.Array, jax.Array]:
-    """-[y log sigmoid(r) + (1 - y) log sigmoid(-r)], or (r - y)², over the steps that are judged.
+    """-[y log sigmoid(r) + (1 - y) log sigmoid(-r)], or (sigmoid(r) - y)², over the steps that are judged.
 
-    One logit r does what two-class heads do with the difference of theirs.
+    One logit r does what two-class heads do with the difference of theirs; above 0 it says right, with either loss.
 
     Args:
       rewards: float32 [B, R, 1], read at each step's end.
@@ -146,14 +146,16 @@ def process(rewards: jax.Array, batch: Batch, *, loss: str = "cross_entropy") ->
     Returns:
       (sum of losses, number of judged steps).
 
-    Source: Lightman et al. 2023 (arXiv 2305.20050), section 2.6; Uesato et al. 2022 (arXiv 2211.14275).
+    Source: Lightman et al. 2023 (arXiv 2305.20050), section 2.6; Uesato et al. 2022 (arXiv 2211.14275); the square:
+    Brier 1950, Monthly Weather Review 78.
     """
-    if loss == "mse":
-        return regression(rewards, batch)
     labels = batch["labels"]
     known = ~jnp.isnan(labels)
     y = jnp.where(known, labels, 0.0)
-    each = -y * jax.nn.log_sigmoid(rewards) - (1 - y) * jax.nn.log_sigmoid(-rewards)
+    if loss == "mse":
+        each = jnp.square(jax.nn.sigmoid(rewards) - y)
+    else:
+        each = -y * jax.nn.log_sigmoid(rewards) - (1 - y) * jax.nn.log_sigmoid(-rewards)
     return jnp.sum(jnp.where(known, each, 0.0)), jnp.sum(known, dtype=jnp.float32)
 
 
@@ -176,7 +178,7 @@ def statistics(rewards: jax.Array, batch: Batch, merge: Sequence[float]) -> Sums
     weight = batch["edge_weight"]
     total = jnp.sum(weight)
     decided = jnp.where(batch["edge_target"] == 0.5, 0.0, weight)  # a tie of the data has no right answer
-    right = 0.5 + 0.5 * jnp.sign((winner - loser) * jnp.sign(batch["edge_target"] - 0.5))
+    right = 0.5 + 0.5 * jnp.sign(winner - loser)
     used = batch["readout_group"] > 0
     count = jnp.sum(used, dtype=jnp.float32)
     return {
@@ -234,6 +236,14 @@ class Objective:
 # What each term needs of the data.
 _NEEDS = {"bradley_terry": "edges", "pairwise": "edges", "regression_bt": "edges", "plackett_luce": "edges",
           "regression": "labels", "process": "labels"}  # fmt: skip
+# Which terms use an option, and what it is where nobody has set it.
+_PAIRWISE = ("bradley_terry", "pairwise", "regression_bt")
+_USERS: dict[tuple[str, ...], dict[str, object]] = {
+    _PAIRWISE: {"margin": False, "strength": False, "label_smoothing": 0.0},
+    (*_PAIRWISE, "plackett_luce"): {"centering": 0.0},
+    ("regression",): {"attribute_weights": (), "standardize": False},
+    ("process",): {"process_loss": "cross_entropy"},
+}
 
 
 def make_objective(
@@ -254,10 +264,11 @@ def make_objective(
     if len(shares) != len(names):
         raise InputError(f"config.objective.weights has {len(shares)} entries; {config.name!r} has {len(names)} terms")
     merge = _merge(config, attributes, names)
-    pairwise_options = [key for key in ("margin", "strength", "label_smoothing") if config[key]]
-    if pairwise_options and not {"bradley_terry", "pairwise", "regression_bt"} & set(names):
-        raise InputError(f"config.objective.{pairwise_options[0]} is {config[pairwise_options[0]]}, but "
-                         f"{config.name!r} does not use it; bradley_terry and pairwise do")  # fmt: skip
+    for users, options in _USERS.items():
+        set_here = [key for key, default in options.items() if config[key] != default]
+        if set_here and not set(users) & set(names):
+            raise InputError(f"config.objective.{set_here[0]} is {config[set_here[0]]!r}, but {config.name!r} does not "
+                             f"use it; {', '.join(users)} would")  # fmt: skip
     if config.attribute_weights and len(config.attribute_weights) != len(attributes):
         raise InputError(f"config.objective.attribute_weights has {len(config.attribute_weights)} entries; the head "
                          f"has the attributes {', '.join(attributes)}")  # fmt: skip

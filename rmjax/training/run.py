@@ -16,7 +16,7 @@ from rmjax.core.processes import all_have
 from rmjax.data.dataset import TokenizedDataset, concatenate
 from rmjax.data.pipeline import make_iterator
 from rmjax.data.plan import choose_row_length, evaluation_plan, mix, short_row, training_plan
-from rmjax.data.tokenisation import Options, load_dataset
+from rmjax.data.tokenisation import SYNTHETIC, Options, load_dataset
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.models import build
 from rmjax.models.config import DecoderConfig, HeadConfig, to_hugging_face
@@ -30,7 +30,7 @@ from rmjax.training.step import Trainer, local_rows
 DATA_FILE = "data.json"  # in a workdir: the hash of the training data
 Config = ml_collections.ConfigDict
 # What a comparison may lack that a term of the objective needs.
-_MISSING = {"edges": "a preference", "labels": "a label of the head's attributes"}
+_MISSING = {"edges": "preference", "labels": "label of the head's attributes"}
 
 
 def train(config: Config, workdir: pathlib.Path) -> loop.Outcome:
@@ -38,6 +38,7 @@ def train(config: Config, workdir: pathlib.Path) -> loop.Outcome:
     configs.check(config)
     if (workdir / "config.json").exists():
         configs.check_same_run(config, workdir / "config.json")
+    _check_sources(config)
     tokenizer = Tokenizer.load(_tokenizer_path(config))
     (training, sizes), (validation, _) = (_load(config, tokenizer, split) for split in ("train", "validation"))
     head = make_head(config.objective, training)
@@ -87,6 +88,15 @@ def train(config: Config, workdir: pathlib.Path) -> loop.Outcome:
         outcome = loop.run(trainer, state, iterator, rows, training, validation, timing, checkpoints, workdir)
     _conclude(outcome, config, workdir, steps)
     return outcome
+
+
+def _check_sources(config: Config) -> None:
+    made = [SYNTHETIC in (sources,) or SYNTHETIC in tuple(sources)
+            for sources in (config.data.train, config.data.validation)]  # fmt: skip
+    if made[0] != made[1]:
+        raise InputError(f"config.data.{'train' if made[0] else 'validation'} is the built-in data, {SYNTHETIC!r}, and "
+                         f"config.data.{'validation' if made[0] else 'train'} is not; what validation says, and which "
+                         "checkpoint it picks, would have nothing to do with the training data: set both")  # fmt: skip
 
 
 def _tokenizer_path(config: Config) -> str:
@@ -142,8 +152,11 @@ def _check_data(name: str, dataset: TokenizedDataset, objective: Objective) -> N
     needs = set(objective.needs.values())
     for term, kind in objective.needs.items():
         if not known[kind].any():
-            raise InputError(f"config.data.{name}: no record has {_MISSING[kind]}, which {term!r} learns from; "
+            raise InputError(f"config.data.{name}: no record has a {_MISSING[kind]}, which {term!r} learns from; "
                              f"if they are there (first in {dataset.where[0]}), set config.data.format")  # fmt: skip
+    if "plackett_luce" in objective.needs and len(soft := dataset.edges[~np.isin(dataset.edges[:, 5], (0.5, 1))]):
+        raise InputError(f"config.data.{name}: a preference is only {soft[0, 5]:g} probable, and plackett_luce knows "
+                         "no soft labels; use pairwise or bradley_terry")  # fmt: skip
     useful = np.any([known[kind] for kind in needs], axis=0)
     if not useful.all():
         i = int(np.flatnonzero(~useful)[0])

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rmjax.data.agreement import label_metrics, step_metrics
+from rmjax.data.agreement import label_metrics, step_metrics, subsets
 from rmjax.data.dataset import TokenizedDataset
 from rmjax.data.packing import split_readouts
 from rmjax.data.plan import BatchPlan
@@ -40,11 +40,7 @@ class Validation:
         if not np.isnan(dataset.ceiling).any():
             best = "mse_floor" if "regression" in self._objective.terms else "accuracy_ceiling"
             found[best] = float(dataset.ceiling.mean(dtype=np.float64))
-        subsets: dict[str, list[int]] = {}
-        for i, name in enumerate(dataset.subset):
-            if name:
-                subsets.setdefault(name, []).append(i)
-        for name, members in sorted(subsets.items()):
+        for name, members in subsets(dataset.subset).items():
             found |= {f"{name}/{metric}": value for metric, value in self._agreement(members).items()}
         return found
 
@@ -69,7 +65,6 @@ class Validation:
             reward = self._rewards[i].astype(np.float64) @ np.asarray(self._objective.merge)
             winner, loser, weight, target = table[:, 0].astype(int), table[:, 1].astype(int), table[:, 3], table[:, 5]
             weight = np.where(target == 0.5, 0.0, weight).astype(np.float64)
-            sign = np.sign(reward[winner] - reward[loser]) * np.sign(target - 0.5)
-            right += float(np.sum(weight * (0.5 + 0.5 * sign)))
+            right += float(np.sum(weight * (0.5 + 0.5 * np.sign(reward[winner] - reward[loser]))))
             total += float(np.sum(weight))
         return {"accuracy": right / total} if total else {}

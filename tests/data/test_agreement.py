@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from rmjax.data.agreement import label_metrics, step_metrics
+from rmjax.data.agreement import label_metrics, step_metrics, subsets
 
 
 def test_correlations_are_scipys_over_present_labels():
@@ -27,3 +27,9 @@ def test_steps_by_hand():
     assert found == {"accuracy": pytest.approx(2 / 3), "auc": pytest.approx(0.75)}
     assert step_metrics(np.zeros(2), np.array([1.0, 1.0])) == {"accuracy": 0.5}
     assert step_metrics(np.zeros(1), np.array([np.nan])) == {}
+
+
+def test_a_set_holds_what_its_subsets_hold():
+    assert subsets(["rb/chat", "", "rb", "rb/math", "rb/chat"]) == {
+        "rb": [0, 2, 3, 4], "rb/chat": [0, 4], "rb/math": [3]
+    }  # fmt: skip

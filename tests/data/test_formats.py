@@ -277,3 +277,126 @@ def test_null_keys_that_parquet_gives_every_message_are_no_difference(tmp_path):
     nulls = [message | {"tool_calls": None} for message in CHAT]
     found, _ = read(tmp_path, [{"prompt": [USER], "chosen": nulls, "rejected": OTHER}])
     assert found[0].conversations == (CHAT, OTHER)
+
+
+PAIR = {"chosen": "a", "rejected": "b"}
+
+
+@pytest.mark.parametrize("record", [
+    PAIR | {"question": "p"},
+    PAIR | {"instruction": "p"},
+    {"chosen": CHAT[1:], "rejected": OTHER[1:], "context": [USER]},
+    {"question": "p", "responses": ["a", "b"], "ranks": [1, 2]},
+    {"instruction": "p", "response_1": "a", "response_2": "b", "preference_strength": 1},
+    {"question": "p", "response": "a", "helpfulness": 1},
+    {"question": "p", "completions": ["s"], "labels": [True]},
+])  # fmt: skip
+def test_a_prompt_under_another_name_is_not_lost(tmp_path, record):
+    name = next(name for name in ("question", "instruction", "context") if name in record)
+    with pytest.raises(InputError, match=rf"in.jsonl:1: there is no prompt, but '{name}'; .*{name}=prompt"):
+        read(tmp_path, [record])
+    found, _ = read(tmp_path, [record], columns=(f"{name}=prompt",))
+    assert all(c[0] == USER if isinstance(c, list) else c.startswith("p") for c in found[0].conversations)
+
+
+def test_completions_may_call_their_prompt_prompt(tmp_path):
+    entries = [{"response": " a", "overall_score": 2}, {"response": " b", "overall_score": 1}]
+    assert read(tmp_path, [{"prompt": "p", "completions": entries}])[0][0].conversations == ("p a", "p b")
+
+
+def test_a_system_text_beside_the_prompt_is_not_lost(tmp_path):
+    record = PAIR | {"system": "s", "prompt": "q"}
+    found, _ = read(tmp_path, [record], strings="chat")
+    assert found[0].conversations == ([SYSTEM, *CHAT], [SYSTEM, *OTHER])
+    messages = {"system": "s", "prompt": [USER], "chosen": CHAT[1:], "rejected": OTHER[1:]}
+    assert read(tmp_path, [messages])[0][0].conversations == found[0].conversations
+    with pytest.raises(InputError, match=r"system is given beside strings that are joined"):
+        read(tmp_path, [record])
+    with pytest.raises(InputError, match=r"tools is given, and would not be rendered"):
+        read(tmp_path, [messages | {"tools": [{"name": "f"}]}])
+
+
+def test_a_preference_that_is_less_than_even_is_the_other_way_round(tmp_path):
+    found, _ = read(tmp_path, [PAIR | {"prompt": "p", "probability": 0.25, "margin": 0.5, "strength": 2, "weight": 3}])
+    assert found[0].edges == (Edge(1, 0, -0.5, weight=3.0, strength=2.0, target=0.75),)
+
+
+def test_every_format_has_weights_and_subsets(tmp_path):
+    record = {"prompt": "p", "responses": ["a", "b", "c"], "ranks": [1, 2, 3], "weight": 6, "subset": "x"}
+    found, _ = read(tmp_path, [record])
+    assert [edge.weight for edge in found[0].edges] == [2.0] * 3
+    assert found[0].subset == "x"
+    with pytest.raises(InputError, match=r"weight is 0.0; expected more than 0"):
+        read(tmp_path, [record | {"weight": 0}])
+
+
+@pytest.mark.parametrize("record", [
+    {"prompt": "p", "responses": ["a"], "ranks": [1]},
+    {"instruction": "p", "completions": [{"response": "a", "overall_score": 1}]},
+])  # fmt: skip
+def test_one_response_is_no_comparison(tmp_path, record):
+    with pytest.raises(InputError, match=r"has one entry; expected two or more"):
+        read(tmp_path, [record])
+    source = write(tmp_path / "in.jsonl", [record])
+    assert len(list(iterate(source, ReadOptions(labelled=False)))[0].conversations) == 1
+
+
+@pytest.mark.parametrize("text", ["\n\nHuman: q\n\nAssistant:", "\n\nHuman: q\n\nAssistant: b\n\nHuman: "])
+def test_a_transcript_without_a_last_answer_is_refused(tmp_path, text):
+    record = {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": text}
+    with pytest.raises(InputError, match=r"rejected ends in an empty turn, or in the human's"):
+        read(tmp_path, [record], strings="chat")
+
+
+def test_what_zero_means_is_one_for_a_source_and_can_be_said(tmp_path):
+    step = lambda *labels: {"prompt": "p", "completions": ["s"] * len(labels), "labels": list(labels)}
+    one, other = (
+        write(tmp_path / "a.jsonl", [step(True, False)]),
+        write(tmp_path / "b.jsonl", [step(-1, 0), step(0, 1)]),
+    )
+    labels = lambda sources, **options: [
+        c.labels[:, 0].tolist() for c in read_comparisons(sources, ReadOptions(**options))[0]
+    ]
+    assert labels([one, other]) == [[1, 0], [0, 0.5], [0.5, 1]]
+    assert labels([one], step_labels="ternary") == [[1, 0.5]]
+    with pytest.raises(InputError, match=r"labels holds -1; with data.step_labels = binary"):
+        labels([other], step_labels="binary")
+
+
+def test_a_labellers_own_step_is_right_and_an_empty_one_ends_the_record(tmp_path):
+    steps = [{"completions": [{"text": "s1", "rating": 1}], "human_completion": {"text": "h"}, "chosen_completion": 0},
+             {"completions": None, "human_completion": {"text": "s2", "rating": None}, "chosen_completion": None},
+             {"completions": None, "human_completion": None, "chosen_completion": None}]  # fmt: skip
+    found, _ = read(tmp_path, [{"question": {"problem": "p"}, "label": {"steps": steps}}])
+    assert found[0].conversations == ("p\ns1\ns2",)
+    assert found[0].labels[:, 0].tolist() == [1, 1]
+
+
+def test_the_format_is_told_by_the_first_record_that_has_one(tmp_path):
+    good = {"text": None, "prompt": "p", "response": "a", "helpfulness": 1}  # Parquet's null fields say nothing
+    source = tmp_path / "in.jsonl"
+    source.write_text("{\n{\n" + json.dumps({"foo": 1}) + "\n" + json.dumps(good) + "\n")
+    found, report = read_comparisons(str(source), ReadOptions(), "skip")
+    assert (report.format, len(found), sum(report.skipped.values())) == ("regression", 1, 3)
+
+
+def test_answers_in_csv_may_be_json_and_long(tmp_path):
+    path = tmp_path / "in.csv"
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["prompt", "chosen", "rejected"])
+        writer.writerow(["p", "[2, 3, 5]", '{"a": 1}'])
+        writer.writerow(["p", "x" * 200_000, json.dumps([{"k": 1}])])
+        writer.writerow([json.dumps([USER]), json.dumps(CHAT[1:]), json.dumps(OTHER[1:])])
+    found = read_comparisons(str(path), ReadOptions())[0]
+    assert [c.conversations for c in found] == [
+        ("p[2, 3, 5]", 'p{"a": 1}'), ("p" + "x" * 200_000, 'p[{"k": 1}]'), (CHAT, OTHER)
+    ]  # fmt: skip
+
+
+def test_tool_calls_have_no_null_arguments(tmp_path):
+    call = lambda **arguments: {"role": "assistant", "content": None,
+                                "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}  # fmt: skip
+    found = [read(tmp_path, [{"chosen": [USER, call(**given)], "rejected": OTHER}])[0][0].conversations
+             for given in ({"city": "x"}, {"city": "x", "n": None})]  # fmt: skip
+    assert found[0] == found[1]

@@ -279,8 +279,10 @@ def test_a_cache_that_cannot_be_written_costs_time_only(tokenizer, tmp_path):
 
 
 def test_an_unknown_first_record_is_named_where_it_stands(tokenizer, tmp_path):
-    with pytest.raises(InputError, match=r"a\.jsonl:2: the first record has the keys \['foo'\]"):
+    with pytest.raises(InputError, match=r"a\.jsonl:2: the record has the keys \['foo'\]"):
         load(write(tmp_path / "a.jsonl", ["{", {"foo": 1}]), tokenizer)
+    with pytest.raises(InputError, match=r"a\.jsonl:1: not JSON"):
+        load(write(tmp_path / "a.jsonl", ["{", "}"]), tokenizer)
 
 
 def test_nemo_lines_are_pairs_as_they_are(tokenizer, tmp_path):

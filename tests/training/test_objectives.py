@@ -125,7 +125,7 @@ def test_process(loss):
     batch = batch_of(((), labels, 5))
     rewards = rewards_of(batch)
     r, y = np.asarray(rewards, np.float64)[0, :5, 0], labels[:, 0]
-    each = (r - y) ** 2 if loss == "mse" else y * softplus(-r) + (1 - y) * softplus(r)
+    each = (1 / (1 + np.exp(-r)) - y) ** 2 if loss == "mse" else y * softplus(-r) + (1 - y) * softplus(r)
     assert ratio(objectives.process(rewards, batch, loss=loss)) == pytest.approx(np.nanmean(each), rel=1e-5)
 
 
@@ -136,6 +136,13 @@ def test_clipped_value():
     expected = 0.5 * (np.maximum((v - returns) ** 2, (clipped - returns) ** 2) * mask).sum() / mask.sum()
     found = clipped_value(*map(jnp.float32, (v, old, returns, mask)))
     assert ratio(found) == pytest.approx(expected, rel=1e-5)
+    with jax.enable_x64(True):
+        loss = lambda v: (lambda total, weight: total / weight)(
+            *clipped_value(v, *map(jnp.asarray, (old, returns, mask)))
+        )
+        direction, step = RNG.normal(size=v.shape), 1e-6
+        numeric = (loss(v + step * direction) - loss(v - step * direction)) / (2 * step)
+        assert float(jnp.vdot(jax.grad(loss)(jnp.asarray(v)), direction)) == pytest.approx(float(numeric), rel=1e-5)
 
 
 def test_penalties():
@@ -164,6 +171,7 @@ K_WISE = (ranked_edges([2, 1, 3, 1], False, ReadOptions(ties="half")), None, 4)
     {"name": "regression"},
     {"name": "regression+bradley_terry", "weights": (0.5, 2.0)},
     {"name": "process"},
+    {"name": "process", "process_loss": "mse"},
 ])  # fmt: skip
 def test_gradients_by_finite_differences(options):
     labels = np.array([[1], [0], [np.nan], [0.5]], np.float32)

@@ -98,28 +98,50 @@ def test_sources_are_mixed_by_weight_and_validation_sets_are_reported_by_name(ti
 
 
 def test_data_that_says_nothing_to_the_objective_is_named(tiny, tmp_path):
-    tiny.data.train = (write(tmp_path / "a.jsonl", "pairs"),)
+    tiny.data.train = tiny.data.validation = (write(tmp_path / "a.jsonl", "pairs"),)
     tiny.objective.name = "regression"
     with pytest.raises(InputError, match=r"no record has a label of the head's attributes, which 'regression' learns"):
         train(tiny, tmp_path / "run")
     tiny = options_of(tiny, "auto", "bradley_terry")
-    tiny.data.train = (write(tmp_path / "b.jsonl", "regression"),)
+    tiny.data.train = tiny.data.validation = (write(tmp_path / "b.jsonl", "regression"),)
     with pytest.raises(InputError, match=r"no record has a preference, which 'bradley_terry' learns from"):
         train(tiny, tmp_path / "run")
     tiny.data.train = (write(tmp_path / "c.jsonl", "pairs"), write(tmp_path / "b.jsonl", "regression"))
-    with pytest.raises(InputError, match=r"b.jsonl:1: it has no a preference"):
+    with pytest.raises(InputError, match=r"b.jsonl:1: it has no preference"):
         train(tiny, tmp_path / "run")
+    tiny.data.train = ("synthetic",)
+    with pytest.raises(
+        InputError, match=r"config.data.train is the built-in data, 'synthetic', and config.data.validat"
+    ):
+        train(tiny, tmp_path / "run")
+    soft = [item.record | {"probability": 0.8} for item in synthetic.comparisons("train", 24)]
+    (tmp_path / "soft.jsonl").write_text("".join(json.dumps(record) + "\n" for record in soft))
+    tiny = options_of(tiny, "pairs", "plackett_luce")
+    tiny.data.train = tiny.data.validation = (str(tmp_path / "soft.jsonl"),)
+    with pytest.raises(InputError, match=r"only 0.8 probable, and plackett_luce knows no soft labels"):
+        train(tiny, tmp_path / "run")
+
+
+def test_the_configuration_names_labels_that_have_no_names(tiny, tmp_path):
+    texts = [item.record["prompt"] + item.record["chosen"] for item in synthetic.comparisons("train", 24)]
+    lines = [json.dumps({"text": text, "label": [i % 3, i % 2]}) + "\n" for i, text in enumerate(texts)]
+    (tmp_path / "a.jsonl").write_text("".join(lines))
+    tiny = options_of(tiny, "auto", "regression")
+    tiny.objective.attributes = ("helpfulness", "length")
+    tiny.data.train = tiny.data.validation = (str(tmp_path / "a.jsonl"),)
+    assert {"mse/helpfulness", "mse/length"} <= set(train(tiny, tmp_path / "run").validation)
 
 
 def test_other_data_or_another_head_is_refused(tiny, tmp_path):
     source = tmp_path / "a.jsonl"
-    tiny.data.train = (write(source, "pairs"),)
+    tiny.data.train = tiny.data.validation = (write(source, "pairs"),)
     train(tiny, tmp_path / "run")
     write(source, "pairs", 25)
     with pytest.raises(InputError, match=r"holds a run whose training data was other"):
         train(tiny, tmp_path / "run")
     tiny = options_of(tiny, "regression", "regression", standardize=True)
-    tiny.data.train, tiny.model.path = ("synthetic",), str(tmp_path / "run")
+    tiny.data.train = tiny.data.validation = ("synthetic",)
+    tiny.model.path = str(tmp_path / "run")
     with pytest.raises(InputError, match=r"its head gives reward with scale"):
         train(tiny, tmp_path / "other")
 
