@@ -338,7 +338,7 @@ def test_one_response_is_no_comparison(tmp_path, record):
     with pytest.raises(InputError, match=r"has one entry; expected two or more"):
         read(tmp_path, [record])
     source = write(tmp_path / "in.jsonl", [record])
-    assert len(list(iterate(source, ReadOptions(labelled=False)))[0].conversations) == 1
+    assert len(next(iterate(source, ReadOptions(labelled=False))).conversations) == 1
 
 
 @pytest.mark.parametrize("text", ["\n\nHuman: q\n\nAssistant:", "\n\nHuman: q\n\nAssistant: b\n\nHuman: "])
