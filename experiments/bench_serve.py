@@ -66,7 +66,8 @@ def serve_ours(http_port, grpc_port, delay):
     def load(metrics):
         engine = Engine(score, lambda: None, max_length=2048, batch_tokens=64 * 1024, queue_size=16384,
                         queue_tokens=1 << 24, metrics=metrics)  # fmt: skip
-        return RewardService(engine, types.SimpleNamespace(encode=encode), vocab_size=1 << 31, attributes=("reward",))
+        tokenizer = types.SimpleNamespace(encode=encode, opening="", around=())
+        return RewardService(engine, tokenizer, vocab_size=1 << 31, attributes=("reward",))
 
     async def main():
         await serve(Repository({"reward_model": load}), "127.0.0.1", grpc_port, http_port, Security())

@@ -113,6 +113,7 @@ def main(_: Sequence[str]) -> None:
         raise InputError("--critic needs --critic_dir, where its checkpoints lie")
     if _COMBINE.value and not (paths and _CRITIC.value):
         raise InputError("--combine_rm_and_critic needs both --model and --critic")
+    program.keep_compiled()
     security = Security.read(_TOKEN.value, _CERTIFICATE.value, _KEY.value, _CLIENT_CA.value)
 
     async def serve() -> None:

@@ -31,6 +31,16 @@ def use_huge_pages() -> None:
         os.execv(sys.executable, sys.orig_argv)
 
 
+def keep_compiled() -> None:
+    """Keeps compiled programs from one start to the next, unless JAX has been told where, or told not to."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    import jax  # slow to import, and `use_huge_pages` comes first
+
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "rmjax"))
+
+
 def join_processes() -> None:
     """Joins the other processes at the address in JAX_COORDINATOR_ADDRESS, if it is set.
 

@@ -112,6 +112,17 @@ class Tokenizer:
             raise InputError(f"the chat template refuses these messages ({error})") from error
 
     @functools.cached_property
+    def opening(self) -> str:
+        """The BOS, where the tokenizer gives it to every text by itself; else empty."""
+        bos = self.base.bos_token
+        return bos if bos and self.base("a", add_special_tokens=True)["input_ids"][0] == self.base.bos_token_id else ""
+
+    @property
+    def around(self) -> tuple[str, ...]:
+        """The texts of padding and EOS, as far as there are any."""
+        return tuple(filter(None, (self.base.pad_token, self.base.eos_token)))
+
+    @functools.cached_property
     def _control(self) -> re.Pattern | None:
         special = [token.content for token in self.base.added_tokens_decoder.values() if token.special]
         return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True)))) if special else None

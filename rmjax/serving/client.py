@@ -5,6 +5,7 @@ import json
 import random
 import threading
 import time
+import warnings
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
@@ -56,7 +57,7 @@ class AsyncClient:
             after them: texts are joined as they are and closed as in training, messages are appended; where a prompt
             is messages and its answer a text, it becomes the assistant's message.
           prompts: one for each conversation. Samples of one prompt should follow each other: it is computed once.
-          truncate: cut overlong conversations at their end instead of refusing them.
+          truncate: cut overlong conversations at their end instead of refusing them; a warning says how many.
 
         Raises:
           ServerError: a request was refused, or was not answered in time.
@@ -79,12 +80,15 @@ class AsyncClient:
         texts = all(isinstance(conversation, str) for conversation in conversations)
         data = conversations if texts else [json.dumps(conversation) for conversation in conversations]
         given = {"name": "sentences" if texts else "messages", "datatype": "BYTES", "shape": [len(data), 1]}
-        wanted = {"name": "rewards", "parameters": {"binary_data": True}}
-        body = {"inputs": [given | {"data": list(data)}], "outputs": [wanted], "parameters": parameters}
+        wanted = [{"name": "rewards", "parameters": {"binary_data": True}}, {"name": "exceeded"}]
+        body = {"inputs": [given | {"data": list(data)}], "outputs": wanted, "parameters": parameters}
         async with self._turn:
             answer = await self._post(json.dumps(body).encode())
         length = int(answer.headers[_BINARY])
-        (output,) = json.loads(answer.content[:length])["outputs"]
+        output, exceeded = json.loads(answer.content[:length])["outputs"]
+        if any(exceeded["data"]):
+            cut = f"{sum(exceeded['data'])} of {len(data)} conversations"
+            warnings.warn(f"{cut} were longer than the server takes, and were cut", stacklevel=2)
         return np.frombuffer(answer.content[length:], "<f4").reshape(output["shape"])
 
     async def _post(self, body: bytes) -> httpx2.Response:
@@ -100,7 +104,7 @@ class AsyncClient:
                 failure = f"{answer.status_code}: {_message(answer)}"
                 if answer.status_code not in _AGAIN:
                     raise ServerError(failure)
-                retry_after = float(answer.headers.get("retry-after", "0"))
+                retry_after = _seconds(answer.headers.get("retry-after", ""))
             except httpx2.TransportError as error:  # refused, reset, or timed out
                 failure = f"{type(error).__name__}: {error}"
             # At random up to twice the wait, so that clients refused together do not come back together.
@@ -183,6 +187,13 @@ def _joined(prompt: Conversation, answer: Conversation) -> Conversation:
             raise TypeError(f"a prompt is a string and what follows it a {type(answer).__name__}; expected a string")
         return prompt + answer
     return [*prompt, *([{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer)]
+
+
+def _seconds(header: str) -> float:
+    try:
+        return max(float(header), 0.0)
+    except ValueError:  # a proxy may give a date; the usual wait will do
+        return 0.0
 
 
 def _message(answer: httpx2.Response) -> str:

@@ -34,23 +34,29 @@ async def get_reward(repository: Repository, body: Body, call: Call) -> Body:
     """OpenRLHF's remote reward model: `{"query", "prompts", "labels"}` to `{"rewards", "scores", "extra_logs"}`.
 
     A query is prompt and response as one text. It is closed by the EOS unless it ends with it, as OpenRLHF's server
-    does.
+    does, and what stands around it of padding and EOS is taken off, as there. Where the server cuts overlong texts,
+    `extra_logs` has `truncated`, 1 for those.
     """
     with _rewarding(repository, repository.names[0]) as service:
-        texts = _strings(field(body, "query", list), "query")
-        rewards = _single(service, await service.score(texts, "query", _with(call, close=True)))
-    return {"rewards": rewards, "scores": rewards, "extra_logs": {}}
+        texts = [service.reader.stripped(text) for text in _strings(field(body, "query", list), "query")]
+        scored = await service.score(texts, "query", _with(call, close=True))
+        rewards = _single(service, scored)
+    logs = {"truncated": scored.exceeded.astype(float).tolist()} if scored.exceeded.any() else {}
+    return {"rewards": rewards, "scores": rewards, "extra_logs": logs}
 
 
 async def score(repository: Repository, body: Body, call: Call) -> float:
     """slime's remote reward model: `{"prompt", "response", "label"}` to a bare number.
 
-    The prompt is a string or a list of chat messages.
+    The prompt is a string or a list of chat messages. There is no room to say that a text was cut, so none is.
     """
     with _rewarding(repository, repository.names[0]) as service:
         prompt, response = body.get("prompt"), field(body, "response", str)
         conversation = _joined(service, prompt, response)
         scored = await service.score([conversation], "prompt", _with(call, close=True))
+        if scored.exceeded[0]:
+            raise RequestError(f"'prompt' and 'response' have more than {service.reader.max_length} tokens, and this "
+                               "form has no room to say that they were cut; use /v2/models/M/infer")  # fmt: skip
         return _single(service, scored)[0]
 
 
@@ -80,7 +86,10 @@ async def predict(repository: Repository, body: Body, call: Call) -> list:
 
 
 async def classify(repository: Repository, body: Body, call: Call) -> Body:
-    """vLLM's `/classify`: `{"model", "input" or "messages", "use_activation"}` to `data[{"label", "probs"}]`."""
+    """vLLM's `/classify`: `{"model", "input" or "messages", "use_activation"}` to `data[{"label", "probs"}]`.
+
+    A text begins with the BOS where the tokenizer adds one by itself, unless `add_special_tokens` is false.
+    """
     return await _vllm(repository, body, call, activation=True, kind="classify")
 
 
@@ -132,6 +141,8 @@ async def _vllm(repository: Repository, body: Body, call: Call, *, activation: b
             call = _with(call, truncate="left", limit=max(limit, 0))
         source, messages = _messages_or(body, "input")
         items = [messages] if messages else _vllm_input(service, body["input"])
+        if field(body, "add_special_tokens", bool, True):
+            items = [service.reader.opened(item) if isinstance(item, str) else item for item in items]
         scored = await service.score(items, source, call)
         data = [
             _vllm_item(kind, i, values.tolist(), service.attributes) | ({"truncated": True} if cut else {})

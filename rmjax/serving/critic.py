@@ -117,7 +117,8 @@ class Critic:
 
             loss = sum_t m_t max((v_t - R_t)^2, (clip(v_t, p_t - 0.2, p_t + 0.2) - R_t)^2) / 2 / sum_t m_t
 
-        v: values now, p: those of the rollout, R: returns, m: mask. Where the mask is 0 everywhere nothing changes.
+        v: values now, p: those of the rollout, R: returns, m: mask. Where the mask is 0 everywhere, or the loss or the
+        gradient is not finite, nothing changes.
 
         Args:
           sequences: int32 [n] each.
@@ -131,7 +132,7 @@ class Critic:
             for _, batch in self._batches(trees):
                 loss, gradients = self._add(self.params, gradients, batch)
                 total += float(loss)
-            self._keep(self._update(self._state, gradients, np.float32(weight)))
+            self._keep(self._update(self._state, gradients, np.float32(weight), np.float32(total)))
         return total / weight if weight else 0.0
 
     def save(self) -> None:
@@ -163,8 +164,8 @@ class Critic:
         loss, found = jax.value_and_grad(loss_sum)(params)
         return loss, jax.tree.map(jnp.add, gradients, found)
 
-    def _apply(self, state: State, gradients: Params, weight: jax.Array) -> State:
-        learned = weight > 0
+    def _apply(self, state: State, gradients: Params, weight: jax.Array, loss: jax.Array) -> State:
+        learned = (weight > 0) & jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(gradients))
         gradients = jax.tree.map(lambda g: g / jnp.maximum(weight, 1e-30).astype(g.dtype), gradients)
         updates, opt_state = self._optimizer.update(gradients, state["opt_state"], state["params"])
         new = {

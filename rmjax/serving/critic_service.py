@@ -18,7 +18,7 @@ from rmjax.serving.engine import check_sequence
 from rmjax.serving.errors import DeadlinePassed, NotFinite, NotServing, Overloaded, RequestError
 from rmjax.serving.metrics import ModelMetrics
 from rmjax.serving.protocol import Arrays, Call, Model, Tensor
-from rmjax.serving.reading import INPUTS, Reader
+from rmjax.serving.reading import EXCEEDED, INPUTS, Reader
 from rmjax.serving.reward_model import RewardService
 
 _WAITING = 64  # requests that may wait for the critic
@@ -34,8 +34,8 @@ Rewarding = Callable[[], contextlib.AbstractContextManager[RewardService]]  # `R
 class CriticRoom:
     """The one thread in which the critic works: what one request trains, the next one's values have seen."""
 
-    def __init__(self, critic: Critic):
-        self.critic, self.ready = critic, False
+    def __init__(self, critic: Critic, metrics: ModelMetrics):
+        self.critic, self.ready, self._metrics = critic, False, metrics
         self._lock, self._waiting = asyncio.Lock(), 0
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="critic")
 
@@ -43,7 +43,9 @@ class CriticRoom:
         """Warms up, once for all models of the room."""
         async with self._lock:
             if not self.ready:
-                await asyncio.get_running_loop().run_in_executor(self._thread, self.critic.warm_up)
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(self._thread, self.critic.warm_up)
+                await loop.run_in_executor(self._thread, self._metrics.count_compilations)
                 self.ready = True
 
     async def run(self, call: Call, work: Callable[..., Any], *arguments: Any) -> Any:
@@ -109,14 +111,17 @@ class CriticInfer(_CriticModel):
     def __init__(self, room: CriticRoom, metrics: ModelMetrics, reader: Reader, rewarding: Rewarding | None = None):
         super().__init__(room, metrics)
         self.reader, self._rewarding = reader, rewarding
-        self.outputs = {"values": Tensor("FP32", (-1, -1))}
+        self.outputs = {"values": Tensor("FP32", (-1, -1)), "exceeded": EXCEEDED}
         if rewarding is not None:
             self.outputs["rewards"] = Tensor("FP32", (-1, 1))
 
     async def infer(self, tensors: Arrays, call: Call) -> Arrays:
-        """Returns `values` float32 [B, S], 0 behind a sequence's length; and `rewards` float32 [B, 1] if combined."""
-        source, conversations = self.reader.conversations(tensors)
-        sequences, _ = await self.reader.sequences(conversations, source, call)
+        """Returns `values` float32 [B, S], 0 behind a sequence's length, `exceeded` int32 [B, 1], 1 where it was cut.
+
+        If combined, `rewards` float32 [B, 1] too.
+        """
+        source, conversations, call = self.reader.conversations(tensors, call)
+        sequences, exceeded = await self.reader.sequences(conversations, source, call)
         arrays = [check_sequence(row, s, source, self.room.critic.row_length) for row, s in enumerate(sequences)]
         found = await self.room.run(call, self.room.critic.values, arrays)
         width = tensors["tokens"].shape[1] if source == "tokens" else max(map(len, found))
@@ -125,10 +130,16 @@ class CriticInfer(_CriticModel):
             row[: len(one)] = one
         if not np.isfinite(values).all():
             raise NotFinite("the critic's values are not finite; its learning rate may be too high")
+        outputs = {"values": values, "exceeded": exceeded[:, None].astype(np.int32)}
         if self._rewarding is None:
-            return {"values": values}
+            return outputs
         with self._rewarding() as service:
-            return {"values": values, "rewards": (await service.score(arrays, source, call)).rewards}
+            if len(service.attributes) != 1:
+                raise RequestError(f"the reward model gives {', '.join(service.attributes)}, and combined with the "
+                                   "critic there is room for one number; ask it alone")  # fmt: skip
+            for row, tokens in enumerate(arrays):
+                service.reader.check_tokens(source, row, tokens)
+            return outputs | {"rewards": (await service.score(arrays, source, call)).rewards}
 
     async def close(self) -> None:
         """Ends."""
@@ -156,6 +167,8 @@ class CriticTrain(_CriticModel):
             if tensors[name].shape != (expected := (len(tokens), tokens.shape[1] - 1)):
                 raise RequestError(f"tensor {name!r} has shape {list(tensors[name].shape)}; expected {list(expected)}, "
                                    "one token less than 'tokens'")  # fmt: skip
+            if name == "mask" and (tensors[name] < 0).any():
+                raise RequestError("tensor 'mask' holds values below 0; expected 1 where a token counts, else 0")
             if not np.isfinite(tensors[name]).all():
                 raise RequestError(f"tensor {name!r} holds values that are not finite")
         targets = np.stack([tensors[name] for name in _TARGETS], axis=-1)
@@ -168,7 +181,8 @@ class CriticTrain(_CriticModel):
                 kept.append(targets[row, : inside[-1] + 1])
         loss = await self.room.run(call, self.room.critic.train, sequences, kept) if sequences else 0.0
         if not math.isfinite(loss):
-            raise NotFinite(f"the critic's loss is {loss}; its learning rate may be too high")
+            raise NotFinite(f"the critic's loss is {loss}, not finite, so no step was taken; its learning rate or the "
+                            "returns may be too high")  # fmt: skip
         return {"loss_mean": np.array([loss], np.float32)}
 
 
@@ -178,7 +192,10 @@ class CriticSave(_CriticModel):
     inputs, outputs = _SAVE_INPUTS, _SAVE_OUTPUTS
 
     async def infer(self, tensors: Arrays, call: Call) -> Arrays:
-        """Returns `status` [1] = 0 when the checkpoint is whole."""
+        """Returns `status` [1] = 0 when the checkpoint is whole; `dummy_var` [1] is there since some tensor must be."""
+        if (given := tensors.get("dummy_var")) is None or given.size != 1:
+            raise RequestError(f"tensor 'dummy_var' has shape {None if given is None else list(given.shape)}; expected "
+                               "[1]")  # fmt: skip
         await self.room.run(call, self.room.critic.save)
         return {"status": np.zeros(1, np.int64)}
 
@@ -202,7 +219,7 @@ def critic_loaders(
             names.add(name)
             if not made:
                 critic, reader = load(metrics)
-                made.append((CriticRoom(critic), reader))
+                made.append((CriticRoom(critic, metrics), reader))
             room, reader = made[0]
             return make(room, metrics, reader)
 

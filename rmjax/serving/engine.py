@@ -259,24 +259,25 @@ class Engine:
 
     def _score_batch(self, prefixes: PrefixSet) -> tuple[list[np.ndarray | Exception], int]:
         """Returns (the rewards [A] of each sequence or what it ended in, unique tokens); runs in the scoring thread."""
-        sequences, groups = prefixes.sequences, prefixes.groups(self.max_length)
-        trees = [make_tree([sequences[i] for i in indices], shared=shared) for indices, shared in groups]
-        unique = sum(tree.length for tree in trees)
+        sequences, unique = prefixes.sequences, 0
+        found: list[np.ndarray | Exception] = [np.zeros(0)] * len(sequences)
         try:
+            groups = prefixes.groups(self.max_length)
+            trees = [make_tree([sequences[i] for i in indices], shared=shared) for indices, shared in groups]
+            unique = sum(tree.length for tree in trees)
             scored = self._score(trees)
             # A value that is not finite reaches all branches of its tree, since 0 * NaN is NaN: alone, each sequence
             # answers for itself.
             ill = [g for g, rewards in enumerate(scored) if len(rewards) > 1 and not np.isfinite(rewards).all()]
             for g in ill:
                 scored[g] = np.concatenate(self._score([make_tree([sequences[i]]) for i in groups[g][0]]))
+            for (indices, _), rewards in zip(groups, scored, strict=True):
+                for i, reward in zip(indices, rewards, strict=True):
+                    found[i] = reward
         except Exception as error:  # whatever the device raises: it fails nobody but the sequence that causes it
             if len(sequences) == 1:
                 return [error], unique
             return [self._score_alone(sequence) for sequence in sequences], unique
-        found: list[np.ndarray | Exception] = [np.zeros(0)] * len(sequences)
-        for (indices, _), rewards in zip(groups, scored, strict=True):
-            for i, reward in zip(indices, rewards, strict=True):
-                found[i] = reward
         return found, unique
 
     def _score_alone(self, sequence: np.ndarray) -> np.ndarray | Exception:

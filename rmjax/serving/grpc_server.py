@@ -1,7 +1,8 @@
 """The gRPC face: the Open Inference Protocol v2, health and reflection."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import grpc
@@ -14,7 +15,7 @@ from tritonclient.grpc import service_pb2
 import rmjax
 from rmjax.core.errors import InputError
 from rmjax.serving.errors import RequestError, ServingError
-from rmjax.serving.protocol import VERSION, chosen_outputs, configuration, metadata, read_call
+from rmjax.serving.protocol import VERSION, check_outputs, chosen_outputs, configuration, metadata, read_call
 from rmjax.serving.repository import Repository
 from rmjax.serving.security import Security
 from rmjax.serving.tensors import add_output, read_inputs, read_parameters
@@ -23,7 +24,8 @@ _SERVICE = "inference.GRPCInferenceService"
 _MAX_MESSAGE = 128 << 20  # bytes; the critic's training batches reach 84 MB
 _MAX_METADATA = 16 << 10  # bytes
 _MAX_PENDING = 1 << 16  # calls
-_GRACE = 300.0  # seconds that calls in flight have to end when the server stops
+_GRACE = 100.0  # seconds that calls in flight have to end when the server stops; less than deploy/ gives the process
+_LAST_GRACE = 5.0  # seconds that their last answers have to leave
 _STREAM_AHEAD = 64  # requests of one stream that are worked on at once
 
 
@@ -36,6 +38,27 @@ class InferenceService:
 
     def __init__(self, repository: Repository):
         self._repository = repository
+        self._readers = set[asyncio.Task]()  # of streams
+        self._calls, self._idle = 0, asyncio.Event()
+        self._idle.set()
+
+    @contextlib.contextmanager
+    def call(self) -> Iterator[None]:
+        """Counts what is done in it as a call in progress."""
+        self._calls += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._idle.set()
+
+    async def finish(self) -> None:
+        """Returns when all calls in progress have ended; streams are answered what they have asked so far."""
+        for reader in self._readers:
+            reader.cancel()
+        await self._idle.wait()
 
     async def ServerLive(self, request, context):
         """Says that the process answers."""
@@ -64,7 +87,7 @@ class InferenceService:
 
     async def RepositoryIndex(self, request, context):
         """Lists the models."""
-        return _parse({"models": self._repository.index()}, service_pb2.RepositoryIndexResponse())
+        return _parse({"models": self._repository.index(request.ready)}, service_pb2.RepositoryIndexResponse())
 
     async def RepositoryModelLoad(self, request, context):
         """Loads a model anew from where it came from."""
@@ -79,27 +102,37 @@ class InferenceService:
         now, left = asyncio.get_running_loop().time(), context.time_remaining()
         call = read_call(read_parameters(request), _client(context), now, left)
         name, version = request.model_name, request.model_version
-        tensors = read_inputs(request, self._repository.service(name, version).inputs)
+        model, wanted = self._repository.service(name, version), [output.name for output in request.outputs]
+        tensors = read_inputs(request, model.inputs)
+        check_outputs(wanted, model)
         outputs = await self._repository.infer(name, version, tensors, call)
         response = service_pb2.ModelInferResponse(model_name=name, model_version=VERSION, id=request.id)
-        for output, values in chosen_outputs([output.name for output in request.outputs], outputs).items():
+        for output, values in chosen_outputs(wanted, outputs).items():
             add_output(response, output, values)
         return response
 
     async def ModelStreamInfer(self, requests: AsyncIterator, context) -> AsyncIterator:
         """Answers the requests of a stream in their order, several at a time; an error does not end the stream."""
-        answers: asyncio.Queue[asyncio.Task | None] = asyncio.Queue(_STREAM_AHEAD)
+        answers: asyncio.Queue[asyncio.Task | None] = asyncio.Queue()
+        room = asyncio.Semaphore(_STREAM_AHEAD)
 
         async def read() -> None:
-            async for request in requests:
-                await answers.put(asyncio.create_task(self._stream_answer(request, context)))
-            await answers.put(None)
+            try:
+                async for request in requests:
+                    await room.acquire()
+                    answers.put_nowait(asyncio.create_task(self._stream_answer(request, context)))
+            finally:
+                answers.put_nowait(None)
 
         reader = asyncio.create_task(read())
+        self._readers.add(reader)
         try:
-            while (answer := await answers.get()) is not None:
-                yield await answer
+            with self.call():
+                while (answer := await answers.get()) is not None:
+                    yield await answer
+                    room.release()
         finally:  # also when the client is gone
+            self._readers.discard(reader)
             reader.cancel()
             while not answers.empty():
                 if (answer := answers.get_nowait()) is not None:
@@ -134,7 +167,7 @@ def _handlers(service: InferenceService) -> grpc.GenericRpcHandler:
         if method.server_streaming:
             handlers[method.name] = grpc.stream_stream_rpc_method_handler(behaviour, parse, write)
         else:
-            handlers[method.name] = grpc.unary_unary_rpc_method_handler(_answered(behaviour), parse, write)
+            handlers[method.name] = grpc.unary_unary_rpc_method_handler(_answered(service, behaviour), parse, write)
     return grpc.method_handlers_generic_handler(_SERVICE, handlers)
 
 
@@ -148,14 +181,15 @@ def _parser(kind: type[message.Message]) -> Callable[[bytes], Any]:
     return parse
 
 
-def _answered(behaviour: Callable) -> Callable:
+def _answered(service: InferenceService, behaviour: Callable) -> Callable:
     async def call(request, context):
-        try:
-            if isinstance(request, _Garbage):
-                raise RequestError("the message is no protobuf of the method's request")
-            return await behaviour(request, context)
-        except Exception as error:
-            await _abort(context, _for_client(error))
+        with service.call():
+            try:
+                if isinstance(request, _Garbage):
+                    raise RequestError("the message is no protobuf of the method's request")
+                return await behaviour(request, context)
+            except Exception as error:
+                await _abort(context, _for_client(error))
 
     return call
 
@@ -236,11 +270,13 @@ class GrpcServer:
         ]  # fmt: skip
         interceptors = [_Authentication(security)] if security.token else []
         self._server = grpc.aio.server(options=options, interceptors=interceptors)
-        self._server.add_generic_rpc_handlers((_handlers(InferenceService(repository)),))
+        self._service = InferenceService(repository)
+        self._server.add_generic_rpc_handlers((_handlers(self._service),))
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
-        credentials, address = security.grpc_credentials(), f"{host}:{port}"
+        credentials = security.grpc_credentials()
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             self.port = (
                 self._server.add_secure_port(address, credentials)
@@ -262,7 +298,11 @@ class GrpcServer:
     async def stop(self) -> None:
         """Turns unhealthy, refuses new calls, answers those in flight, and ends."""
         await self._health.enter_graceful_shutdown()
-        await self._server.stop(_GRACE)
+        stopping = asyncio.create_task(self._server.stop(_GRACE))  # refuses new calls
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._service.finish(), _GRACE)
+        await self._server.stop(_LAST_GRACE)  # whoever watches the health service would stay for ever
+        await stopping
 
     async def _set_health(self, status: int) -> None:
         for name in ("", _SERVICE):

@@ -23,7 +23,7 @@ from rmjax.serving import contracts
 from rmjax.serving.errors import Forbidden, NotFound, Overloaded, RequestError, ServingError, TooLarge, TooSlow
 from rmjax.serving.http_protocol import LimitedProtocol
 from rmjax.serving.http_tensors import LENGTH_HEADER, field, parse_json, read_infer, write_infer
-from rmjax.serving.protocol import Call, chosen_outputs, configuration, metadata, read_call
+from rmjax.serving.protocol import Call, check_outputs, chosen_outputs, configuration, metadata, read_call
 from rmjax.serving.repository import Repository
 from rmjax.serving.security import Security
 
@@ -113,12 +113,12 @@ class HttpFace:
     @contextlib.contextmanager
     def _body(self, request: Request) -> Iterator[Awaitable[bytes]]:
         """Yields what reads the body, and holds its size against all requests' limit while the request lasts."""
-        size = 0
+        size, too_large = 0, TooLarge(f"the body has more than {_MAX_BODY} bytes; send fewer sequences at a time")
 
         def grow(by: int) -> None:
             nonlocal size
             if size + by > _MAX_BODY:
-                raise TooLarge(f"the body has more than {_MAX_BODY} bytes; send fewer sequences at a time")
+                raise too_large
             if self._held + by > _MAX_BODIES:
                 raise Overloaded(f"{self._held} bytes of requests are in progress; try again later")
             size, self._held = size + by, self._held + by
@@ -126,15 +126,14 @@ class HttpFace:
         async def read() -> bytes:
             if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
                 raise RequestError(f"Content-Encoding is {encoding!r:.40}; send the body uncompressed")
-            grow(int(request.headers.get("content-length", 0)))
-            chunks, arrived = [], 0
+            if int(request.headers.get("content-length", 0)) > _MAX_BODY:
+                raise too_large
+            chunks = []
             try:
                 async with asyncio.timeout(_BODY_SECONDS):
                     async for chunk in request.stream():
+                        grow(len(chunk))  # what is only announced costs nothing
                         chunks.append(chunk)
-                        arrived += len(chunk)
-                        if arrived > size:  # its length was not announced
-                            grow(arrived - size)
             except TimeoutError:
                 raise TooSlow(f"the body took longer than {_BODY_SECONDS:g} seconds") from None
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
@@ -150,8 +149,9 @@ class HttpFace:
 
     async def _infer(self, request: Request, body: bytes) -> Response:
         name, version = request.path_params["model"], request.path_params.get("version", "")
-        expected = self._repository.service(name, version).inputs
-        asked = read_infer(body, request.headers.get(LENGTH_HEADER), expected)
+        model = self._repository.service(name, version)
+        asked = read_infer(body, request.headers.get(LENGTH_HEADER), model.inputs)
+        check_outputs(asked.outputs, model)
         outputs = await self._repository.infer(name, version, asked.tensors, self._call(request, asked.parameters))
         content, header_length = write_infer(asked, name, chosen_outputs(list(asked.outputs), outputs))
         if header_length is None:
@@ -188,8 +188,7 @@ class HttpFace:
 
     async def _index(self, request: Request, body: bytes) -> Response:
         only_ready = field(parse_json(body), "ready", bool, False) if body else False
-        models = self._repository.index()
-        return JSONResponse([model for model in models if model["state"] == "READY" or not only_ready])
+        return JSONResponse(self._repository.index(only_ready))
 
     async def _load(self, request: Request, body: bytes) -> Response:
         if body and (given := parse_json(body).get("parameters")):

@@ -1,6 +1,7 @@
 """Tensors of the Open Inference Protocol's HTTP messages: JSON, and the binary tensor extension."""
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +14,7 @@ from rmjax.serving.protocol import DATATYPES, VERSION, Arrays, Tensor, check_inp
 LENGTH_HEADER = "inference-header-content-length"
 _NAMES = {dtype: name for name, (dtype, _) in DATATYPES.items()}
 _BINARY_SIZE, _BINARY = "binary_data_size", "binary_data"
-_KINDS = {"INT64": "i", "INT32": "i", "FP32": "if"}  # NumPy's kinds of JSON numbers that fit
+_KINDS = {"INT64": {int}, "INT32": {int}, "FP32": {int, float}, "BOOL": {bool}}  # of JSON's values that fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +53,13 @@ def field(found: Mapping[str, Any], name: str, kind: type, default: Any = None, 
 
     Args:
       kind: its type; an object of another type is an error.
-      default: where the field is missing; None makes it an error.
+      default: where the field is missing or null; None makes that an error.
 
     Raises:
       RequestError: it is missing or of another type.
     """
-    if (value := found.get(name, default)) is None:
+    value = found.get(name)
+    if (value := default if value is None else value) is None:
         raise RequestError(f"{of} has no {name!r}; expected {kind.__name__}")
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise RequestError(f"{name!r} of {of} is {value!s:.60}; expected {kind.__name__}")
@@ -147,15 +149,18 @@ def _from_json(name: str, datatype: str, data: list) -> np.ndarray:
             return objects([value.encode() for value in flat])
         except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair
             raise RequestError(f"tensor {name!r} is not Unicode text ({error.reason})") from error
+    # Types are looked at before NumPy is: of one long string among many short ones it would make a huge array.
+    while (kinds := set(map(type, data))) == {list}:
+        if len(set(map(len, data))) > 1:
+            raise RequestError(f"tensor {name!r} holds lists of different lengths; {expected}")
+        data = list(itertools.chain.from_iterable(data))
+    if not kinds <= _KINDS[datatype]:
+        found = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise RequestError(f"tensor {name!r} holds values that are no {datatype} ({found}); {expected}")
     try:
-        values = np.array(data)
-    except (ValueError, OverflowError, RecursionError) as error:
-        raise RequestError(f"tensor {name!r} holds lists of different lengths; {expected}") from error
-    if values.size and values.dtype.kind not in _KINDS[datatype]:
-        raise RequestError(
-            f"tensor {name!r} holds values that are no {datatype}, of NumPy's {values.dtype}; {expected}"
-        )
-    return values.astype(DATATYPES[datatype][0]).ravel()
+        return np.array(data, DATATYPES[datatype][0])
+    except OverflowError as error:
+        raise RequestError(f"tensor {name!r} holds a number that is no {datatype}") from error
 
 
 def write_infer(request: InferRequest, model: str, outputs: Arrays) -> tuple[bytes, int | None]:

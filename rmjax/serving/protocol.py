@@ -6,7 +6,7 @@ Axis letters: B sequences of a request; the other axes are the models' own.
 import dataclasses
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,10 +21,12 @@ DATATYPES = {
     "INT64": (np.dtype("<i8"), "TYPE_INT64"),
     "INT32": (np.dtype("<i4"), "TYPE_INT32"),
     "FP32": (np.dtype("<f4"), "TYPE_FP32"),
+    "BOOL": (np.dtype(bool), "TYPE_BOOL"),
 }
 # What tritonclient may send without meaning anything to a reward model.
 _WITHOUT_MEANING = {"sequence_id", "sequence_start", "sequence_end", "priority", "binary_data_output"}
 _PARAMETERS = {"truncate": bool, "close": bool, "timeout": int}
+_LONGEST_AXIS, _LONGEST_TIMEOUT = 1 << 31, 1 << 53  # elements; microseconds
 Arrays = dict[str, np.ndarray]
 
 
@@ -92,7 +94,7 @@ def read_call(parameters: Mapping[str, Any], client: str, now: float, time_left:
             raise RequestError(f"parameter {name!r} is {value!r:.60}; expected {_PARAMETERS[name].__name__}")
     seconds = [time_left] if time_left is not None else []
     if (timeout := parameters.get("timeout", 0)) > 0:
-        seconds.append(timeout / 1e6)
+        seconds.append(min(timeout, _LONGEST_TIMEOUT) / 1e6)
     truncate = "right" if parameters.get("truncate", False) else ""
     return Call(client, now + min(seconds, default=math.inf), parameters.get("close", False), truncate)
 
@@ -105,8 +107,10 @@ def check_input(name: str, datatype: str, shape: Sequence[int], expected: Mappin
         raise RequestError(f"tensor {name!r} is given twice; expected once")
     if datatype != expected[name].datatype:
         raise RequestError(f"tensor {name!r} has datatype {datatype!r:.40}; expected {expected[name].datatype}")
-    if any(size < 0 for size in shape):
-        raise RequestError(f"tensor {name!r} has shape {list(shape)}; sizes are not negative")
+    axes = len(expected[name].shape)
+    if len(shape) > 2 * axes or any(not 0 <= size < _LONGEST_AXIS for size in shape):
+        raise RequestError(f"tensor {name!r} has {len(shape)} axes, of sizes {list(shape[: 2 * axes])!s:.60}; expected "
+                           f"{axes}, not negative and below {_LONGEST_AXIS} each")  # fmt: skip
 
 
 def shaped(name: str, values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
@@ -118,10 +122,7 @@ def shaped(name: str, values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     if values.size != math.prod(shape):
         raise RequestError(f"tensor {name!r} has shape {list(shape)}, which is {math.prod(shape)} elements, but its "
                            f"contents hold {values.size}")  # fmt: skip
-    try:
-        return values.reshape(shape)
-    except ValueError as error:  # NumPy's limit of axes
-        raise RequestError(f"tensor {name!r} has {len(shape)} axes; expected {name!r} to have two") from error
+    return values.reshape(shape)
 
 
 def from_raw(name: str, datatype: str, raw: bytes | memoryview) -> np.ndarray:
@@ -154,15 +155,15 @@ def objects(values: Sequence[bytes]) -> np.ndarray:
     return array
 
 
-def chosen_outputs(wanted: Sequence[str], given: Arrays) -> Arrays:
-    """Returns the outputs that a request names, or all where it names none.
-
-    Raises:
-      RequestError: the model does not give one of them.
-    """
+def check_outputs(wanted: Iterable[str], model: Model) -> None:
+    """Raises RequestError if a request names an output that the model does not give: before any work is done."""
     for name in wanted:
-        if name not in given:
-            raise RequestError(f"unknown output tensor {name!r:.80}; this model gives {', '.join(given)}")
+        if name not in model.outputs:
+            raise RequestError(f"unknown output tensor {name!r:.80}; this model gives {', '.join(model.outputs)}")
+
+
+def chosen_outputs(wanted: Sequence[str], given: Arrays) -> Arrays:
+    """Returns the outputs that a request names, or all where it names none."""
     return {name: given[name] for name in wanted} if wanted else given
 
 

@@ -3,7 +3,10 @@
 Axis letters: B sequences of a request, S tokens of the padded sequences.
 """
 
+import asyncio
+import dataclasses
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,7 @@ from rmjax.data.conversations import BadField
 from rmjax.data.conversations import messages as chat_messages
 from rmjax.data.schema import Message
 from rmjax.data.tokenizer import Tokenizer
-from rmjax.serving.errors import RequestError
+from rmjax.serving.errors import DeadlinePassed, RequestError
 from rmjax.serving.protocol import Arrays, Call, Tensor
 from rmjax.serving.tokenising import Text, Tokenising
 
@@ -22,7 +25,9 @@ INPUTS = {
     "tokens": Tensor("INT64", (-1, -1)),
     "sequence_lengths": Tensor("INT64", (-1, 1)),
     "messages": Tensor("BYTES", (-1, 1)),
+    "add_EOS": Tensor("BOOL", (-1, 1)),
 }
+EXCEEDED = Tensor("INT32", (-1, 1))  # an output: 1 where a sequence was cut
 _WAYS = "'sentences', or 'messages', or 'tokens' with 'sequence_lengths'"
 _CHARACTERS_PER_TOKEN = 100  # far more than any text has; what is longer would only keep the tokenizer busy
 _LONGEST_TEXT = 1 << 20  # characters that are tokenised in any case, for truncation
@@ -43,36 +48,45 @@ class Reader:
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, max_length: int, truncate: bool = False):
         self.max_length, self.truncate = max_length, truncate
         self._tokenise, self._vocab_size = Tokenising(tokenizer), vocab_size
+        self._opening, self._around = tokenizer.opening, tokenizer.around
 
     @property
     def waiting(self) -> int:
         """Texts that wait for the tokenizer."""
         return self._tokenise.waiting
 
-    def conversations(self, tensors: Arrays) -> tuple[str, list[Conversation]]:
-        """Returns the name of the tensor that holds the request's sequences, and the B sequences.
+    def conversations(self, tensors: Arrays, call: Call) -> tuple[str, list[Conversation], Call]:
+        """Returns the name of the tensor that holds the request's sequences, the B sequences, and how to take them.
 
         Args:
           tensors: one of
             `sentences` [B, 1], UTF-8 text;
             `messages` [B, 1], a JSON list of chat messages each;
             `tokens` [B, S] and `sequence_lengths` [B, 1], what lies behind a sequence's length being padding.
-            Beside `sentences`, tokens are not looked at, as in NeMo-Aligner's servers.
+            Beside `sentences`, tokens are not looked at, as in NeMo-Aligner's servers, and `add_EOS` [B, 1] of its
+            annotation script may say whether they are to be closed, which is for all B alike.
 
         Raises:
           RequestError: a tensor is missing or cannot be used; names it.
         """
         given = set(tensors)
         if "sentences" in given:
-            given -= {"tokens", "sequence_lengths"}
+            given -= {"tokens", "sequence_lengths", "add_EOS"}
         if given == {"tokens", "sequence_lengths"}:
-            return "tokens", self._sequences(tensors["tokens"], tensors["sequence_lengths"])
+            return "tokens", self._sequences(tensors["tokens"], tensors["sequence_lengths"]), call
         if given not in ({"sentences"}, {"messages"}):
             raise RequestError(f"the request has the tensors {sorted(given)}; give {_WAYS}")
         name = given.pop()
         _check_column(name, tensors[name])
         texts = [_decode(name, row, value) for row, value in enumerate(tensors[name][:, 0])]
-        return name, texts if name == "sentences" else [_messages(row, text) for row, text in enumerate(texts)]
+        if name == "messages":
+            return name, [_messages(row, text) for row, text in enumerate(texts)], call
+        if (closing := tensors.get("add_EOS")) is not None:
+            if closing.shape != (len(texts), 1) or len(set(closing[:, 0].tolist())) > 1:
+                raise RequestError(f"tensor 'add_EOS' has shape {list(closing.shape)} and {int(closing.sum())} true "
+                                   f"values; expected [{len(texts)}, 1], all alike")  # fmt: skip
+            call = dataclasses.replace(call, close=bool(closing[0, 0]))
+        return name, texts, call
 
     async def sequences(
         self, conversations: list[Conversation], source: str, call: Call
@@ -89,7 +103,10 @@ class Reader:
             self._check_text(source, row, conversation)
         texts = [c for c in conversations if not isinstance(c, np.ndarray)]
         try:
-            encoded = iter(await self._tokenise(texts, call.close) if texts else ())
+            async with asyncio.timeout_at(call.deadline if texts and call.deadline < math.inf else None):
+                encoded = iter(await self._tokenise(texts, call.close) if texts else ())
+        except TimeoutError:
+            raise DeadlinePassed("the deadline passed before the request was tokenised") from None
         except InputError:  # the chat template refuses the messages, or there is none
             for row, text in enumerate(conversations):
                 await self._tokenise_alone(source, row, text)
@@ -112,6 +129,17 @@ class Reader:
     async def words(self, tokens: np.ndarray) -> list[str]:
         """Returns what each token alone stands for."""
         return await self._tokenise.words(tokens)
+
+    def opened(self, text: str) -> str:
+        """Returns a text that begins with the BOS, where the tokenizer would add it: as vLLM tokenises."""
+        return text if text.startswith(self._opening) else self._opening + text
+
+    def stripped(self, text: str) -> str:
+        """Returns a text without padding and EOS at its ends, as OpenRLHF's server takes it."""
+        while text and (around := [mark for mark in self._around if text.startswith(mark) or text.endswith(mark)]):
+            for mark in around:
+                text = text.removeprefix(mark).removesuffix(mark)
+        return text
 
     def check_tokens(self, source: str, row: int, tokens: np.ndarray) -> np.ndarray:
         """Returns the tokens int [length] if the vocabulary has them all.

@@ -42,6 +42,7 @@ class Repository:
         self._names = {path: name for name, path in (paths or {}).items()}
         self._served = {name: _Served(load(ModelMetrics(self.metrics, name))) for name, load in self._loaders.items()}
         self._lock, self._closing = asyncio.Lock(), set[asyncio.Task]()
+        self._loading: dict[str, asyncio.Task] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -98,12 +99,13 @@ class Repository:
         with self.use(name, version) as service:
             return await service.infer(tensors, call)
 
-    def index(self) -> list[dict[str, Any]]:
+    def index(self, only_ready: bool = False) -> list[dict[str, Any]]:
         """Returns the models and their states, as the protocol has it."""
         states = {name: served.service.ready for name, served in self._served.items()}
         return [
             {"name": name, "version": VERSION, "state": "READY" if ready else "UNAVAILABLE", "reason": ""}
             for name, ready in states.items()
+            if ready or not only_ready
         ]
 
     async def start(self) -> None:
@@ -114,7 +116,8 @@ class Repository:
     async def load(self, name: str) -> None:
         """Loads a model anew from where it came from; the old one serves until the new one is warm.
 
-        With offload the new one takes its turn to be loaded and warmed up, and requests wait meanwhile.
+        It goes on though the caller gives up; who asks again meanwhile waits for the same load. With offload the new
+        one takes its turn to be loaded and warmed up, and requests wait meanwhile.
 
         Raises:
           NotFound: there is no such model.
@@ -122,6 +125,12 @@ class Repository:
         """
         self._find(name)
         name = self._names.get(name, name)
+        if (loading := self._loading.get(name)) is None:
+            loading = self._loading[name] = asyncio.create_task(self._load(name))
+            loading.add_done_callback(lambda _: self._loading.pop(name))
+        await asyncio.shield(loading)
+
+    async def _load(self, name: str) -> None:
         async with self._lock:  # two models in memory are enough
             metrics = ModelMetrics(self.metrics, name)
             try:

@@ -13,7 +13,7 @@ from rmjax.data.tokenizer import Tokenizer
 from rmjax.serving.engine import Engine
 from rmjax.serving.metrics import ModelMetrics
 from rmjax.serving.protocol import Arrays, Call, Tensor
-from rmjax.serving.reading import INPUTS, Conversation, Reader
+from rmjax.serving.reading import EXCEEDED, INPUTS, Conversation, Reader
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +50,7 @@ class RewardService:
         self.engine, self.attributes, self.strings = engine, tuple(attributes), strings
         self.reader = Reader(tokenizer, vocab_size, engine.max_length, truncate)
         self.inputs, self.max_batch_size = INPUTS, engine.queue_size
-        self.outputs = {"rewards": Tensor("FP32", (-1, len(self.attributes)))}
-        if truncate:
-            self.outputs["exceeded"] = Tensor("INT32", (-1, 1))
+        self.outputs = {"rewards": Tensor("FP32", (-1, len(self.attributes))), "exceeded": EXCEEDED}
         self.facts = {"attributes": list(attributes), "max_length": engine.max_length, **(facts or {})}
 
     @property
@@ -66,16 +64,14 @@ class RewardService:
         return self.engine.metrics
 
     async def infer(self, tensors: Arrays, call: Call) -> Arrays:
-        """Returns `rewards` float32 [B, A], and `exceeded` int32 [B, 1] where truncation is asked for.
+        """Returns `rewards` float32 [B, A], and `exceeded` int32 [B, 1], 1 where a sequence was cut.
 
         Raises:
           RequestError: a tensor is missing or cannot be used; names it.
           ServingError: those of `Engine.submit`.
         """
-        source, conversations = self.reader.conversations(tensors)
+        source, conversations, call = self.reader.conversations(tensors, call)
         scored = await self.score(conversations, source, call)
-        if not (call.truncate or self.reader.truncate):
-            return {"rewards": scored.rewards}
         return {"rewards": scored.rewards, "exceeded": scored.exceeded[:, None].astype(np.int32)}
 
     async def score(self, conversations: list[Conversation], source: str, call: Call) -> Scored:

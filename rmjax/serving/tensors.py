@@ -37,7 +37,8 @@ def _typed(tensor: service_pb2.ModelInferRequest.InferInputTensor) -> np.ndarray
     contents = tensor.contents
     if tensor.datatype == "BYTES":
         return objects(list(contents.bytes_contents))
-    fields = {"INT64": contents.int64_contents, "INT32": contents.int_contents, "FP32": contents.fp32_contents}
+    fields = {"INT64": contents.int64_contents, "INT32": contents.int_contents, "FP32": contents.fp32_contents,
+              "BOOL": contents.bool_contents}  # fmt: skip
     return np.array(fields[tensor.datatype], DATATYPES[tensor.datatype][0])
 
 

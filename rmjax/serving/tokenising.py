@@ -82,9 +82,9 @@ class Tokenising:
                 )
                 for i in chosen:
                     found[i] = [next(tokens) for _ in requests[i][0]]
-            except Exception as error:  # one of them is at fault: alone, each answers for itself
-                if len(requests) == 1:
-                    return [error]
+            except BaseException as error:  # one of them is at fault: alone, each answers for itself
+                if len(requests) == 1:  # a panic of the tokenizer's is no Exception
+                    return [error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")]
                 for i in chosen:
                     found[i] = self._encode_all([requests[i]])[0]
         return found

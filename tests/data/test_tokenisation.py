@@ -338,3 +338,14 @@ def test_attributes_that_some_records_lack_are_missing_there(tokenizer, tmp_path
     dataset, _ = load(write(tmp_path / "in.jsonl", records), tokenizer)
     assert dataset.attributes == ("x", "y")
     np.testing.assert_array_equal(dataset.labels, [[1, np.nan], [3, 2]])
+
+
+def test_a_bos_that_the_tokenizer_adds_is_known():
+    plain, base = Tokenizer.load(""), byte_level()
+    base.add_special_tokens({"bos_token": "<bos>"})
+    assert plain.opening == Tokenizer(base, "a").opening == ""
+    base.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", base.bos_token_id)]
+    )
+    assert Tokenizer(base, "a").opening == "<bos>"
+    assert plain.around == ("<pad>", "<eos>")

@@ -55,13 +55,13 @@ def tiny_scorer():
         return Scorer(model, model.init(jax.random.key(0)), mesh, MAX_LENGTH, rows=1), tokenizer
 
 
-def start(stack, loaders, *, warm=True, security=None, paths=None):
+def start(stack, loaders, *, warm=True, security=None, paths=None, host="127.0.0.1"):
     """Starts a server of `loaders` ({name: metrics -> RewardService}) on free ports; `stack` stops it."""
     loop = Loop()
     stack.callback(loop.close)
 
     async def make():
-        server = Server(Repository(loaders, paths), "127.0.0.1", 0, 0, security)
+        server = Server(Repository(loaders, paths), host, 0, 0, security)
         await server.start()
         return server
 
@@ -121,6 +121,8 @@ class Fake:
     Attributes:
       scored: every sequence that reached it, as bytes.
     """
+
+    opening, around = "", ()
 
     def __init__(self, **options):
         self.options = {"max_length": 256, "batch_tokens": 1024, "queue_size": 64, "queue_tokens": 1 << 14} | options

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from rmjax.serving import AsyncClient, Client, ServerError
+from rmjax.serving.client import _seconds
 from rmjax.serving.security import Security
 from tests.serving.test_faults import hold, until, waiting
 
@@ -78,3 +79,8 @@ def test_the_token_is_sent(fakes):
         assert client.rewards(["a"]).tolist() == [97]
     with Client(url(running)) as client, pytest.raises(ServerError, match="401: the bearer token"):
         client.rewards(["a"])
+
+
+def test_retry_after_may_be_a_date():
+    assert _seconds("3") == 3
+    assert _seconds("Wed, 21 Oct 2026 07:28:00 GMT") == _seconds("") == 0

@@ -92,7 +92,7 @@ def ask(served, model, **tensors):
 def test_over_the_wire_as_nemo_asks(served, running):
     config = served.http.get("/v2/models/critic_infer/config").json()
     assert config["max_batch_size"] > 0
-    assert [output["name"] for output in config["output"]] == ["values", "rewards"]
+    assert [output["name"] for output in config["output"]] == ["values", "exceeded", "rewards"]
     for name in ("critic_train", "critic_save"):
         assert served.http.get(f"/v2/models/{name}/config").json()["max_batch_size"] == 0
     tokens, lengths = np.array([[5, 6, 7, 0, 0], [8, 9, 10, 11, 12]]), np.array([[3], [5]])
@@ -188,3 +188,30 @@ def test_offload_moves_what_is_idle_and_changes_no_value(tiny_scorer, running, t
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             for found in pool.map(lambda name: ask(moving, name, **asked), names):
                 np.testing.assert_allclose(found["rewards"], ask(plain, "reward_model", **asked)["rewards"], atol=1e-5)
+
+
+def test_what_is_wrong_changes_nothing(served):
+    one = np.ones((1, 3))
+    given = {"tokens": [[5, 6, 7, 8]], "returns": one, "prev_values": one * 0, "mask": one}
+    values = lambda: ask(served, "critic_infer", tokens=[[5, 6, 7]], sequence_lengths=[[3]])["values"]
+    ask(served, "critic_train", **given)
+    before = values()
+    # Finite, but its square is not: the step is not taken.
+    status, error = ask(served, "critic_train", **given | {"returns": one * 3e38})
+    assert (status, "not finite" in error) == (500, True)
+    status, error = ask(served, "critic_train", **given | {"mask": -one})
+    assert (status, "'mask' holds values below 0" in error) == (400, True)
+    # An output that there is not is refused before the work.
+    inputs = [{"name": name, "datatype": "INT64" if name == "tokens" else "FP32", "shape": list(np.shape(data)),
+               "data": np.asarray(data).ravel().tolist()} for name, data in given.items()]  # fmt: skip
+    body = {"inputs": inputs, "outputs": [{"name": "loss"}]}
+    assert served.http.post("/v2/models/critic_train/infer", json=body).status_code == 400
+    np.testing.assert_array_equal(values(), before)
+    assert ask(served, "critic_save")[0] == ask(served, "critic_save", dummy_var=[0, 0])[0] == 400
+
+
+def test_the_critic_says_what_it_cut(served):
+    body = {"inputs": [{"name": "sentences", "datatype": "BYTES", "shape": [2, 1], "data": ["a" * 99, "b"]}],
+            "parameters": {"truncate": True}}  # fmt: skip
+    outputs = served.http.post("/v2/models/critic_infer/infer", json=body).json()["outputs"]
+    assert next(output["data"] for output in outputs if output["name"] == "exceeded") == [1, 0]

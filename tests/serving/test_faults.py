@@ -7,11 +7,13 @@ import shutil
 import socket
 import ssl
 import subprocess
+import threading
 import time
 
 import grpc
 import httpx2
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from rmjax.core.errors import InputError
@@ -209,7 +211,7 @@ def test_a_token_is_asked_for(fakes, tmp_path):
         with pytest.raises(grpc.RpcError) as raised:
             list(stub(running).ModelStreamInfer(iter([message("a")]), metadata=metadata))
         assert raised.value.code() == CODE.UNAUTHENTICATED
-    assert len(infer(message("a"), metadata=tuple(good.items())).outputs) == 1
+    assert len(infer(message("a"), metadata=tuple(good.items())).outputs) == 2
     assert not running.fake.scored[2:]
     for content, words in (("short", "5 characters"), (None, "cannot be read")):
         path = tmp_path / "other"
@@ -253,7 +255,7 @@ def test_mutual_tls(fakes, tmp_path):
         with grpc.secure_channel(f"127.0.0.1:{running.grpc_port}", grpc.ssl_channel_credentials(*parts)) as channel:
             return len(service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(message("a"), timeout=10).outputs)
 
-    assert (http(mine), rpc(mine)) == (200, 1)
+    assert (http(mine), rpc(mine)) == (200, 2)
     for pair in (None, strange):
         with pytest.raises(httpx2.TransportError):
             http(pair)
@@ -300,7 +302,7 @@ def test_grpc_cancels_none_of_1500_calls_at_once(fakes):
     running = fakes(queue_size=2048, queue_tokens=1 << 16)
     infer, request = stub(running).ModelInfer, message("abc")
     calls = [infer.future(request) for _ in range(1500)]
-    assert all(len(call.result().outputs) == 1 for call in calls)
+    assert all(len(call.result().outputs) == 2 for call in calls)
 
 
 def test_draining_answers_200_in_flight(fakes):
@@ -318,7 +320,7 @@ def test_draining_answers_200_in_flight(fakes):
         running.fake.gate.set()
         stopping.result(30)
         assert [future.result().status_code for future in (held, *http)] == [200] * 101
-        assert all(len(future.result().outputs) == 1 for future in rpc)
+        assert all(len(future.result().outputs) == 2 for future in rpc)
 
 
 def accepts(port):
@@ -327,3 +329,90 @@ def accepts(port):
     except OSError:
         return False
     return True
+
+
+def test_a_panic_of_the_tokenizer_fails_its_request_alone(fakes):
+    class Panic(BaseException):
+        """As the tokenizers' own, which is no Exception."""
+
+    running = fakes()
+    encode = running.fake.encode
+
+    def panics(texts, close):
+        if "bad" in texts:
+            raise Panic
+        return encode(texts, close)
+
+    running.fake.encode = panics
+    assert running.http.post(INFER, json=body("bad")).status_code == 500
+    assert running.http.post(INFER, json=body("good")).status_code == 200
+
+
+def test_a_deadline_holds_at_the_tokenizer_too(fakes):
+    running, going = fakes(), threading.Event()
+    encode = running.fake.encode
+    running.fake.encode = lambda texts, close: going.wait(10) and encode(texts, close)
+    assert running.http.post(INFER, json=body("late", timeout=20_000)).status_code == 504
+    going.set()
+    assert running.http.post(INFER, json=body("next")).status_code == 200
+    assert b"late" not in running.fake.scored
+
+
+def test_open_streams_and_watches_do_not_hold_up_the_end(fakes):
+    running, more = fakes(), threading.Event()
+
+    def requests():
+        yield message("a")
+        more.wait(20)
+
+    answers = stub(running).ModelStreamInfer(requests())
+    assert not next(answers).error_message
+    watch = health_pb2_grpc.HealthStub(running.channel).Watch(health_pb2.HealthCheckRequest())
+    next(watch)
+    began = time.monotonic()
+    running.stop()
+    assert time.monotonic() - began < 15
+    more.set()
+
+
+def test_a_vanished_stream_leaves_nothing_behind(fakes):
+    running = fakes(queue_size=256)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        held = hold(running, pool)
+        stream = stub(running).ModelStreamInfer(iter([message(f"gone{i}") for i in range(100)]))
+        until(lambda: waiting(running) == 64)
+        stream.cancel()
+        until(lambda: waiting(running) == 0)
+        running.fake.gate.set()
+        assert held.result().status_code == 200
+    assert not any(text.startswith(b"gone") for text in running.fake.scored)
+
+
+def test_announced_bodies_shut_nobody_out(fakes):
+    running = fakes()
+    head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (INFER.encode(), 128 << 20)
+    with contextlib.ExitStack() as stack:
+        for _ in range(10):
+            idle = stack.enter_context(socket.create_connection(("127.0.0.1", running.http_port), timeout=10))
+            idle.sendall(head)
+        assert running.http.post(INFER, json=body("a")).status_code == 200
+
+
+def test_a_load_goes_on_though_its_caller_gives_up(fakes):
+    running, going, begun = fakes(), threading.Event(), []
+    load, first = running.fake.load, running.fake
+
+    def slow(metrics):
+        begun.append(1)
+        assert going.wait(20)
+        return load(metrics)
+
+    running.repository._loaders["reward_model"] = slow
+    path, before = "/v2/repository/models/reward_model/load", running.repository.service("reward_model")
+    for _ in range(2):
+        with pytest.raises(httpx2.TimeoutException):
+            running.http.post(path, timeout=0.2)
+    going.set()
+    until(lambda: running.repository.service("reward_model") is not before)
+    assert begun == [1]
+    assert first.gate.is_set()

@@ -168,9 +168,11 @@ def test_the_server_describes_itself(running):
     metadata = running.client.get_model_metadata("reward_model")
     assert {t.name: (t.datatype, list(t.shape)) for t in metadata.inputs} == {
         "sentences": ("BYTES", [-1, 1]), "messages": ("BYTES", [-1, 1]),
-        "tokens": ("INT64", [-1, -1]), "sequence_lengths": ("INT64", [-1, 1]),
+        "tokens": ("INT64", [-1, -1]), "sequence_lengths": ("INT64", [-1, 1]), "add_EOS": ("BOOL", [-1, 1]),
     }  # fmt: skip
-    assert [(t.name, t.datatype, list(t.shape)) for t in metadata.outputs] == [("rewards", "FP32", [-1, 1])]
+    assert [(t.name, t.datatype, list(t.shape)) for t in metadata.outputs] == [
+        ("rewards", "FP32", [-1, 1]), ("exceeded", "INT32", [-1, 1])
+    ]  # fmt: skip
     stub = reflection_pb2_grpc.ServerReflectionStub(running.channel)
     answer = next(stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")])))
     names = {service.name for service in answer.list_services_response.service}
@@ -180,7 +182,8 @@ def test_the_server_describes_itself(running):
 def test_configuration_and_index(running):
     config = running.client.get_model_config("reward_model").config
     assert config.max_batch_size == 8
-    assert [(t.name, t.data_type, list(t.dims)) for t in config.output] == [("rewards", 11, [1])]  # TYPE_FP32
+    found = [(t.name, t.data_type, list(t.dims)) for t in config.output]
+    assert found == [("rewards", 11, [1]), ("exceeded", 8, [1])]  # TYPE_FP32, TYPE_INT32
     (model,) = running.client.get_model_repository_index().models
     assert (model.name, model.state) == ("reward_model", "READY")
 

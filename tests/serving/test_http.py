@@ -1,13 +1,21 @@
 import contextlib
+import functools
 import json
 import re
+import socket
 import struct
+import time
+import tracemalloc
 
+import grpc
+import httpx2
 import numpy as np
 import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from rmjax.data.packing import make_tree
-from tests.serving.conftest import start
+from rmjax.serving.memory import Memory
+from tests.serving.conftest import load_tiny, start
 
 INFER = "/v2/models/reward_model/infer"
 JSON = {"content-type": "application/json"}
@@ -39,7 +47,8 @@ def test_json_in_and_out(running):
     answer = infer(running, sentences("ab", "longer text"), id="mine").json()
     assert answer["id"] == "mine"
     assert (answer["model_name"], answer["model_version"]) == ("reward_model", "1")
-    (output,) = answer["outputs"]
+    output, exceeded = answer["outputs"]
+    assert exceeded == {"name": "exceeded", "datatype": "INT32", "shape": [2, 1], "data": [0, 0]}
     assert (output["name"], output["datatype"], output["shape"]) == ("rewards", "FP32", [2, 1])
     np.testing.assert_allclose(output["data"], rewards(running, ["ab", "longer text"])[:, 0], atol=1e-5)
     nested = infer(running, sentences("ab", "longer text", data=[["ab"], ["longer text"]])).json()
@@ -63,10 +72,10 @@ def test_binary_in_and_out(running, asked):
     answer = running.http.post(INFER, **binary(header, raw))
     assert answer.headers["content-type"] == "application/octet-stream"
     length = int(answer.headers["inference-header-content-length"])
-    (output,) = json.loads(answer.content[:length])["outputs"]
+    output = json.loads(answer.content[:length])["outputs"][0]
     assert output["parameters"] == {"binary_data_size": 8}
     assert "data" not in output
-    found = np.frombuffer(answer.content[length:], "<f4")
+    found = np.frombuffer(answer.content[length : length + 8], "<f4")
     np.testing.assert_allclose(found, rewards(running, ["hé", "xyz"])[:, 0], atol=1e-5)
 
 
@@ -143,11 +152,12 @@ def test_the_server_describes_itself(running):
         assert get(path).status_code == 200
     assert get("/v2").json()["extensions"] == ["binary_tensor_data", "model_configuration", "model_repository"]
     metadata = get("/v2/models/reward_model").json()
-    assert metadata["outputs"] == [{"name": "rewards", "datatype": "FP32", "shape": [-1, 1]}]
+    assert metadata["outputs"][0] == {"name": "rewards", "datatype": "FP32", "shape": [-1, 1]}
+    assert metadata["outputs"][1] == {"name": "exceeded", "datatype": "INT32", "shape": [-1, 1]}
     assert metadata["parameters"] == {"attributes": ["reward"], "max_length": 64}
     config = get("/v2/models/reward_model/config").json()
     assert config["max_batch_size"] == 8
-    assert config["output"] == [{"name": "rewards", "data_type": "TYPE_FP32", "dims": [1]}]
+    assert config["output"][0] == {"name": "rewards", "data_type": "TYPE_FP32", "dims": [1]}
     assert config["input"][0] == {"name": "sentences", "data_type": "TYPE_STRING", "dims": [1], "optional": True}
     (index,) = running.http.post("/v2/repository/index").json()
     assert (index["name"], index["state"]) == ("reward_model", "READY")
@@ -320,3 +330,66 @@ def test_several_models_by_name_and_path(running):
         assert both.http.post("/classify", json={"model": "b/path", "input": "a"}).status_code == 200
         assert both.http.post("/classify", json={"model": "other", "input": "a"}).status_code == 404
         assert both.metric("requests_total", model="two") == 2
+
+
+@pytest.mark.parametrize("data", [
+    ["x" * 10_000, *["a"] * 1_000], [[1, 2], ["3", 4]], [10**30], [True], [None], [[[1]], 2], {},
+])  # fmt: skip
+def test_numbers_are_told_from_all_else_before_they_cost_anything(running, data):
+    tokens = {"name": "tokens", "datatype": "INT64", "shape": [1, 1], "data": data}
+    lengths = {"name": "sequence_lengths", "datatype": "INT64", "shape": [1, 1], "data": [1]}
+    tracemalloc.start()
+    assert infer(running, tokens, lengths).status_code == 400
+    assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("shape", [[10**4000, 10**4000], [10**4000] * 100, [1] * 100, [1 << 31, 0]])
+def test_huge_shapes_are_refused_at_once(running, shape):
+    began = time.monotonic()
+    answer = infer(running, sentences("a", shape=shape))
+    assert (answer.status_code, time.monotonic() - began < 5) == (400, True)
+    assert len(answer.content) < 1_000
+
+
+def test_a_timeout_may_be_any_number(running):
+    assert infer(running, sentences("a"), parameters={"timeout": 10**400}).status_code == 200
+
+
+def test_null_is_as_good_as_nothing(running):
+    body = {"model": None, "input": "a", "truncate_prompt_tokens": None, "encoding_format": None}
+    assert running.http.post("/classify", json=body).status_code == 200
+
+
+def test_openrlhfs_texts_lose_what_stands_around_them(running):
+    ask = lambda text: running.http.post("/get_reward", json={"query": [text]}).json()["rewards"]
+    assert ask("abc") == ask("abc<eos><eos>") == ask("<pad><pad>abc<eos>") == ask("abc<eos><pad><pad>")
+
+
+def test_nemos_annotation_script_says_whether_to_close(running):
+    closing = lambda *values: {"name": "add_EOS", "datatype": "BOOL", "shape": [len(values), 1], "data": list(values)}
+    found = infer(running, sentences("ab", "c"), closing(True, True)).json()["outputs"][0]["data"]
+    np.testing.assert_allclose(found, rewards(running, ["ab", "c"], close=True)[:, 0], atol=1e-5)
+    assert "all alike" in infer(running, sentences("ab", "c"), closing(True, False)).json()["error"]
+
+
+def test_vllms_texts_begin_with_the_bos_that_the_tokenizer_adds(fakes):
+    running = fakes()
+    running.repository.service("reward_model").reader._opening = "B"
+    for body in ({"input": "a"}, {"input": "Bb"}, {"input": "c", "add_special_tokens": False}, {"input": [100, 101]}):
+        assert running.http.post("/classify", json=body).status_code == 200
+    assert running.fake.scored == [b"Ba", b"Bb", b"c", b"de"]
+
+
+def test_the_loopback_of_ipv6_can_be_listened_on(tiny_scorer):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with contextlib.ExitStack() as stack:
+        made = start(stack, {"reward_model": functools.partial(load_tiny, *tiny_scorer, Memory())}, host="::1")
+        with httpx2.Client(base_url=f"http://[::1]:{made.http_port}", trust_env=False) as http:
+            assert http.get("/v2/health/ready").status_code == 200
+        with grpc.insecure_channel(f"[::1]:{made.grpc_port}") as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            assert stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=10).live
