@@ -73,7 +73,7 @@ def pytriton_clients(url):
     from pytriton.client import AsyncioModelClient, FuturesModelClient, ModelClient
 
     with ModelClient(url, "reward_model") as client:
-        assert [tensor.name for tensor in client.model_config.outputs] == ["rewards"]
+        assert [tensor.name for tensor in client.model_config.outputs] == ["rewards", "exceeded"]
         batch = client.infer_batch(sentences=column(TEXTS))["rewards"]
         sample = client.infer_sample(sentences=np.array([TEXTS[0].encode()], np.object_))["rewards"]
     assert sample.shape == (1,)
