@@ -91,12 +91,12 @@ def train(config: Config, workdir: pathlib.Path) -> loop.Outcome:
 
 
 def _check_sources(config: Config) -> None:
-    made = [SYNTHETIC in (sources,) or SYNTHETIC in tuple(sources)
+    made = [SYNTHETIC in ((sources,) if isinstance(sources, str) else sources)
             for sources in (config.data.train, config.data.validation)]  # fmt: skip
-    if made[0] != made[1]:
-        raise InputError(f"config.data.{'train' if made[0] else 'validation'} is the built-in data, {SYNTHETIC!r}, and "
-                         f"config.data.{'validation' if made[0] else 'train'} is not; what validation says, and which "
-                         "checkpoint it picks, would have nothing to do with the training data: set both")  # fmt: skip
+    if made == [False, True]:
+        raise InputError(f"config.data.validation is the built-in data, {SYNTHETIC!r}, and config.data.train is not; what "
+                         "validation says, and which checkpoint it picks, would have nothing to do with the training "
+                         "data: set it")  # fmt: skip
 
 
 def _tokenizer_path(config: Config) -> str:
