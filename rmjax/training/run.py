@@ -94,9 +94,9 @@ def _check_sources(config: Config) -> None:
     made = [SYNTHETIC in ((sources,) if isinstance(sources, str) else sources)
             for sources in (config.data.train, config.data.validation)]  # fmt: skip
     if made == [False, True]:
-        raise InputError(f"config.data.validation is the built-in data, {SYNTHETIC!r}, and config.data.train is not; what "
-                         "validation says, and which checkpoint it picks, would have nothing to do with the training "
-                         "data: set it")  # fmt: skip
+        raise InputError(f"config.data.validation is the built-in data, {SYNTHETIC!r}, and config.data.train is not; "
+                         "what validation says, and which checkpoint it picks, would have nothing to do with the "
+                         "training data: set it")  # fmt: skip
 
 
 def _tokenizer_path(config: Config) -> str:

@@ -109,10 +109,8 @@ def test_data_that_says_nothing_to_the_objective_is_named(tiny, tmp_path):
     tiny.data.train = (write(tmp_path / "c.jsonl", "pairs"), write(tmp_path / "b.jsonl", "regression"))
     with pytest.raises(InputError, match=r"b.jsonl:1: it has no preference"):
         train(tiny, tmp_path / "run")
-    tiny.data.train = ("synthetic",)
-    with pytest.raises(
-        InputError, match=r"config.data.train is the built-in data, 'synthetic', and config.data.validat"
-    ):
+    tiny.data.validation = ("synthetic",)
+    with pytest.raises(InputError, match=r"config.data.validation is the built-in data, 'synthetic', and"):
         train(tiny, tmp_path / "run")
     soft = [item.record | {"probability": 0.8} for item in synthetic.comparisons("train", 24)]
     (tmp_path / "soft.jsonl").write_text("".join(json.dumps(record) + "\n" for record in soft))
