@@ -16,9 +16,11 @@ from rmjax.data.schema import Edge, Tree
 def shared_length(a: np.ndarray, b: np.ndarray) -> int:
     """Returns how many tokens two sequences have in common at their start."""
     shorter = min(len(a), len(b))
+    if not shorter or a[0] != b[0]:
+        return 0
     differs = a[:shorter] != b[:shorter]
-    first = int(differs.argmax()) if shorter else 0
-    return first if shorter and differs[first] else shorter
+    first = int(differs.argmax())
+    return first if differs[first] else shorter
 
 
 def make_tree(

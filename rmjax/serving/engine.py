@@ -3,7 +3,9 @@
 import asyncio
 import collections
 import concurrent.futures
+import itertools
 import math
+import operator
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -26,12 +28,13 @@ class _Call:
     Attributes:
       answer: the rewards of all its sequences, once `missing` is 0.
       taken: sequences that are no longer waiting.
+      rewards: float32 [n, A] of its n sequences, from the first batch on that has any of them.
     """
 
     def __init__(self, sequences: list[np.ndarray], client: str, deadline: float, answer: asyncio.Future):
         self.sequences, self.client, self.deadline, self.answer = sequences, client, deadline, answer
         self.taken, self.missing = 0, len(sequences)
-        self.rewards: list[np.ndarray | None] = [None] * len(sequences)
+        self.rewards: np.ndarray | None = None
 
     @property
     def waiting(self) -> list[np.ndarray]:
@@ -206,7 +209,7 @@ class Engine:
                 continue
             began = loop.time()
             self._busy = True
-            rewards, unique = await loop.run_in_executor(self._thread, self._score_batch, prefixes)
+            rewards, errors, unique = await loop.run_in_executor(self._thread, self._score_batch, prefixes)
             self._busy = False
             tokens, seconds = sum(map(len, prefixes.sequences)), loop.time() - began
             self._batch_seconds = max(seconds, 0.9 * self._batch_seconds)
@@ -215,8 +218,12 @@ class Engine:
             self.metrics.sequences.inc(len(batch))
             self.metrics.tokens.inc(tokens)
             self.metrics.unique_tokens.inc(unique)
-            for (call, row), found in zip(batch, rewards, strict=True):
-                self._answer(call, row, found)
+            first = 0
+            for call, taken in itertools.groupby(batch, key=operator.itemgetter(0)):
+                rows = [row for _, row in taken]  # one after the other
+                last = first + len(rows)
+                self._answer(call, rows[0], rewards[first:last], [errors[i] for i in errors if first <= i < last])
+                first = last
 
     def _take(self, now: float) -> tuple[Taken, PrefixSet]:
         """Takes the sequences that fill a batch, the clients in turn; at least one where any waits.
@@ -257,10 +264,13 @@ class Engine:
         if calls := self._clients.pop(client):
             self._clients[client] = calls
 
-    def _score_batch(self, prefixes: PrefixSet) -> tuple[list[np.ndarray | Exception], int]:
-        """Returns (the rewards [A] of each sequence or what it ended in, unique tokens); runs in the scoring thread."""
+    def _score_batch(self, prefixes: PrefixSet) -> tuple[np.ndarray, dict[int, Exception], int]:
+        """Scores a batch of n sequences; runs in the scoring thread.
+
+        Returns:
+          Rewards float32 [n, A], what some of them ended in instead, unique tokens.
+        """
         sequences, unique = prefixes.sequences, 0
-        found: list[np.ndarray | Exception] = [np.zeros(0)] * len(sequences)
         try:
             groups = prefixes.groups(self.max_length)
             trees = [make_tree([sequences[i] for i in indices], shared=shared) for indices, shared in groups]
@@ -271,32 +281,45 @@ class Engine:
             ill = [g for g, rewards in enumerate(scored) if len(rewards) > 1 and not np.isfinite(rewards).all()]
             for g in ill:
                 scored[g] = np.concatenate(self._score([make_tree([sequences[i]]) for i in groups[g][0]]))
-            for (indices, _), rewards in zip(groups, scored, strict=True):
-                for i, reward in zip(indices, rewards, strict=True):
-                    found[i] = reward
+            flat = np.concatenate(scored)
+            rewards = np.empty((len(sequences), flat.shape[1]), np.float32)
+            rewards[[i for indices, _ in groups for i in indices]] = flat
         except Exception as error:  # whatever the device raises: it fails nobody but the sequence that causes it
             if len(sequences) == 1:
-                return [error], unique
-            return [self._score_alone(sequence) for sequence in sequences], unique
-        return found, unique
+                return np.zeros((1, 1), np.float32), {0: error}, unique
+            return (*self._score_alone(sequences), unique)
+        return rewards, {}, unique
 
-    def _score_alone(self, sequence: np.ndarray) -> np.ndarray | Exception:
-        alone = PrefixSet()
-        alone.add(sequence, math.inf)
-        return self._score_batch(alone)[0][0]
+    def _score_alone(self, sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, dict[int, Exception]]:
+        """Scores one after the other."""
+        found, errors = [], {}
+        for i, sequence in enumerate(sequences):
+            alone = PrefixSet()
+            alone.add(sequence, math.inf)
+            rewards, failed, _ = self._score_batch(alone)
+            found.append(rewards)
+            if failed:
+                errors[i] = failed[0]
+        width = max(rewards.shape[1] for rewards in found)
+        return np.concatenate([np.broadcast_to(rewards, (1, width)) for rewards in found]), errors
 
-    def _answer(self, call: _Call, row: int, found: np.ndarray | Exception) -> None:
+    def _answer(self, call: _Call, first: int, rewards: np.ndarray, errors: list[Exception]) -> None:
+        """Gives a call the rewards [k, A] of its k sequences from `first` on, or the error of one of them."""
         if call.answer.done():  # cancelled, expired, or another of its sequences failed
             return
-        if isinstance(found, Exception):
-            self._fail(call, found)
-        elif not np.isfinite(found).all():
-            self._fail(call, NotFinite(f"the model's reward of sequence {row} is {found.tolist()}, not finite"))
-        else:
-            call.rewards[row] = found
-            call.missing -= 1
-            if not call.missing:
-                call.answer.set_result(np.stack(call.rewards))
+        if not errors and not np.isfinite(rewards).all():
+            row = int(np.flatnonzero(~np.isfinite(rewards).all(axis=1))[0])
+            reward = rewards[row].tolist()
+            errors = [NotFinite(f"the model's reward of sequence {first + row} is {reward}, not finite")]
+        if errors:
+            self._fail(call, errors[0])
+            return
+        if call.rewards is None:
+            call.rewards = np.empty((len(call.sequences), rewards.shape[1]), np.float32)
+        call.rewards[first : first + len(rewards)] = rewards
+        call.missing -= len(rewards)
+        if not call.missing:
+            call.answer.set_result(call.rewards)
 
 
 def check_sequence(row: int, sequence: np.ndarray, source: str, max_length: int) -> np.ndarray:

@@ -30,7 +30,10 @@ class PrefixSet:
         """
         key = sequence.tobytes()
         at = bisect.bisect_left(self._keys, key)
-        after = shared_length(sequence, self.sequences[self._order[at]]) if at < len(self._order) else 0
+        if at < len(self._order) and self._keys[at] == key:  # the very same, as samples and retries may be
+            after = len(sequence)
+        else:
+            after = shared_length(sequence, self.sequences[self._order[at]]) if at < len(self._order) else 0
         # Of three in sorted order the outer two share what both share with the middle one, and no more.
         if at and at < len(self._order) and after > self._shared[at]:
             before = self._shared[at]
