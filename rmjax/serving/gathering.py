@@ -3,8 +3,8 @@
 import asyncio
 from collections.abc import Callable
 
-_QUIET_TURNS = 8  # of the event loop without anyone arriving, after which nobody else is expected
-_LONGEST = 0.002  # seconds
+_QUIET_TURNS = 64  # of the event loop without anyone arriving, after which nobody else is expected
+_LONGEST = 0.004  # seconds
 _LONGEST_PAUSE = 31  # batches between two attempts where nobody ever comes
 
 
@@ -20,7 +20,7 @@ class Gathering:
         self._pause = self._left = 0  # attempts to leave out after this one; still to be left out
 
     async def __call__(self, arrived: Callable[[], int]) -> None:
-        """Waits as long as somebody arrives within a few turns of the event loop, 2 ms at most.
+        """Waits as long as somebody arrives within a few turns of the event loop, 4 ms at most.
 
         Args:
           arrived: how many are there now.
