@@ -14,7 +14,7 @@ from rmjax.core.errors import InputError
 from rmjax.data.packing import make_tree, shared_length
 from rmjax.data.schema import Tree
 from rmjax.serving.errors import DeadlinePassed, NotFinite, NotServing, Overloaded, RequestError
-from rmjax.serving.gathering import Gathering
+from rmjax.serving.gathering import LONGEST, Gathering
 from rmjax.serving.metrics import Metrics, ModelMetrics
 from rmjax.serving.sharing import PrefixSet
 
@@ -198,20 +198,22 @@ class Engine:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        gather = Gathering()
+        gather, gathered = Gathering(), False
         while self._clients or not self._closing:
-            if self._clients and not self._closing:  # what drains lets nobody in
+            if self._clients and not gathered and not self._closing:  # what drains lets nobody in
                 await gather(lambda: self._sequences)
             batch, prefixes = self._take(loop.time())
             if not batch:
                 self._arrived.clear()
                 await self._arrived.wait()
+                gathered = False
                 continue
             began = loop.time()
             self._busy = True
             rewards, errors, unique = await loop.run_in_executor(self._thread, self._score_batch, prefixes)
             self._busy = False
             tokens, seconds = sum(map(len, prefixes.sequences)), loop.time() - began
+            gathered = seconds > LONGEST  # who was on the way is there
             self._batch_seconds = max(seconds, 0.9 * self._batch_seconds)
             self._tokens_per_batch += 0.2 * (max(tokens, self._batch_tokens) - self._tokens_per_batch)
             self.metrics.batches.inc()

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 _QUIET_TURNS = 64  # of the event loop without anyone arriving, after which nobody else is expected
-_LONGEST = 0.004  # seconds
+LONGEST = 0.004  # seconds
 _LONGEST_PAUSE = 31  # batches between two attempts where nobody ever comes
 
 
@@ -30,7 +30,7 @@ class Gathering:
             return
         time = asyncio.get_running_loop().time
         first = last = arrived()
-        quiet, ends = 0, time() + _LONGEST
+        quiet, ends = 0, time() + LONGEST
         while quiet < _QUIET_TURNS and time() < ends:
             await asyncio.sleep(0)
             now = arrived()
