@@ -244,13 +244,17 @@ def prompt_of(record: dict[str, Any], options: ReadOptions, *names: str) -> Any:
     if record.get("tools"):
         raise BadField("tools is given, and would not be rendered; put the tools into a system message as the model "
                        "expects them, and rename or remove the field")  # fmt: skip
-    if not (system := record.get("system")):
+    # The name is also that of an identifier, as in summeval: which system wrote the summary.
+    if len(str(record.get("system") or "").split()) > 1:
+        raise BadField("system holds a text; if it is a system message, rename it (data.columns = "
+                       "'system=system_prompt'), else rename it to anything unknown")  # fmt: skip
+    if not (system := record.get("system_prompt")):
         return prompt
     asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) and options.strings == "chat" else prompt
     if not isinstance(asked, list):
-        raise BadField("system is given beside strings that are joined as they are, or without a prompt; set "
+        raise BadField("system_prompt is given beside strings that are joined as they are, or without a prompt; set "
                        "data.strings = chat, or put it into the prompt and rename or remove the field")  # fmt: skip
-    return [{"role": "system", "content": text(system, "system")}, *asked]
+    return [{"role": "system", "content": text(system, "system_prompt")}, *asked]
 
 
 def plain_text(where: str, record: dict[str, Any], options: ReadOptions) -> Comparison:

@@ -305,13 +305,15 @@ def test_completions_may_call_their_prompt_prompt(tmp_path):
 
 
 def test_a_system_text_beside_the_prompt_is_not_lost(tmp_path):
-    record = PAIR | {"system": "s", "prompt": "q"}
+    record = PAIR | {"system_prompt": "s", "prompt": "q", "system": "M11"}
     found, _ = read(tmp_path, [record], strings="chat")
     assert found[0].conversations == ([SYSTEM, *CHAT], [SYSTEM, *OTHER])
-    messages = {"system": "s", "prompt": [USER], "chosen": CHAT[1:], "rejected": OTHER[1:]}
+    messages = {"system_prompt": "s", "prompt": [USER], "chosen": CHAT[1:], "rejected": OTHER[1:]}
     assert read(tmp_path, [messages])[0][0].conversations == found[0].conversations
-    with pytest.raises(InputError, match=r"system is given beside strings that are joined"):
+    with pytest.raises(InputError, match=r"system_prompt is given beside strings that are joined"):
         read(tmp_path, [record])
+    with pytest.raises(InputError, match=r"system holds a text; .*system=system_prompt"):
+        read(tmp_path, [record | {"system": "Be brief."}])
     with pytest.raises(InputError, match=r"tools is given, and would not be rendered"):
         read(tmp_path, [messages | {"tools": [{"name": "f"}]}])
 
