@@ -25,6 +25,7 @@ _MAX_MESSAGE = 128 << 20  # bytes; the critic's training batches reach 84 MB
 _MAX_METADATA = 16 << 10  # bytes
 _MAX_PENDING = 1 << 16  # calls
 _GRACE = 100.0  # seconds that calls in flight have to end when the server stops; less than deploy/ gives the process
+_SETTLED = 0.1  # seconds without a call in progress
 _LAST_GRACE = 5.0  # seconds that their last answers have to leave
 _STREAM_AHEAD = 64  # requests of one stream that are worked on at once
 
@@ -58,7 +59,10 @@ class InferenceService:
         """Returns when all calls in progress have ended; streams are answered what they have asked so far."""
         for reader in self._readers:
             reader.cancel()
-        await self._idle.wait()
+        await asyncio.sleep(_SETTLED)  # one that has arrived may not have begun
+        while not self._idle.is_set():
+            await self._idle.wait()
+            await asyncio.sleep(_SETTLED)
 
     async def ServerLive(self, request, context):
         """Says that the process answers."""
