@@ -19,6 +19,7 @@ from rmjax.serving.metrics import Metrics, ModelMetrics
 from rmjax.serving.sharing import PrefixSet
 
 Score = Callable[[Sequence[Tree]], list[np.ndarray]]
+_KEPT = 1 / 8  # of the queue is for clients of whom nothing waits yet
 _LONGEST_RETRY = 30.0  # seconds that a refused client is told to wait at most
 
 
@@ -99,8 +100,10 @@ class Engine:
             await self._task
         self._thread.shutdown()
 
-    def admit(self, source: str, sequences: int, tokens: int = 0, *, ahead: int = 0) -> None:
+    def admit(self, source: str, sequences: int, tokens: int = 0, *, ahead: int = 0, client: str = "") -> None:
         """Raises the error with which a call of so many sequences and tokens would be refused now, if any.
+
+        A part of the queue is kept for clients of whom nothing waits yet, so that nobody shuts the others out.
 
         Args:
           source: the tensor they come in, for messages.
@@ -114,7 +117,9 @@ class Engine:
                                "time, or raise --queue and --queue_tokens")  # fmt: skip
         if not self.ready:
             raise NotServing("the server is draining" if self._closing else "the server is still warming up")
-        if self._sequences + ahead + sequences > self.queue_size or self._tokens + tokens > self.queue_tokens:
+        kept = _KEPT if client in self._clients else 0.0
+        full = self._sequences + ahead + sequences > self.queue_size - int(kept * self.queue_size)
+        if full or self._tokens + tokens > self.queue_tokens - int(kept * self.queue_tokens):
             # When half of the queue is worked off; the others that are refused now come back then as well.
             retry = min(max(self._wait() / 2, 0.1), _LONGEST_RETRY)
             raise Overloaded(f"{self._sequences + ahead} sequences of {self._tokens} tokens wait and {size} more do "
@@ -142,7 +147,7 @@ class Engine:
             raise RequestError(f"tensor {source!r} holds no sequences; expected at least one")
         arrays = [check_sequence(row, sequence, source, self.max_length) for row, sequence in enumerate(sequences)]
         tokens = sum(map(len, arrays))
-        self.admit(source, len(arrays), tokens)
+        self.admit(source, len(arrays), tokens, client=client)
         loop = asyncio.get_running_loop()
         if deadline <= loop.time():
             raise DeadlinePassed("the deadline had passed before the request was queued")

@@ -85,7 +85,7 @@ class RewardService:
           ServingError: those of `Engine.submit`.
         """
         # Before the tokenizer works for nothing.
-        self.engine.admit(source, len(conversations), ahead=self.reader.waiting)
+        self.engine.admit(source, len(conversations), ahead=self.reader.waiting, client=call.client)
         sequences, exceeded = await self.reader.sequences(conversations, source, call)
         rewards = await self.engine.submit(sequences, source, client=call.client, deadline=call.deadline)
         return Scored(rewards, [len(sequence) for sequence in sequences], exceeded)

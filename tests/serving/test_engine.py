@@ -225,12 +225,12 @@ def test_the_queue_is_bounded_in_tokens():
         with pytest.raises(Overloaded, match="2 sequences of 15 tokens wait") as raised:
             await engine.submit(arrays([1] * 2), "tokens")
         assert 0.1 <= raised.value.retry_after <= 30
-        with pytest.raises(RequestError, match="2 sequences of 17 tokens in all"):
-            await engine.submit(arrays([1] * 8, [1] * 9), "tokens")
+        with pytest.raises(RequestError, match="3 sequences of 19 tokens in all"):
+            await engine.submit(arrays([1] * 9, [1] * 9, [1]), "tokens")
         model.gate.set()
         await asyncio.gather(held, *tasks)
 
-    run(body, queue_tokens=16, max_length=9)
+    run(body, queue_tokens=18, max_length=9)  # of which 2 are for clients of whom nothing waits
     with pytest.raises(InputError, match="queue_tokens is 8"):
         Engine(None, None, max_length=9, batch_tokens=8, queue_size=8, queue_tokens=8)
 
@@ -268,6 +268,22 @@ def test_what_would_expire_in_the_queue_is_refused_at_once():
         await asyncio.gather(held, *tasks)
 
     run(body)
+
+
+def test_nobody_shuts_the_others_out():
+    async def body(engine, model):
+        held = await hold(engine, model)
+        submit = lambda client: asyncio.create_task(engine.submit(arrays([1]), "tokens", client=client))
+        waiting = [submit("greedy") for _ in range(14)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await submit("greedy")
+        waiting.append(submit("other"))
+        await asyncio.sleep(0)
+        model.gate.set()
+        assert len(await asyncio.gather(held, *waiting)) == 16
+
+    run(body, queue_size=16)
 
 
 def test_clients_are_served_in_turn():
