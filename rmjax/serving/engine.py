@@ -11,14 +11,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rmjax.core.errors import InputError
-from rmjax.data.packing import make_tree, shared_length
-from rmjax.data.schema import Tree
+from rmjax.data.packing import shared_length
+from rmjax.serving.batches import Score, score_batch
 from rmjax.serving.errors import DeadlinePassed, NotFinite, NotServing, Overloaded, RequestError
 from rmjax.serving.gathering import LONGEST, Gathering
 from rmjax.serving.metrics import Metrics, ModelMetrics
 from rmjax.serving.sharing import PrefixSet
 
-Score = Callable[[Sequence[Tree]], list[np.ndarray]]
 _KEPT = 1 / 8  # of the queue is for clients of whom nothing waits yet
 _LONGEST_RETRY = 30.0  # seconds that a refused client is told to wait at most
 
@@ -215,7 +214,9 @@ class Engine:
                 continue
             began = loop.time()
             self._busy = True
-            rewards, errors, unique = await loop.run_in_executor(self._thread, self._score_batch, prefixes)
+            rewards, errors, unique = await loop.run_in_executor(
+                self._thread, score_batch, self._score, prefixes, self.max_length
+            )
             self._busy = False
             tokens, seconds = sum(map(len, prefixes.sequences)), loop.time() - began
             gathered = seconds > LONGEST  # who was on the way is there
@@ -270,45 +271,6 @@ class Engine:
     def _end_turn(self, client: str) -> None:
         if calls := self._clients.pop(client):
             self._clients[client] = calls
-
-    def _score_batch(self, prefixes: PrefixSet) -> tuple[np.ndarray, dict[int, Exception], int]:
-        """Scores a batch of n sequences; runs in the scoring thread.
-
-        Returns:
-          Rewards float32 [n, A], what some of them ended in instead, unique tokens.
-        """
-        sequences, unique = prefixes.sequences, 0
-        try:
-            groups = prefixes.groups(self.max_length)
-            trees = [make_tree([sequences[i] for i in indices], shared=shared) for indices, shared in groups]
-            unique = sum(tree.length for tree in trees)
-            scored = self._score(trees)
-            # A value that is not finite reaches all branches of its tree, since 0 * NaN is NaN: alone, each sequence
-            # answers for itself.
-            ill = [g for g, rewards in enumerate(scored) if len(rewards) > 1 and not np.isfinite(rewards).all()]
-            for g in ill:
-                scored[g] = np.concatenate(self._score([make_tree([sequences[i]]) for i in groups[g][0]]))
-            flat = np.concatenate(scored)
-            rewards = np.empty((len(sequences), flat.shape[1]), np.float32)
-            rewards[[i for indices, _ in groups for i in indices]] = flat
-        except Exception as error:  # whatever the device raises: it fails nobody but the sequence that causes it
-            if len(sequences) == 1:
-                return np.zeros((1, 1), np.float32), {0: error}, unique
-            return (*self._score_alone(sequences), unique)
-        return rewards, {}, unique
-
-    def _score_alone(self, sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, dict[int, Exception]]:
-        """Scores one after the other."""
-        found, errors = [], {}
-        for i, sequence in enumerate(sequences):
-            alone = PrefixSet()
-            alone.add(sequence, math.inf)
-            rewards, failed, _ = self._score_batch(alone)
-            found.append(rewards)
-            if failed:
-                errors[i] = failed[0]
-        width = max(rewards.shape[1] for rewards in found)
-        return np.concatenate([np.broadcast_to(rewards, (1, width)) for rewards in found]), errors
 
     def _answer(self, call: _Call, first: int, rewards: np.ndarray, errors: list[Exception]) -> None:
         """Gives a call the rewards [k, A] of its k sequences from `first` on, or the error of one of them."""
