@@ -349,3 +349,10 @@ def test_a_bos_that_the_tokenizer_adds_is_known():
     )
     assert Tokenizer(base, "a").opening == "<bos>"
     assert plain.around == ("<pad>", "<eos>")
+
+
+def test_a_swapped_pair_is_the_same_comparison(tokenizer, tmp_path):
+    swapped = PAIR | {"chosen": PAIR["rejected"], "rejected": PAIR["chosen"]}
+    one, _ = load(write(tmp_path / "a.jsonl", [PAIR]), tokenizer)
+    other, _ = load(write(tmp_path / "b.jsonl", [PAIR | {"prompt": "Else?"}, swapped]), tokenizer)
+    assert other.shared(one) == [1]

@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import json
 
@@ -172,3 +173,11 @@ def test_a_bad_record_ends_evaluation_unless_skipped(tmp_path):
 def test_max_length_cannot_exceed_the_models_positions(judge, tmp_path):
     with pytest.raises(InputError, match="513"):
         make_judge(tmp_path / "model") and offline.open_judge(str(tmp_path / "model"), max_length=513)
+
+
+def test_renamed_columns_are_scored_with_their_prompt(judge, tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text(json.dumps({"question": "p", "chosen": "a", "rejected": "b"}) + "\n")
+    assert offline.score_file(judge, str(source), tmp_path / "lost.jsonl") == (1, 1)  # not without it
+    renamed = dataclasses.replace(judge, options=dataclasses.replace(judge.options, columns=("question=prompt",)))
+    assert offline.score_file(renamed, str(source), tmp_path / "out.jsonl") == (1, 0)

@@ -283,3 +283,10 @@ def test_wrong_flags_end_in_one_line(arguments, message):
     assert len(errors) == 1
     assert message in errors[0]
     assert "Traceback" not in result.stderr
+
+
+def test_a_model_says_how_it_read_its_data(reference, tmp_path):
+    reading, longest = build.reading(str(reference))
+    assert (reading["strings"], reading["step_labels"], longest) == ("joined", "auto", 1024)
+    facts = build.workdir_facts(reference)
+    assert (facts["reading"], facts["validation_data"]) == (reading, ["synthetic"])
