@@ -5,7 +5,6 @@
 Writes metrics.json, predictions.jsonl and report.html, and prints the headline table.
 """
 
-import dataclasses
 import pathlib
 from collections.abc import Sequence
 
@@ -39,15 +38,8 @@ def main(_: Sequence[str]) -> None:
         raise InputError("--model, --data and --output are all needed")
     judge = open_judge(
         _MODEL.value, max_length=_MAX_LENGTH.value, rows_per_device=_ROWS.value, dtype=_DTYPE.value
-    )  # fmt: skip
-    items = read_labelled(
-        _DATA.value,
-        dataclasses.replace(
-            judge.options, format=_FORMAT.value, columns=tuple(_COLUMNS.value),
-            strings=_STRINGS.value or judge.options.strings,
-        ),
-        limit=_LIMIT.value, on_bad_record=_ON_BAD.value,
-    )  # fmt: skip
+    ).reading(_FORMAT.value, _COLUMNS.value, _STRINGS.value)  # fmt: skip
+    items = read_labelled(_DATA.value, judge.options, limit=_LIMIT.value, on_bad_record=_ON_BAD.value)
     headline = evaluate(
         judge, items, pathlib.Path(_OUTPUT.value), title=f"{_MODEL.value} on {','.join(_DATA.value)}"
     )  # fmt: skip

@@ -12,7 +12,6 @@ first, and JAX_NUM_PROCESSES and JAX_PROCESS_ID where no scheduler says them. Al
 first alone writes and prints.
 """
 
-import dataclasses
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -43,12 +42,7 @@ def main(_: Sequence[str]) -> None:
     program.join_processes()
     judge = open_judge(
         _MODEL.value, max_length=_MAX_LENGTH.value, rows_per_device=_ROWS.value, dtype=_DTYPE.value
-    )  # fmt: skip
-    options = dataclasses.replace(
-        judge.options, format=_FORMAT.value, columns=tuple(_COLUMNS.value),
-        strings=_STRINGS.value or judge.options.strings,
-    )  # fmt: skip
-    judge = dataclasses.replace(judge, options=options)
+    ).reading(_FORMAT.value, _COLUMNS.value, _STRINGS.value)  # fmt: skip
     lines, errors = score_file(judge, _INPUT.value, pathlib.Path(_OUTPUT.value), best_of=_BEST_OF.value)
     print(f"{_OUTPUT.value}: {lines - errors:,} of {lines:,} records scored")
     if errors:

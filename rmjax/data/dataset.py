@@ -107,11 +107,16 @@ class TokenizedDataset:
     def tree(self, i: int) -> Tree:
         """Returns comparison i."""
         cut = lambda array, offsets: array[offsets[i] : offsets[i + 1]]
-        parts = np.split(cut(self.tokens, self.token_offsets), np.cumsum(cut(self.segments, self.segment_offsets))[:-1])
+        parts = self._parts(i)
         readouts = tuple((int(k), int(j)) for k, j in cut(self.readouts, self.readout_offsets))
         edges = tuple(Edge(int(w), int(r), *rest) for w, r, *rest in cut(self.edges, self.edge_offsets).tolist())
         labels = cut(self.labels, self.readout_offsets) if self.attributes else None
         return Tree(parts[0], tuple(parts[1:]), readouts, edges, labels)
+
+    def _parts(self, i: int) -> list[np.ndarray]:
+        """Returns the prefix and the branches of comparison i, int32 [length] each."""
+        lengths = self.segments[self.segment_offsets[i] : self.segment_offsets[i + 1]]
+        return np.split(self.tokens[self.token_offsets[i] : self.token_offsets[i + 1]], np.cumsum(lengths)[:-1])
 
     def fingerprint(self) -> str:
         """Returns a hash of all that training reads of the comparisons."""
@@ -128,8 +133,8 @@ class TokenizedDataset:
 
     def _tokens(self, i: int) -> tuple[bytes, ...]:
         """Returns the prompt and the responses of a comparison, in whatever order they are there."""
-        tree = self.tree(i)
-        return (tree.prefix.tobytes(), *sorted(branch.tobytes() for branch in tree.branches))
+        prefix, *branches = (part.tobytes() for part in self._parts(i))
+        return (prefix, *sorted(branches))
 
     def with_attributes(self, attributes: tuple[str, ...]) -> "TokenizedDataset":
         """Returns the dataset with these attributes in this order; one that it does not have is missing everywhere."""

@@ -52,6 +52,13 @@ class Judge:
         """Names of the A rewards of a response."""
         return self.scorer.model.head.attributes
 
+    def reading(self, format: str, columns: Sequence[str], strings: str | None) -> "Judge":
+        """Returns the judge for data of this format; strings are taken as in training where `strings` is None."""
+        options = dataclasses.replace(
+            self.options, format=format, columns=tuple(columns), strings=strings or self.options.strings
+        )
+        return dataclasses.replace(self, options=options)
+
     def trees(self, comparisons: Sequence[Comparison]) -> list[Tree | str]:
         """Tokenises comparisons; in the place of one that cannot be scored stands the reason."""
         return [self._fitting(tree) for tree in make_trees(comparisons, self.tokenizer)]

@@ -72,10 +72,13 @@ def reading(path: str) -> tuple[dict[str, Any], int]:
     """Returns how the model of a PATH read its data, and its longest conversation; ({}, 0) where that is not known."""
     directory = resolve(path)
     if is_workdir(directory):
-        data = configs.load(directory / "config.json").data
-        return {name: data[name] for name in READING}, data.max_length
+        return _reading(configs.load(directory / "config.json"))
     facts = artifact.read_facts(directory)
     return facts.get("reading", {}), facts.get("max_length", 0)
+
+
+def _reading(config: ml_collections.ConfigDict) -> tuple[dict[str, Any], int]:
+    return {name: config.data[name] for name in READING}, config.data.max_length
 
 
 def is_workdir(directory: pathlib.Path) -> bool:
@@ -197,6 +200,7 @@ def workdir_facts(workdir: pathlib.Path) -> dict[str, Any]:
     step = best_step(workdir, config.checkpoint.best)
     path = workdir / "checkpoints" / str(step) / "metrics" / "metrics"
     metrics = json.loads(path.read_text()) if path.exists() else {}
+    reading, max_length = _reading(config)
     return read_json(workdir / HEAD_FILE) | {
         "source": config.model.path or "random initialisation",
         "source_step": step,
@@ -205,8 +209,8 @@ def workdir_facts(workdir: pathlib.Path) -> dict[str, Any]:
         # Of the best checkpoint's rewards on the validation data; they are stored, not applied.
         "reward_mean": metrics.get("reward_mean"),
         "reward_std": metrics.get("reward_std"),
-        "max_length": config.data.max_length,
-        "reading": {name: config.data[name] for name in READING},
+        "max_length": max_length,
+        "reading": reading,
         "dtype": config.model.dtype,
     }
 

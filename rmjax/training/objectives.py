@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from rmjax.core.config import check_choice
+from rmjax.core.config import check_choice, default
 from rmjax.core.errors import InputError
 
 # {metric: (sum, weight)}; a metric's value is the ratio.
@@ -236,13 +236,13 @@ class Objective:
 # What each term needs of the data.
 _NEEDS = {"bradley_terry": "edges", "pairwise": "edges", "regression_bt": "edges", "plackett_luce": "edges",
           "regression": "labels", "process": "labels"}  # fmt: skip
-# Which terms use an option, and what it is where nobody has set it.
+# Which terms use which options.
 _PAIRWISE = ("bradley_terry", "pairwise", "regression_bt")
-_USERS: dict[tuple[str, ...], dict[str, object]] = {
-    _PAIRWISE: {"margin": False, "strength": False, "label_smoothing": 0.0},
-    (*_PAIRWISE, "plackett_luce"): {"centering": 0.0},
-    ("regression",): {"attribute_weights": (), "standardize": False},
-    ("process",): {"process_loss": "cross_entropy"},
+_USERS = {
+    _PAIRWISE: ("margin", "strength", "label_smoothing"),
+    (*_PAIRWISE, "plackett_luce"): ("centering",),
+    ("regression",): ("attribute_weights", "standardize"),
+    ("process",): ("process_loss",),
 }
 
 
@@ -264,8 +264,9 @@ def make_objective(
     if len(shares) != len(names):
         raise InputError(f"config.objective.weights has {len(shares)} entries; {config.name!r} has {len(names)} terms")
     merge = _merge(config, attributes, names)
+    defaults = default().objective
     for users, options in _USERS.items():
-        set_here = [key for key, default in options.items() if config[key] != default]
+        set_here = [key for key in options if config[key] != defaults[key]]
         if set_here and not set(users) & set(names):
             raise InputError(f"config.objective.{set_here[0]} is {config[set_here[0]]!r}, but {config.name!r} does not "
                              f"use it; {', '.join(users)} would")  # fmt: skip
