@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -15,6 +15,7 @@ from tritonclient.grpc import service_pb2
 import rmjax
 from rmjax.core.errors import InputError
 from rmjax.serving.errors import RequestError, ServingError
+from rmjax.serving.progress import Progress
 from rmjax.serving.protocol import VERSION, check_outputs, chosen_outputs, configuration, metadata, read_call
 from rmjax.serving.repository import Repository
 from rmjax.serving.security import Security
@@ -40,28 +41,15 @@ class InferenceService:
     def __init__(self, repository: Repository):
         self._repository = repository
         self._readers = set[asyncio.Task]()  # of streams
-        self._calls, self._idle = 0, asyncio.Event()
-        self._idle.set()
-
-    @contextlib.contextmanager
-    def call(self) -> Iterator[None]:
-        """Counts what is done in it as a call in progress."""
-        self._calls += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._calls -= 1
-            if not self._calls:
-                self._idle.set()
+        self.calls = Progress()
 
     async def finish(self) -> None:
         """Returns when all calls in progress have ended; streams are answered what they have asked so far."""
         for reader in self._readers:
             reader.cancel()
         await asyncio.sleep(_SETTLED)  # one that has arrived may not have begun
-        while not self._idle.is_set():
-            await self._idle.wait()
+        while not self.calls.idle.is_set():
+            await self.calls.idle.wait()
             await asyncio.sleep(_SETTLED)
 
     async def ServerLive(self, request, context):
@@ -131,7 +119,7 @@ class InferenceService:
         reader = asyncio.create_task(read())
         self._readers.add(reader)
         try:
-            with self.call():
+            with self.calls.one():
                 while (answer := await answers.get()) is not None:
                     yield await answer
                     room.release()
@@ -187,7 +175,7 @@ def _parser(kind: type[message.Message]) -> Callable[[bytes], Any]:
 
 def _answered(service: InferenceService, behaviour: Callable) -> Callable:
     async def call(request, context):
-        with service.call():
+        with service.calls.one():
             try:
                 if isinstance(request, _Garbage):
                     raise RequestError("the message is no protobuf of the method's request")

@@ -8,6 +8,7 @@ from typing import Any
 from rmjax.core.errors import InputError
 from rmjax.serving.errors import NotFound, RequestError
 from rmjax.serving.metrics import Metrics, ModelMetrics
+from rmjax.serving.progress import Progress
 from rmjax.serving.protocol import VERSION, Arrays, Call, Model
 
 Load = Callable[[ModelMetrics], Model]
@@ -17,12 +18,11 @@ class _Served:
     """A loaded model, and how many calls use it."""
 
     def __init__(self, service: Model):
-        self.service, self.calls, self.idle = service, 0, asyncio.Event()
-        self.idle.set()
+        self.service, self.calls = service, Progress()
 
     async def close(self) -> None:
         """Answers all calls that have begun, then ends."""
-        await self.idle.wait()
+        await self.calls.idle.wait()
         await self.service.close()
 
 
@@ -80,15 +80,8 @@ class Repository:
           NotFound: as `service`.
         """
         served = self._find(name, version)
-        served.calls += 1
-        served.idle.clear()
-        try:
-            with served.service.metrics.request() if counted else contextlib.nullcontext():
-                yield served.service
-        finally:
-            served.calls -= 1
-            if not served.calls:
-                served.idle.set()
+        with served.calls.one(), served.service.metrics.request() if counted else contextlib.nullcontext():
+            yield served.service
 
     async def infer(self, name: str, version: str, tensors: Arrays, call: Call) -> Arrays:
         """Returns a model's outputs to a request's inputs.
