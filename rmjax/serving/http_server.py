@@ -113,12 +113,15 @@ class HttpFace:
     @contextlib.contextmanager
     def _body(self, request: Request) -> Iterator[Awaitable[bytes]]:
         """Yields what reads the body, and holds its size against all requests' limit while the request lasts."""
-        size, too_large = 0, TooLarge(f"the body has more than {_MAX_BODY} bytes; send fewer sequences at a time")
+        size = 0
+
+        def check(total: int) -> None:
+            if total > _MAX_BODY:
+                raise TooLarge(f"the body has more than {_MAX_BODY} bytes; send fewer sequences at a time")
 
         def grow(by: int) -> None:
             nonlocal size
-            if size + by > _MAX_BODY:
-                raise too_large
+            check(size + by)
             if self._held + by > _MAX_BODIES:
                 raise Overloaded(f"{self._held} bytes of requests are in progress; try again later")
             size, self._held = size + by, self._held + by
@@ -126,8 +129,7 @@ class HttpFace:
         async def read() -> bytes:
             if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
                 raise RequestError(f"Content-Encoding is {encoding!r:.40}; send the body uncompressed")
-            if int(request.headers.get("content-length", 0)) > _MAX_BODY:
-                raise too_large
+            check(int(request.headers.get("content-length", 0)))
             chunks = []
             try:
                 async with asyncio.timeout(_BODY_SECONDS):

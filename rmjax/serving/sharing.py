@@ -30,12 +30,13 @@ class PrefixSet:
         """
         key = sequence.tobytes()
         at = bisect.bisect_left(self._keys, key)
-        if at < len(self._order) and self._keys[at] == key:  # the very same, as samples and retries may be
+        last = at == len(self._order)
+        if not last and self._keys[at] == key:  # the very same, as samples and retries may be
             after = len(sequence)
         else:
-            after = shared_length(sequence, self.sequences[self._order[at]]) if at < len(self._order) else 0
+            after = 0 if last else shared_length(sequence, self.sequences[self._order[at]])
         # Of three in sorted order the outer two share what both share with the middle one, and no more.
-        if at and at < len(self._order) and after > self._shared[at]:
+        if at and not last and after > self._shared[at]:
             before = self._shared[at]
         else:
             before = shared_length(sequence, self.sequences[self._order[at - 1]]) if at else 0
@@ -43,7 +44,7 @@ class PrefixSet:
         known = known if known >= _SHORTEST_SHARED else 0
         if len(sequence) - known > room:
             return None
-        if at < len(self._order):
+        if not last:
             self._shared[at] = after
         self._keys.insert(at, key)
         self._order.insert(at, len(self.sequences))
