@@ -27,17 +27,17 @@ import tqdm
 from rmjax.core import config as configs
 from rmjax.core import program
 from rmjax.core.mesh import make_mesh
-from rmjax.data.dataset import TokenizedDataset
-from rmjax.data.packing import fill_rows
-from rmjax.data.pipeline import materialise
-from rmjax.data.plan import BatchPlan, choose_row_length, short_row, training_plan
+from rmjax.data.packing.pipeline import materialise
+from rmjax.data.packing.plan import BatchPlan, choose_row_length, short_row_length, training_plan
+from rmjax.data.packing.rows import fill_rows
 from rmjax.data.schema import Tree, packed_spec
-from rmjax.data.tokenisation import Options, load_dataset
-from rmjax.data.tokenizer import Tokenizer
-from rmjax.models import build
+from rmjax.data.tokens.dataset import TokenizedDataset
+from rmjax.data.tokens.load import Options, load_dataset
+from rmjax.data.tokens.tokenizer import Tokenizer
+from rmjax.models import loading
+from rmjax.training.experiment import make_head
 from rmjax.training.objectives import make_objective
 from rmjax.training.optimizer import make_optimizer, make_schedule
-from rmjax.training.run import make_head
 from rmjax.training.step import Trainer
 
 UNIT = 64  # tokens; padded lengths are multiples of it
@@ -53,10 +53,15 @@ MICRO_TOKENS = 4096  # of a padded microbatch, about
 def lone_responses(tree: Tree) -> list[Tree]:
     """Returns each response as a conversation of its own."""
     return [
-        Tree(tree.prefix[:0], (np.concatenate([tree.prefix, branch]),), ((0, len(tree.prefix) + len(branch) - 1),), (),
-             None if tree.labels is None else tree.labels[k : k + 1])
+        Tree(
+            tree.prefix[:0],
+            (np.concatenate([tree.prefix, branch]),),
+            ((0, len(tree.prefix) + len(branch) - 1),),
+            (),
+            None if tree.labels is None else tree.labels[k : k + 1],
+        )
         for k, branch in enumerate(tree.branches)
-    ]  # fmt: skip
+    ]
 
 
 def paired_responses(tree: Tree) -> list[Tree]:
@@ -72,12 +77,12 @@ class Side:
         mesh = make_mesh(devices=jax.devices()[:1])
         jax.set_mesh(mesh)
         head = make_head(config.objective, dataset)
-        model = build.make_model(config.model, vocab_size, head)
+        model = loading.make_model(config.model, vocab_size, head)
         schedule = make_schedule(config.optimizer, 1)
         optimizer = make_optimizer(config.optimizer, schedule)
         objective = make_objective(config.objective, head.attributes)
         self._trainer = Trainer(model, objective, optimizer, schedule, 1.0, mesh)
-        params = build.initial_params(config.model, model, mesh, jax.random.key(0))
+        params = loading.initial_params(config.model, model, mesh, jax.random.key(0))
         self._state = jax.jit(self._trainer.init, donate_argnums=0)(params)
         self._attributes = len(head.attributes)
         self._compiled: dict[tuple, jax.stages.Compiled] = {}
@@ -169,9 +174,17 @@ def measure(name: str, folder: pathlib.Path, flags: argparse.Namespace) -> None:
     dataset = dataset.with_attributes(make_head(config.objective, dataset).attributes)
     row_length = choose_row_length(dataset.lengths, batch_size, 1, cut=True)
     plan = training_plan(
-        dataset.lengths, dataset.readout_counts, dataset.edge_counts, batch_size=batch_size, steps=0, epochs=1.0,
-        row_length=row_length, short_length=short_row(row_length), microbatch_rows=1, seed=0,
-    )  # fmt: skip
+        dataset.lengths,
+        dataset.readout_counts,
+        dataset.edge_counts,
+        batch_size=batch_size,
+        steps=0,
+        epochs=1.0,
+        row_length=row_length,
+        short_length=short_row_length(row_length),
+        microbatch_rows=1,
+        seed=0,
+    )
     steps = range(min(flags.batches or plan.num_steps, plan.num_steps))
     ways = {"padded": (lone_responses, False), "sorted": (lone_responses, True)}
     if objective == "pairwise":

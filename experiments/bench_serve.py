@@ -49,11 +49,11 @@ def serve_ours(http_port, grpc_port, delay):
     import numpy as np
     import uvloop
 
-    from rmjax.serving.engine import Engine
-    from rmjax.serving.repository import Repository
-    from rmjax.serving.reward_model import RewardService
+    from rmjax.serving.app import serve
+    from rmjax.serving.engine.queue import Engine
+    from rmjax.serving.registry import ModelRegistry
     from rmjax.serving.security import Security
-    from rmjax.serving.server import serve
+    from rmjax.serving.services.reward import RewardService
 
     def score(trees):
         if delay:  # a sleep of 0 would still hand the interpreter over
@@ -65,13 +65,20 @@ def serve_ours(http_port, grpc_port, delay):
         return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
 
     def load(metrics):
-        engine = Engine(score, lambda: None, max_length=2048, batch_tokens=64 * 1024, queue_size=16384,
-                        queue_tokens=1 << 24, metrics=metrics)  # fmt: skip
+        engine = Engine(
+            score,
+            lambda: None,
+            max_length=2048,
+            batch_tokens=64 * 1024,
+            queue_size=16384,
+            queue_tokens=1 << 24,
+            metrics=metrics,
+        )
         tokenizer = types.SimpleNamespace(encode=encode, opening="", around=())
         return RewardService(engine, tokenizer, vocab_size=1 << 31, attributes=("reward",))
 
     async def main():
-        await serve(Repository({"reward_model": load}), "127.0.0.1", grpc_port, http_port, Security())
+        await serve(ModelRegistry({"reward_model": load}), "127.0.0.1", grpc_port, http_port, Security())
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())
@@ -106,17 +113,25 @@ def serve_pytriton(http_port, grpc_port, model):
             logits = classifier(encoded["input_ids"], encoded["attention_mask"]).logits
         return {"rewards": logits.numpy().astype(np.float32)}
 
-    config = TritonConfig(http_port=http_port, grpc_port=grpc_port, allow_metrics=False, http_address="127.0.0.1",
-                          grpc_address="127.0.0.1")  # fmt: skip
+    config = TritonConfig(
+        http_port=http_port,
+        grpc_port=grpc_port,
+        allow_metrics=False,
+        http_address="127.0.0.1",
+        grpc_address="127.0.0.1",
+    )
     with Triton(config=config) as triton:
         triton.bind(
-            model_name="reward_model", infer_func=infer,
-            inputs=[Tensor(name="sentences", shape=(-1,), dtype=bytes, optional=True),
-                    Tensor(name="tokens", shape=(-1,), dtype=np.int64, optional=True),
-                    Tensor(name="sequence_lengths", shape=(-1,), dtype=np.int64, optional=True)],
+            model_name="reward_model",
+            infer_func=infer,
+            inputs=[
+                Tensor(name="sentences", shape=(-1,), dtype=bytes, optional=True),
+                Tensor(name="tokens", shape=(-1,), dtype=np.int64, optional=True),
+                Tensor(name="sequence_lengths", shape=(-1,), dtype=np.int64, optional=True),
+            ],
             outputs=[Tensor(name="rewards", shape=(1,), dtype=np.float32)],
             config=ModelConfig(max_batch_size=128, batcher=DynamicBatcher(max_queue_delay_microseconds=2000)),
-        )  # fmt: skip
+        )
         triton.serve()
 
 
@@ -175,13 +190,17 @@ def tokens_body(rows, width):
 
     tokens = np.random.default_rng(0).integers(0, 1000, (rows, width), np.int64)
     lengths = np.full((rows, 1), width, np.int64)
-    return [("tokens", "INT64", [rows, width], tokens.tobytes()),
-            ("sequence_lengths", "INT64", [rows, 1], lengths.tobytes())], {}  # fmt: skip
+    return [
+        ("tokens", "INT64", [rows, width], tokens.tobytes()),
+        ("sequence_lengths", "INT64", [rows, 1], lengths.tobytes()),
+    ], {}
 
 
 def http_message(given, parameters):
-    inputs = [{"name": name, "datatype": kind, "shape": shape, "parameters": {"binary_data_size": len(raw)}}
-              for name, kind, shape, raw in given]  # fmt: skip
+    inputs = [
+        {"name": name, "datatype": kind, "shape": shape, "parameters": {"binary_data_size": len(raw)}}
+        for name, kind, shape, raw in given
+    ]
     outputs = [{"name": "rewards", "parameters": {"binary_data": True}}]
     header = json.dumps({"inputs": inputs, "outputs": outputs, "parameters": parameters}).encode()
     body = header + b"".join(raw for *_, raw in given)
@@ -335,8 +354,10 @@ def overload(servers):
 
     goodput, refused, times = LOOP.run(run())
     slow = 1e3 * times[int(0.99 * len(times))]
-    print(f"peak {peak:.0f} /s; at three times that: goodput {goodput:.0f} /s ({goodput / peak:.2f} of the peak), "
-          f"{refused} refused or expired, p99 of the answered {slow:.0f} ms")  # fmt: skip
+    print(
+        f"peak {peak:.0f} /s; at three times that: goodput {goodput:.0f} /s ({goodput / peak:.2f} of the peak), "
+        f"{refused} refused or expired, p99 of the answered {slow:.0f} ms"
+    )
 
 
 def memory(servers):
@@ -383,8 +404,15 @@ def main():
         FACES = (given.face,)
     ports = ["--ports", "{http}", "{grpc}"]
     if given.what == "model":
-        ours = [sys.executable, "-m", "rmjax.serve", f"--model={given.model}", "--http_port={http}",
-                "--grpc_port={grpc}", f"--max_length={MAX_LENGTH}"]  # fmt: skip
+        ours = [
+            sys.executable,
+            "-m",
+            "rmjax.serve",
+            f"--model={given.model}",
+            "--http_port={http}",
+            "--grpc_port={grpc}",
+            f"--max_length={MAX_LENGTH}",
+        ]
     else:
         delay = 0.005 if given.what == "overload" else 0.0
         ours = [sys.executable, "{here}", "serve-ours", f"--delay={delay}", *ports]

@@ -16,8 +16,8 @@ import time
 
 import datasets
 
-from rmjax.data.tokenisation import Options, load_dataset
-from rmjax.data.tokenizer import Tokenizer
+from rmjax.data.tokens.load import Options, load_dataset
+from rmjax.data.tokens.tokenizer import Tokenizer
 
 
 def ours(flags: argparse.Namespace, tokenizer: Tokenizer) -> int:
@@ -41,8 +41,13 @@ def theirs(flags: argparse.Namespace, tokenizer: Tokenizer, processes: int) -> i
 
     with tempfile.TemporaryDirectory() as cache:
         table = datasets.load_dataset("json", data_files=flags.data, split="train", cache_dir=cache)
-        table = table.map(encode, batched=True, num_proc=processes if processes > 1 else None,
-                          remove_columns=table.column_names, load_from_cache_file=False)  # fmt: skip
+        table = table.map(
+            encode,
+            batched=True,
+            num_proc=processes if processes > 1 else None,
+            remove_columns=table.column_names,
+            load_from_cache_file=False,
+        )
         return sum(len(ids) for key in ("chosen", "rejected") for ids in table[key])
 
 
@@ -61,8 +66,11 @@ def main() -> None:
     datasets.disable_progress_bars()
     tokenizer = Tokenizer.load(flags.tokenizer)
     cores = os.cpu_count() or 1
-    sides = {"rmjax": lambda: ours(flags, tokenizer), "datasets.map": lambda: theirs(flags, tokenizer, 1),
-             f"datasets.map, {cores} processes": lambda: theirs(flags, tokenizer, cores)}  # fmt: skip
+    sides = {
+        "rmjax": lambda: ours(flags, tokenizer),
+        "datasets.map": lambda: theirs(flags, tokenizer, 1),
+        f"datasets.map, {cores} processes": lambda: theirs(flags, tokenizer, cores),
+    }
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     tokens = {}
     for _ in range(flags.rounds):

@@ -39,13 +39,13 @@ import numpy as np
 from rmjax.core import config as configs
 from rmjax.core import program
 from rmjax.core.mesh import make_mesh
-from rmjax.data.dataset import TokenizedDataset
-from rmjax.data.packing import fill_rows
-from rmjax.data.plan import count_microbatches, pack_for_step, short_row
+from rmjax.data.packing.plan import count_microbatches, pack_for_step, short_row_length
+from rmjax.data.packing.rows import fill_rows
 from rmjax.data.schema import Tree, packed_spec
-from rmjax.data.tokenisation import Options, load_dataset
-from rmjax.data.tokenizer import Tokenizer
-from rmjax.models import build
+from rmjax.data.tokens.dataset import TokenizedDataset
+from rmjax.data.tokens.load import Options, load_dataset
+from rmjax.data.tokens.tokenizer import Tokenizer
+from rmjax.models import loading
 from rmjax.training.objectives import make_objective
 from rmjax.training.optimizer import make_optimizer, make_schedule
 from rmjax.training.step import Trainer
@@ -81,18 +81,22 @@ class JaxSide:
         config.optimizer.learning_rate, config.optimizer.schedule = LEARNING_RATE, "constant"
         mesh = make_mesh(devices=jax.devices()[:1])
         jax.set_mesh(mesh)
-        model = build.make_model(config.model, 0)
+        model = loading.make_model(config.model, 0)
         schedule = make_schedule(config.optimizer, 1)
         trainer = Trainer(
-            model, make_objective(config.objective), make_optimizer(config.optimizer, schedule), schedule,
-            config.optimizer.grad_clip, mesh,
-        )  # fmt: skip
-        params = build.initial_params(config.model, model, mesh, jax.random.key(0))
+            model,
+            make_objective(config.objective),
+            make_optimizer(config.optimizer, schedule),
+            schedule,
+            config.optimizer.grad_clip,
+            mesh,
+        )
+        params = loading.initial_params(config.model, model, mesh, jax.random.key(0))
         params["head"]["kernel"] = jnp.asarray(head(model.decoder.hidden_size)[:, None])
         self._state = jax.jit(trainer.init, donate_argnums=0)(params)
         self._dataset, self._packed, self._rows_each = dataset, packed, 1 if packed else 2
         self._largest = max(map(len, batches))
-        self._short = short_row(ROW_LENGTH) if packed else 0
+        self._short = short_row_length(ROW_LENGTH) if packed else 0
         self._microbatches = max(-(-len(self._rows(batch)) // self._rows_each) for batch in batches)
         step = trainer.compile_step(self._short)
         start = time.perf_counter()
@@ -222,14 +226,23 @@ class TrlSide:
         with tempfile.TemporaryDirectory() as directory:
             options = {} if self._default else {"per_device_train_batch_size": self._size, "bf16": self._bfloat16}
             arguments = trl.RewardConfig(
-                directory, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, max_steps=10**6,
-                learning_rate=LEARNING_RATE, lr_scheduler_type="constant", **options,
-            )  # fmt: skip
+                directory,
+                use_cpu=True,
+                report_to="none",
+                save_strategy="no",
+                disable_tqdm=True,
+                max_steps=10**6,
+                learning_rate=LEARNING_RATE,
+                lr_scheduler_type="constant",
+                **options,
+            )
             Fed(
-                model=torch_model(self._flags.model), args=arguments, train_dataset=self._table,
+                model=torch_model(self._flags.model),
+                args=arguments,
+                train_dataset=self._table,
                 # A pad token that ends no conversation: the classifier reads the last token that is not padding.
                 processing_class=Tokenizer.load(self._flags.model).with_separate_pad().base,
-            ).train()  # fmt: skip
+            ).train()
 
 
 def torch_model(path: str):
@@ -365,9 +378,11 @@ def main() -> None:
     def start(name: str) -> Process:
         side = Process(name, flags, [batches[0][:2], *batches])
         side.step(batches[0][:2])
-        print(f"{name}: ready after {side.ready:.1f} s, {side.prepared:.1f} of them to compile or to warm up; first "
-              f"step, of 2 comparisons, {side.seconds[0]:.1f} s; its loss, before any update, {side.losses[0]:.5f}",
-              flush=True)  # fmt: skip
+        print(
+            f"{name}: ready after {side.ready:.1f} s, {side.prepared:.1f} of them to compile or to warm up; first "
+            f"step, of 2 comparisons, {side.seconds[0]:.1f} s; its loss, before any update, {side.losses[0]:.5f}",
+            flush=True,
+        )
         return side
 
     names = [name for name in asked if installed(name)]
@@ -378,8 +393,11 @@ def main() -> None:
             first.step(batch)
             side.step(batch)
             # The first's losses of its first pass: later ones come after more updates than the side has had.
-            print(f"batch {number}: {names[0]} {first.seconds[-1]:.2f} s, {name} {side.seconds[-1]:.2f} s; losses "
-                  f"{first.losses[number]:.5f} and {side.losses[number]:.5f}", flush=True)  # fmt: skip
+            print(
+                f"batch {number}: {names[0]} {first.seconds[-1]:.2f} s, {name} {side.seconds[-1]:.2f} s; losses "
+                f"{first.losses[number]:.5f} and {side.losses[number]:.5f}",
+                flush=True,
+            )
         side.close()
         sides.append(side)
         own.append(first.seconds[-len(batches) :])
@@ -389,7 +407,7 @@ def main() -> None:
     first.close()
 
     peak = matmul_peak(flags.dtype)
-    decoder = build.make_model(model_config(flags).model, 0).decoder
+    decoder = loading.make_model(model_config(flags).model, 0).decoder
     heads = (decoder.num_heads + decoder.num_kv_heads) * decoder.head_dim
     matrices = decoder.num_layers * decoder.hidden_size * (2 * heads + 3 * decoder.intermediate_size)
     amounts = {
@@ -397,10 +415,21 @@ def main() -> None:
         "real": [sum(len(ids) for i in batch for ids in conversations(dataset.tree(i))) for batch in batches],
         "unique": [sum(dataset.tree(i).length for i in batch) for batch in batches],
     }
-    print(f"\n{os.cpu_count()} cores, {flags.dtype}, {flags.batches} batches of {flags.batch}; matmul peak "
-          f"{peak / 1e9:.0f} GFLOP/s\n")  # fmt: skip
-    columns = ("side", "comparisons/s", "real tokens/s", "unique tokens/s", "GFLOP/s", "of peak", "time ratio",
-               "compile", "peak memory")  # fmt: skip
+    print(
+        f"\n{os.cpu_count()} cores, {flags.dtype}, {flags.batches} batches of {flags.batch}; matmul peak "
+        f"{peak / 1e9:.0f} GFLOP/s\n"
+    )
+    columns = (
+        "side",
+        "comparisons/s",
+        "real tokens/s",
+        "unique tokens/s",
+        "GFLOP/s",
+        "of peak",
+        "time ratio",
+        "compile",
+        "peak memory",
+    )
     print(f"{columns[0]:<12}" + "".join(f"  {column}" for column in columns[1:]))
     for side, base in zip([first, *sides], [first.seconds[1:], *own], strict=True):
         taken = side.seconds[1:]
@@ -411,15 +440,23 @@ def main() -> None:
         flops = 6 * matrices * rates["unique"]
         ratio = statistics.median(s / b for s, b in zip(taken, base, strict=True))
         cells = (
-            f"{rates['comparisons']:.2f}", f"{rates['real']:.0f}", f"{rates['unique']:.0f}", f"{flops / 1e9:.0f}",
-            f"{flops / peak:.0%}", f"{ratio:.2f}", f"{side.prepared:.0f} s", f"{side.peak / 2**20:.1f} GiB",
-        )  # fmt: skip
+            f"{rates['comparisons']:.2f}",
+            f"{rates['real']:.0f}",
+            f"{rates['unique']:.0f}",
+            f"{flops / 1e9:.0f}",
+            f"{flops / peak:.0%}",
+            f"{ratio:.2f}",
+            f"{side.prepared:.0f} s",
+            f"{side.peak / 2**20:.1f} GiB",
+        )
         aligned = (f"  {cell:>{len(column)}}" for cell, column in zip(cells, columns[1:], strict=True))
         print(f"{side.name:<12}" + "".join(aligned))
-    print("\nReal tokens: both whole conversations, no padding. Unique tokens: a shared prompt once; the GFLOP/s are\n"
-          "6 FLOP for each of them and each weight of the layers' matrices, attention apart, so that all sides are\n"
-          "held against the same work. Compile: once, not in the steps; of torch and TRL, their warm-up.\n"
-          f"All of it took {time.perf_counter() - began:.0f} s.")  # fmt: skip
+    print(
+        "\nReal tokens: both whole conversations, no padding. Unique tokens: a shared prompt once; the GFLOP/s are\n"
+        "6 FLOP for each of them and each weight of the layers' matrices, attention apart, so that all sides are\n"
+        "held against the same work. Compile: once, not in the steps; of torch and TRL, their warm-up.\n"
+        f"All of it took {time.perf_counter() - began:.0f} s."
+    )
 
 
 def installed(name: str) -> bool:

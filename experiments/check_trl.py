@@ -14,7 +14,7 @@ import torch
 import trl
 
 from rmjax.core import config as configs
-from rmjax.data.packing import fill_rows
+from rmjax.data.packing.rows import fill_rows
 from rmjax.data.schema import Edge, Tree, packed_spec
 from rmjax.training.objectives import make_objective
 
@@ -26,10 +26,13 @@ def theirs(rewards: np.ndarray, margins: np.ndarray | None, coefficient: float |
     logits = torch.tensor(np.concatenate([rewards[:, 0], rewards[:, 1]]))[:, None]
     accelerator = types.SimpleNamespace(gather=lambda x: x, gather_for_metrics=lambda x: x)
     trainer = types.SimpleNamespace(
-        model=types.SimpleNamespace(training=False), accelerator=accelerator, _total_train_tokens=0,
-        _metrics={"eval": collections.defaultdict(list)}, _tp_size=1,
+        model=types.SimpleNamespace(training=False),
+        accelerator=accelerator,
+        _total_train_tokens=0,
+        _metrics={"eval": collections.defaultdict(list)},
+        _tp_size=1,
         args=types.SimpleNamespace(center_rewards_coefficient=coefficient),
-    )  # fmt: skip
+    )
     inputs = {"attention_mask": torch.ones(2 * PAIRS, 1)}
     if margins is not None:
         inputs["margin"] = torch.tensor(margins)

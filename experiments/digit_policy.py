@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rmjax.data import synthetic
+from rmjax.data.records import synthetic
 
 PROMPTS = (("Count up:", "up"), ("Rising:", "up"), ("Count down:", "down"), ("Falling:", "down"))
 N, V, H = synthetic.DIGITS, 10, 128

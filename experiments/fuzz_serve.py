@@ -22,10 +22,10 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2
 
-from rmjax.serving.engine import Engine
-from rmjax.serving.repository import Repository
-from rmjax.serving.reward_model import RewardService
-from rmjax.serving.server import Server
+from rmjax.serving.app import Server
+from rmjax.serving.engine.queue import Engine
+from rmjax.serving.registry import ModelRegistry
+from rmjax.serving.services.reward import RewardService
 
 THREADS = 4
 INFER = "/v2/models/reward_model/infer"
@@ -95,8 +95,12 @@ def grpc_seeds():
     raw.inputs.add(name="tokens", datatype="INT64", shape=[1, 3])
     raw.inputs.add(name="sequence_lengths", datatype="INT64", shape=[1, 1])
     named = service_pb2.ModelMetadataRequest(name="reward_model")
-    return [("ModelInfer", typed.SerializeToString()), ("ModelInfer", raw.SerializeToString()),
-            ("ModelMetadata", named.SerializeToString()), ("ModelConfig", named.SerializeToString())]  # fmt: skip
+    return [
+        ("ModelInfer", typed.SerializeToString()),
+        ("ModelInfer", raw.SerializeToString()),
+        ("ModelMetadata", named.SerializeToString()),
+        ("ModelConfig", named.SerializeToString()),
+    ]
 
 
 def mutate(data, rng):
@@ -245,7 +249,7 @@ def fuzz(count, seed=0):
     call = lambda work: asyncio.run_coroutine_threadsafe(work, loop).result(60)
 
     async def start():
-        server = Server(Repository({"reward_model": load}), "127.0.0.1", 0, 0)
+        server = Server(ModelRegistry({"reward_model": load}), "127.0.0.1", 0, 0)
         await server.start()
         await server.warm_up()
         return server

@@ -30,7 +30,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import np_to_triton_dtype
 
 from rmjax.core import svg
-from rmjax.data.tokenizer import Tokenizer
+from rmjax.data.tokens.tokenizer import Tokenizer
 from rmjax.serving import Client
 
 REPEATS = 32  # rollouts of each prompt in an iteration
@@ -140,12 +140,18 @@ def update(params, opt_state, prompts, digits, before, gains):
 
 
 def ppo(
-    critic: CriticClient, judge: Client, tokenizer: Tokenizer, iterations: int, *, repeats: int = REPEATS, seed: int = 0
+    critic: CriticClient,
+    pipeline: Client,
+    tokenizer: Tokenizer,
+    iterations: int,
+    *,
+    repeats: int = REPEATS,
+    seed: int = 0,
 ) -> Iterator[tuple[float, float, float]]:
     """Yields (the policy's mean reward, its mean gold reward, the critic's loss) after each iteration.
 
     Args:
-      judge: the reward server's client.
+      pipeline: the reward server's client.
       repeats: rollouts of each prompt in an iteration.
     """
     key, start = jax.random.split(jax.random.key(seed))
@@ -175,7 +181,7 @@ def ppo(
         for _ in range(EPOCHS):
             params, opt_state = update(params, opt_state, prompts, digits, before, gains)
         answers = np.asarray(policy.sample(params, judging, prompts))
-        judged = judge.rewards(policy.texts(answers), prompts=questions)
+        judged = pipeline.rewards(policy.texts(answers), prompts=questions)
         yield float(judged.mean()), policy.gold(prompts, answers), losses[0]
     critic.save()
 
@@ -188,19 +194,26 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=40)
     given = parser.parse_args()
     model = given.model or artifact(given.workdir)
-    critic_flags = (f"--critic={model}", f"--critic_dir={given.workdir / 'critic'}",
-                    f"--critic_learning_rate={CRITIC_LEARNING_RATE}", "--combine_rm_and_critic")  # fmt: skip
+    critic_flags = (
+        f"--critic={model}",
+        f"--critic_dir={given.workdir / 'critic'}",
+        f"--critic_learning_rate={CRITIC_LEARNING_RATE}",
+        "--combine_rm_and_critic",
+    )
     shutil.rmtree(given.workdir / "critic", ignore_errors=True)  # an earlier run's has seen another policy
     rows = []
     with contextlib.ExitStack() as stack:
         reward = stack.enter_context(server(f"--model={model}"))
         critic = stack.enter_context(server(f"--model={model}", *critic_flags))
-        judge = stack.enter_context(Client(f"http://127.0.0.1:{reward['HTTP']}"))
+        pipeline = stack.enter_context(Client(f"http://127.0.0.1:{reward['HTTP']}"))
         tokenizer = Tokenizer.load(str(model))
-        for row in ppo(CriticClient(critic["gRPC"]), judge, tokenizer, given.iterations):
+        for row in ppo(CriticClient(critic["gRPC"]), pipeline, tokenizer, given.iterations):
             rows.append(row)
-            print(f"iteration {len(rows):3}: reward {row[0]:7.3f}, gold {row[1]:6.3f} of {policy.N - 1}, "
-                  f"critic loss {row[2]:.4f}", flush=True)  # fmt: skip
+            print(
+                f"iteration {len(rows):3}: reward {row[0]:7.3f}, gold {row[1]:6.3f} of {policy.N - 1}, "
+                f"critic loss {row[2]:.4f}",
+                flush=True,
+            )
     figures = []
     for name, values in zip(("mean reward", "mean gold reward", "critic loss"), zip(*rows, strict=True), strict=True):
         axes = svg.Axes((1, len(rows)), (min(values), max(values)), "iteration", name)

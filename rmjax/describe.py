@@ -12,9 +12,9 @@ from absl import flags
 from rmjax.core import program
 from rmjax.core.errors import InputError
 from rmjax.data.description import describe, overlap
-from rmjax.data.tokenisation import Options
-from rmjax.data.tokenizer import Tokenizer
-from rmjax.models import build
+from rmjax.data.tokens.load import Options
+from rmjax.data.tokens.tokenizer import Tokenizer
+from rmjax.models import loading
 
 _DATA = flags.DEFINE_list("data", [], "Files, globs or hub names, by commas; or `synthetic`.")
 _VALIDATION = flags.DEFINE_list("validation", [], "Sources that should share nothing with --data.")
@@ -35,14 +35,19 @@ def main(_: Sequence[str]) -> None:
     """Describes as the flags say."""
     if not _DATA.value:
         raise InputError("--data is missing; give a file, a glob, a hub name, or `synthetic`")
-    tokenizer = Tokenizer.load(build.tokenizer_directory(_MODEL.value) if _MODEL.value else "")
-    reading, max_length = build.reading(_MODEL.value) if _MODEL.value else ({}, 0)
+    tokenizer = Tokenizer.load(loading.tokenizer_directory(_MODEL.value) if _MODEL.value else "")
+    data_options, max_length = loading.data_options(_MODEL.value) if _MODEL.value else ({}, 0)
     given = {flag.name: flag.value for flag in (_STRINGS, _TIES, _STEPS, _MISSING) if flag.value is not None}
     options = Options(
-        format=_FORMAT.value, columns=tuple(_COLUMNS.value), group_prompts=_GROUP.value, limit=_LIMIT.value,
-        max_length=_MAX_LENGTH.value or max_length or 1024, on_overlong=_ON_OVERLONG.value, on_bad_record="skip",
-        **reading | given,
-    )  # fmt: skip
+        format=_FORMAT.value,
+        columns=tuple(_COLUMNS.value),
+        group_prompts=_GROUP.value,
+        limit=_LIMIT.value,
+        max_length=_MAX_LENGTH.value or max_length or 1024,
+        on_overlong=_ON_OVERLONG.value,
+        on_bad_record="skip",
+        **data_options | given,
+    )
     print(describe(_DATA.value, tokenizer, options))
     if _VALIDATION.value:
         print(overlap(_DATA.value, _VALIDATION.value, options))

@@ -13,14 +13,10 @@ from absl import flags
 from rmjax.core import program
 from rmjax.core.errors import InputError
 from rmjax.evaluation.evaluation import evaluate, read_labelled
-from rmjax.evaluation.offline import open_judge
+from rmjax.evaluation.pipeline import load_pipeline
 
 _MODEL = flags.DEFINE_string("model", "", "Artifact, Hugging Face directory with a head, or workdir.")
-_DATA = flags.DEFINE_list(
-    "data",
-    [],
-    "Files, globs, hub names, by commas, or name=path; or `synthetic`.",
-)
+_DATA = flags.DEFINE_list("data", [], "Files, globs, hub names, by commas, or name=path; or `synthetic`.")
 _OUTPUT = flags.DEFINE_string("output", "", "The directory to write to.")
 _FORMAT = flags.DEFINE_string("format", "auto", "The data's format.")
 _STRINGS = flags.DEFINE_enum("strings", None, ["joined", "chat"], "Strings as one text or as messages; the model's.")
@@ -36,13 +32,13 @@ def main(_: Sequence[str]) -> None:
     """Evaluates as the flags say."""
     if not _MODEL.value or not _DATA.value or not _OUTPUT.value:
         raise InputError("--model, --data and --output are all needed")
-    judge = open_judge(
+    pipeline = load_pipeline(
         _MODEL.value, max_length=_MAX_LENGTH.value, rows_per_device=_ROWS.value, dtype=_DTYPE.value
-    ).reading(_FORMAT.value, _COLUMNS.value, _STRINGS.value)  # fmt: skip
-    items = read_labelled(_DATA.value, judge.options, limit=_LIMIT.value, on_bad_record=_ON_BAD.value)
+    ).with_data_options(_FORMAT.value, _COLUMNS.value, _STRINGS.value)
+    items = read_labelled(_DATA.value, pipeline.options, limit=_LIMIT.value, on_bad_record=_ON_BAD.value)
     headline = evaluate(
-        judge, items, pathlib.Path(_OUTPUT.value), title=f"{_MODEL.value} on {','.join(_DATA.value)}"
-    )  # fmt: skip
+        pipeline, items, pathlib.Path(_OUTPUT.value), title=f"{_MODEL.value} on {','.join(_DATA.value)}"
+    )
     width = max(len(name) for name, _ in headline)
     print("\n".join(f"{name:<{width}}  {value}" for name, value in headline))
     print(f"wrote {_OUTPUT.value}/ (metrics.json, predictions.jsonl, report.html)")

@@ -24,7 +24,7 @@ def main(_: Sequence[str]) -> None:
         raise InputError("--workdir and --output are both needed")
     export(
         pathlib.Path(_WORKDIR.value), pathlib.Path(_OUTPUT.value), merge=_MERGE.value, standardize=_STANDARDIZE.value
-    )  # fmt: skip
+    )
     print(f"wrote {_OUTPUT.value}; serve it with: python -m rmjax.serve --model={_OUTPUT.value} --grpc_port=8001")
 
 

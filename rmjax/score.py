@@ -21,7 +21,8 @@ from absl import flags
 
 from rmjax.core import program
 from rmjax.core.errors import InputError
-from rmjax.evaluation.offline import open_judge, score_file
+from rmjax.evaluation.pipeline import load_pipeline
+from rmjax.evaluation.score_file import score_file
 
 _MODEL = flags.DEFINE_string("model", "", "Artifact, Hugging Face directory with a head, or workdir.")
 _INPUT = flags.DEFINE_string("input", "", "A JSONL file (.gz too): pairs, text or messages, labelled or not.")
@@ -40,10 +41,10 @@ def main(_: Sequence[str]) -> None:
     if not _MODEL.value or not _INPUT.value or not _OUTPUT.value:
         raise InputError("--model, --input and --output are all needed")
     program.join_processes()
-    judge = open_judge(
+    pipeline = load_pipeline(
         _MODEL.value, max_length=_MAX_LENGTH.value, rows_per_device=_ROWS.value, dtype=_DTYPE.value
-    ).reading(_FORMAT.value, _COLUMNS.value, _STRINGS.value)  # fmt: skip
-    lines, errors = score_file(judge, _INPUT.value, pathlib.Path(_OUTPUT.value), best_of=_BEST_OF.value)
+    ).with_data_options(_FORMAT.value, _COLUMNS.value, _STRINGS.value)
+    lines, errors = score_file(pipeline, _INPUT.value, pathlib.Path(_OUTPUT.value), best_of=_BEST_OF.value)
     print(f"{_OUTPUT.value}: {lines - errors:,} of {lines:,} records scored")
     if errors:
         if jax.process_index() == 0:

@@ -19,19 +19,19 @@ from absl import flags
 from rmjax.core import program
 from rmjax.core.errors import InputError
 from rmjax.core.mesh import make_mesh, row_shards
-from rmjax.data.tokenizer import Tokenizer
-from rmjax.evaluation.offline import open_judge
-from rmjax.models.build import load_model
-from rmjax.serving import server
-from rmjax.serving.critic import Critic
-from rmjax.serving.critic_service import critic_loaders
-from rmjax.serving.engine import Engine
-from rmjax.serving.memory import Memory
+from rmjax.data.tokens.tokenizer import Tokenizer
+from rmjax.evaluation.pipeline import load_pipeline
+from rmjax.models.loading import load_model
+from rmjax.serving import app
+from rmjax.serving.engine.offload import Memory
+from rmjax.serving.engine.queue import Engine
 from rmjax.serving.metrics import ModelMetrics
-from rmjax.serving.reading import Reader
-from rmjax.serving.repository import Repository
-from rmjax.serving.reward_model import RewardService
+from rmjax.serving.registry import ModelRegistry
 from rmjax.serving.security import Security
+from rmjax.serving.services.critic import critic_loaders
+from rmjax.serving.services.critic_state import Critic
+from rmjax.serving.services.inputs import InputReader
+from rmjax.serving.services.reward import RewardService
 
 _DEFAULT_NAME = "reward_model"
 _MODEL = flags.DEFINE_list(
@@ -61,21 +61,30 @@ _CLIENT_CA = flags.DEFINE_string("tls_client_ca", "", "PEM file of the authority
 
 def _load(path: str, memory: Memory, metrics: ModelMetrics) -> RewardService:
     with memory.using():  # room for it
-        judge = open_judge(path, max_length=_MAX_LENGTH.value, rows_per_device=_ROWS.value, dtype=_DTYPE.value)
-        scorer = judge.scorer
+        pipeline = load_pipeline(path, max_length=_MAX_LENGTH.value, rows_per_device=_ROWS.value, dtype=_DTYPE.value)
+        scorer = pipeline.scorer
         on_device = memory.using(memory.hold(scorer, "params", metrics))
     engine = Engine(
-        on_device(scorer.score), on_device(scorer.warm_up), max_length=judge.max_length,
-        batch_tokens=scorer.rows * scorer.row_length, queue_size=_QUEUE.value, queue_tokens=_QUEUE_TOKENS.value,
+        on_device(scorer.score),
+        on_device(scorer.warm_up),
+        max_length=pipeline.max_length,
+        batch_tokens=scorer.rows * scorer.row_length,
+        queue_size=_QUEUE.value,
+        queue_tokens=_QUEUE_TOKENS.value,
         metrics=metrics,
-    )  # fmt: skip
+    )
     return RewardService(
-        engine, judge.tokenizer, vocab_size=scorer.model.decoder.vocab_size, attributes=judge.attributes,
-        strings=judge.options.strings, truncate=_TRUNCATE.value, facts=judge.facts,
-    )  # fmt: skip
+        engine,
+        pipeline.tokenizer,
+        vocab_size=scorer.model.decoder.vocab_size,
+        attributes=pipeline.attributes,
+        strings=pipeline.options.strings,
+        truncate=_TRUNCATE.value,
+        metadata=pipeline.metadata,
+    )
 
 
-def _load_critic(memory: Memory, metrics: ModelMetrics) -> tuple[Critic, Reader]:
+def _load_critic(memory: Memory, metrics: ModelMetrics) -> tuple[Critic, InputReader]:
     mesh = make_mesh((-1, 1, 1, 1))
     with memory.using():  # room for it
         with jax.set_mesh(mesh):
@@ -84,10 +93,17 @@ def _load_critic(memory: Memory, metrics: ModelMetrics) -> tuple[Critic, Reader]
         if not 0 < length <= decoder.max_positions:
             raise InputError(f"--max_length={length}; --critic was made for 1 to {decoder.max_positions}")
         critic = Critic(
-            loaded.model, loaded.params, mesh, row_length=length, rows=max(_ROWS.value, 1) * row_shards(mesh),
-            learning_rate=_CRITIC_RATE.value, directory=pathlib.Path(_CRITIC_DIR.value), memory=memory, metrics=metrics,
-        )  # fmt: skip
-    reader = Reader(Tokenizer.load(str(loaded.directory)), decoder.vocab_size, length, _TRUNCATE.value)
+            loaded.model,
+            loaded.params,
+            mesh,
+            row_length=length,
+            rows=max(_ROWS.value, 1) * row_shards(mesh),
+            learning_rate=_CRITIC_RATE.value,
+            directory=pathlib.Path(_CRITIC_DIR.value),
+            memory=memory,
+            metrics=metrics,
+        )
+    reader = InputReader(Tokenizer.load(str(loaded.directory)), decoder.vocab_size, length, _TRUNCATE.value)
     return critic, reader
 
 
@@ -113,17 +129,17 @@ def main(_: Sequence[str]) -> None:
         raise InputError("--critic needs --critic_dir, where its checkpoints lie")
     if _COMBINE.value and not (paths and _CRITIC.value):
         raise InputError("--combine_rm_and_critic needs both --model and --critic")
-    program.keep_compiled()
+    program.enable_compilation_cache()
     security = Security.read(_TOKEN.value, _CERTIFICATE.value, _KEY.value, _CLIENT_CA.value)
 
     async def serve() -> None:
         memory = Memory(_OFFLOAD.value)
         loaders = {name: functools.partial(_load, path, memory) for name, path in paths.items()}
         if _CRITIC.value:
-            rewarding = (lambda: repository.use(next(iter(paths)))) if _COMBINE.value else None
+            rewarding = (lambda: registry.use(next(iter(paths)))) if _COMBINE.value else None
             loaders |= critic_loaders(functools.partial(_load_critic, memory), rewarding)
-        repository = Repository(loaders, paths)
-        await server.serve(repository, _HOST.value, _PORT.value, _HTTP.value, security)
+        registry = ModelRegistry(loaders, paths)
+        await app.serve(registry, _HOST.value, _PORT.value, _HTTP.value, security)
 
     factory = None
     if importlib.util.find_spec("uvloop"):  # a faster loop than asyncio's; there is none for Windows

@@ -18,7 +18,7 @@ from ml_collections import config_flags
 
 from rmjax.core import program
 from rmjax.core.errors import InputError
-from rmjax.training.run import train
+from rmjax.training.experiment import train
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file under configs/; --config.section.key=value overrides."

@@ -31,11 +31,17 @@ class Pair:
         self.processes = []
         for number in range(2):
             environment = dict(
-                os.environ, JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(number),
-                JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo", JAX_NUM_CPU_DEVICES="2", PYTHONUNBUFFERED="1",
+                os.environ,
+                JAX_COORDINATOR_ADDRESS=address,
+                JAX_NUM_PROCESSES="2",
+                JAX_PROCESS_ID=str(number),
+                JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo",
+                JAX_NUM_CPU_DEVICES="2",
+                PYTHONUNBUFFERED="1",
                 JAX_COMPILATION_CACHE_DIR=jax.config.jax_compilation_cache_dir,
-                JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0", GLIBC_TUNABLES="",  # no re-execution
-            )  # fmt: skip
+                JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+                GLIBC_TUNABLES="",  # no re-execution
+            )
             program = [sys.executable, "-m", *command, *own[number]]
             with open(f"{output}-{number}.out", "w") as out, open(f"{output}-{number}.err", "w") as err:
                 self.processes.append(subprocess.Popen(program, cwd=ROOT, env=environment, stdout=out, stderr=err))

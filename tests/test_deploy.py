@@ -47,8 +47,11 @@ def dashboard():
 def test_all_flags_exist_and_every_server_can_be_reached(container):
     # Read and not imported: absl has one table of flags, and other programs of the test session are in it.
     known = set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', (ROOT / "rmjax" / "serve.py").read_text()))
-    commands = [json.loads(dockerfile()["CMD"][0]), load("compose.yaml")["services"]["rmjax"]["command"],
-                container["args"]]  # fmt: skip
+    commands = [
+        json.loads(dockerfile()["CMD"][0]),
+        load("compose.yaml")["services"]["rmjax"]["command"],
+        container["args"],
+    ]
     for command in commands:
         flags = dict(re.fullmatch(r"--(\w+)=(.+)", part).groups() for part in command)
         assert set(flags) <= known
@@ -82,7 +85,7 @@ def test_the_image_is_not_roots_and_asks_after_its_health():
 
 
 def test_kserve_asks_for_what_the_server_has(container):
-    served = (ROOT / "rmjax" / "serving" / "http_server.py").read_text()
+    served = (ROOT / "rmjax" / "serving" / "http" / "server.py").read_text()
     assert {"name": "PROTOCOL", "value": "v2"} in container["env"]
     assert [port["containerPort"] for port in container["ports"]] == [HTTP]
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):

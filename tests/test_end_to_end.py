@@ -11,14 +11,15 @@ import torch
 import transformers
 
 from rmjax.core.errors import InputError
-from rmjax.data import synthetic
+from rmjax.data.records import synthetic
 from rmjax.evaluation.evaluation import evaluate, read_labelled
-from rmjax.evaluation.offline import open_judge, score_file
-from rmjax.serving.engine import Engine
+from rmjax.evaluation.pipeline import load_pipeline
+from rmjax.evaluation.score_file import score_file
+from rmjax.serving.engine.queue import Engine
 from rmjax.serving.protocol import Call
-from rmjax.serving.reward_model import RewardService
+from rmjax.serving.services.reward import RewardService
+from rmjax.training.experiment import train
 from rmjax.training.export import export
-from rmjax.training.run import train
 from tests.training.conftest import tiny as tiny_config
 
 
@@ -53,24 +54,30 @@ def test_four_ways_to_score_agree(made, tmp_path):
     expected = by_transformers(made / "artifact", records)
     assert np.std(expected) > 1e-2  # rewards that differ, so that agreement means something
 
-    judge = open_judge(str(made / "artifact"))
-    score_file(judge, str(made / "pairs.jsonl"), tmp_path / "scores.jsonl")
+    pipeline = load_pipeline(str(made / "artifact"))
+    score_file(pipeline, str(made / "pairs.jsonl"), tmp_path / "scores.jsonl")
     scored = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
     assert [{k: v for k, v in line.items() if k != "rewards"} for line in scored] == records
 
-    items = read_labelled([str(made / "pairs.jsonl")], judge.options)
-    evaluate(judge, items, tmp_path / "evaluation", title="test")
+    items = read_labelled([str(made / "pairs.jsonl")], pipeline.options)
+    evaluate(pipeline, items, tmp_path / "evaluation", title="test")
     predicted = [json.loads(line) for line in (tmp_path / "evaluation" / "predictions.jsonl").read_text().splitlines()]
 
     async def served():
-        scorer = judge.scorer
-        engine = Engine(scorer.score, scorer.warm_up, max_length=judge.max_length,
-                        batch_tokens=scorer.rows * scorer.row_length, queue_size=64)  # fmt: skip
-        service = RewardService(engine, judge.tokenizer, vocab_size=scorer.model.decoder.vocab_size,
-                                attributes=judge.attributes)  # fmt: skip
+        scorer = pipeline.scorer
+        engine = Engine(
+            scorer.score,
+            scorer.warm_up,
+            max_length=pipeline.max_length,
+            batch_tokens=scorer.rows * scorer.row_length,
+            queue_size=64,
+        )
+        service = RewardService(
+            engine, pipeline.tokenizer, vocab_size=scorer.model.decoder.vocab_size, attributes=pipeline.attributes
+        )
         await engine.start()
         texts = [
-            r["prompt"] + r[key] + judge.tokenizer.base.eos_token for r in records for key in ("chosen", "rejected")
+            r["prompt"] + r[key] + pipeline.tokenizer.base.eos_token for r in records for key in ("chosen", "rejected")
         ]
         answer = await service.infer({"sentences": np.array([[text.encode()] for text in texts], object)}, Call())
         await engine.drain()
@@ -84,7 +91,7 @@ def test_four_ways_to_score_agree(made, tmp_path):
 def test_workdir_and_artifact_give_the_same_scores(made, tmp_path):
     rewards = []
     for name in ("run", "artifact"):
-        score_file(open_judge(str(made / name)), str(made / "pairs.jsonl"), tmp_path / name)
+        score_file(load_pipeline(str(made / name)), str(made / "pairs.jsonl"), tmp_path / name)
         rewards.append([json.loads(line)["rewards"] for line in (tmp_path / name).read_text().splitlines()])
     np.testing.assert_allclose(rewards[0], rewards[1], atol=1e-6)
 
@@ -96,10 +103,10 @@ def test_an_altered_artifact_is_refused_by_name(made, tmp_path, name):
     content = (broken / name).read_bytes()
     (broken / name).write_bytes(content[:-1])
     with pytest.raises(InputError, match=f"{name}: altered or truncated"):
-        open_judge(str(broken))
+        load_pipeline(str(broken))
     (broken / name).unlink()
     with pytest.raises(InputError, match=f"{name}: missing from the artifact"):
-        open_judge(str(broken))
+        load_pipeline(str(broken))
 
 
 def test_an_existing_output_is_not_overwritten(made):
@@ -108,9 +115,9 @@ def test_an_existing_output_is_not_overwritten(made):
 
 
 def test_the_artifact_says_where_it_is_from(made):
-    facts = json.loads((made / "artifact" / "rmjax.json").read_text())
-    assert facts["attributes"] == ["reward"]
-    assert facts["source_step"] > 0
-    assert 0 <= facts["validation"]["accuracy"] <= 1
-    assert facts["max_length"] == 1024
+    metadata = json.loads((made / "artifact" / "rmjax.json").read_text())
+    assert metadata["attributes"] == ["reward"]
+    assert metadata["source_step"] > 0
+    assert 0 <= metadata["validation"]["accuracy"] <= 1
+    assert metadata["max_length"] == 1024
     assert len(jax.devices()) == 8  # scored on a mesh of several devices above

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import ml_collections
 
 from rmjax.core.errors import InputError
-from rmjax.core.files import write_whole
+from rmjax.core.files import write_atomic
 
 # What may differ between a workdir's config.json and the command that resumes it: these keys decide how the work is
 # laid out, logged and kept, never what is computed (beyond float rounding).
@@ -171,16 +171,36 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises InputError for values that no run can use, naming the key, the value and the fix."""
     positive = (
-        "model.hidden_size", "model.intermediate_size", "model.num_layers", "model.num_heads", "model.num_kv_heads",
-        "data.max_length", "train.batch_size", "train.rows_per_device", "train.log_every", "checkpoint.keep",
+        "model.hidden_size",
+        "model.intermediate_size",
+        "model.num_layers",
+        "model.num_heads",
+        "model.num_kv_heads",
+        "data.max_length",
+        "train.batch_size",
+        "train.rows_per_device",
+        "train.log_every",
+        "checkpoint.keep",
         "evaluation.batch_size",
-    )  # fmt: skip
+    )
     not_negative = (
-        "model.head_init", "data.row_length", "data.train_limit", "data.validation_limit", "optimizer.learning_rate",
-        "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.grad_clip", "train.steps", "train.epochs",
-        "checkpoint.every", "evaluation.every", "objective.centering", "objective.reward_l2", "data.preference_label",
+        "model.head_init",
+        "data.row_length",
+        "data.train_limit",
+        "data.validation_limit",
+        "optimizer.learning_rate",
+        "optimizer.warmup_steps",
+        "optimizer.weight_decay",
+        "optimizer.grad_clip",
+        "train.steps",
+        "train.epochs",
+        "checkpoint.every",
+        "evaluation.every",
+        "objective.centering",
+        "objective.reward_l2",
+        "data.preference_label",
         "objective.label_smoothing",
-    )  # fmt: skip
+    )
     values = dict(leaves(config))
     for key in positive:
         if values[key] <= 0:
@@ -193,8 +213,10 @@ def check(config: ml_collections.ConfigDict) -> None:
     check_choice("model.remat", config.model.remat, ("none", "small", "layer"))
     check_choice("objective.process_loss", config.objective.process_loss, ("cross_entropy", "mse"))
     if config.objective.label_smoothing >= 0.5:
-        raise InputError(f"config.objective.label_smoothing is {config.objective.label_smoothing}; expected below 0.5, "
-                         "where the loss still says which response is the better one")  # fmt: skip
+        raise InputError(
+            f"config.objective.label_smoothing is {config.objective.label_smoothing}; expected below 0.5, "
+            "where the loss still says which response is the better one"
+        )
     check_choice("model.attention", config.model.attention, ("auto", "dense", "blocks"))
     if (config.train.steps > 0) == (config.train.epochs > 0):
         raise InputError(
@@ -218,7 +240,7 @@ def selection(metrics: dict[str, float], best: str) -> float:
 
 def save(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
     """Writes the resolved configuration as JSON."""
-    write_whole(path, json.dumps(config.to_dict(), indent=2) + "\n")
+    write_atomic(path, json.dumps(config.to_dict(), indent=2) + "\n")
 
 
 def load(path: pathlib.Path) -> ml_collections.ConfigDict:

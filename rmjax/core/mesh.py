@@ -13,7 +13,6 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rmjax.core import trees
 from rmjax.core.errors import InputError
 
 AXES = ("data", "fsdp", "tensor", "sequence")
@@ -37,11 +36,15 @@ def make_mesh(sizes: Sequence[int] = (1, 1, 1, 1), devices: Sequence[jax.Device]
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise InputError(f"config.mesh is {given}; sizes are positive, and at most one is -1")
     if fixed < 1 or len(devices) < fixed or (free and len(devices) % fixed):
-        raise InputError(f"config.mesh is {given}; its fixed sizes multiply to {fixed}, which does not divide the "
-                         f"{len(devices)} devices here")  # fmt: skip
+        raise InputError(
+            f"config.mesh is {given}; its fixed sizes multiply to {fixed}, which does not divide the "
+            f"{len(devices)} devices here"
+        )
     if not free and fixed < len(devices) and jax.process_count() > 1:
-        raise InputError(f"config.mesh is {given}, {fixed} devices; with several processes it must use all "
-                         f"{len(devices)}; set one axis to -1")  # fmt: skip
+        raise InputError(
+            f"config.mesh is {given}, {fixed} devices; with several processes it must use all "
+            f"{len(devices)}; set one axis to -1"
+        )
     shape = [len(devices) // fixed if size == -1 else size for size in sizes]
     used = np.asarray(devices[: math.prod(shape)]).reshape(shape)
     return Mesh(used, AXES, axis_types=(AxisType.Auto,) * len(AXES))
@@ -60,41 +63,3 @@ def constrain(x: jax.Array, *spec: Any) -> jax.Array:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Returns the sharding that keeps a whole copy on every device."""
     return NamedSharding(mesh, P())
-
-
-# (path regex, PartitionSpec) over the whole train state: parameters and, at paths that end alike, the optimizer's
-# moments. L, the stacked layers, is never split: the scan goes over it.
-STATE_RULES: tuple[tuple[str, P], ...] = (
-    (r"decoder/embedding/weight$", P(None, ("fsdp", "tensor"))),  # [V, D]; V is often odd
-    (r"attention/(query|key|value)/kernel$", P(None, "fsdp", "tensor")),  # [L, D, heads * P]
-    (r"attention/(query|key|value)/bias$", P(None, "tensor")),  # [L, heads * P]
-    (r"attention/output/kernel$", P(None, "tensor", "fsdp")),  # [L, N * P, D]
-    (r"attention/output/bias$", P(None, None)),  # [L, D]
-    (r"mlp/(gate|up)/kernel$", P(None, "fsdp", "tensor")),  # [L, D, F]
-    (r"mlp/(gate|up)/bias$", P(None, "tensor")),  # [L, F]
-    (r"mlp/down/kernel$", P(None, "tensor", "fsdp")),  # [L, F, D]
-    (r"mlp/down/bias$", P(None, None)),  # [L, D]
-    (r"norm/scale$", P()),  # [L, D] or [D]
-    (r"head/kernel$", P()),  # [D, A]
-    (r"(^|/)(step|count)$", P()),  # counters
-)
-
-
-def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
-    """Returns the NamedSharding of every leaf of `abstract_state` by `STATE_RULES`.
-
-    Raises:
-      InputError: a leaf matches no rule or several, or a dimension is not divisible by its mesh axis.
-    """
-
-    def sharding(path: str, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        spec = trees.match_one(STATE_RULES, path, "sharding")
-        for size, entry in zip(leaf.shape, spec, strict=False):
-            axes = (entry,) if isinstance(entry, str) else entry or ()
-            parts = math.prod(mesh.shape[axis] for axis in axes)
-            if size % parts:
-                raise InputError(f"config.mesh: {' x '.join(axes)} is {parts}, which does not divide a dimension of "
-                                 f"{path} {leaf.shape}; choose a divisor of {size}")  # fmt: skip
-        return NamedSharding(mesh, spec)
-
-    return trees.map_paths(sharding, abstract_state)

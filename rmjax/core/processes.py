@@ -29,7 +29,7 @@ def together() -> Iterator[None]:
         raise InputError("another process cannot go on; see its message")
 
 
-def all_have(digest: bytes) -> bool:
+def all_equal(digest: bytes) -> bool:
     """Returns whether all processes give the same bytes."""
     if jax.process_count() == 1:
         return True

@@ -31,7 +31,7 @@ def use_huge_pages() -> None:
         os.execv(sys.executable, sys.orig_argv)
 
 
-def keep_compiled() -> None:
+def enable_compilation_cache() -> None:
     """Keeps compiled programs from one start to the next, unless JAX has been told where, or told not to."""
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
@@ -63,8 +63,9 @@ def join_processes() -> None:
     try:
         jax.distributed.initialize(**numbers)
     except (ValueError, RuntimeError) as error:
-        raise InputError(f"JAX_COORDINATOR_ADDRESS is {address!r}, but the processes could not join ({error}); see "
-                         "--help") from error  # fmt: skip
+        raise InputError(
+            f"JAX_COORDINATOR_ADDRESS is {address!r}, but the processes could not join ({error}); see --help"
+        ) from error
     if jax.process_index() > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (lives as long as the process)
 

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rmjax.data import synthetic
-from rmjax.data.dataset import align_labels
-from rmjax.data.formats import read_comparisons
-from rmjax.data.rendering import make_trees
+from rmjax.data.records import synthetic
+from rmjax.data.records.formats import read_comparisons
+from rmjax.data.records.sources import ReadReport
 from rmjax.data.schema import Comparison, Tree
-from rmjax.data.sources import ReadReport
-from rmjax.data.tokenisation import SYNTHETIC, Options, Report, tokenize
-from rmjax.data.tokenizer import Tokenizer
+from rmjax.data.tokens.dataset import align_labels
+from rmjax.data.tokens.load import SYNTHETIC, Options, Report, tokenize
+from rmjax.data.tokens.rendering import make_trees
+from rmjax.data.tokens.tokenizer import Tokenizer
 
 _SHOWN = 400  # tokens of the comparison that is shown
 
@@ -41,8 +41,10 @@ def describe(sources: Sequence[str], tokenizer: Tokenizer, options: Options) -> 
     lines = [str(report)]
     if len(dataset):
         quantiles = np.percentile(dataset.lengths, [5, 50, 95]).astype(int).tolist()
-        lines.append(f"unique tokens a comparison: median {quantiles[1]}, 5 % below {quantiles[0]}, 5 % above "
-                     f"{quantiles[2]}; longest {int(dataset.lengths.max())}")  # fmt: skip
+        lines.append(
+            f"unique tokens a comparison: median {quantiles[1]}, 5 % below {quantiles[0]}, 5 % above "
+            f"{quantiles[2]}; longest {int(dataset.lengths.max())}"
+        )
     lines += _responses(comparisons) + _labels(comparisons) + _duplicates(comparisons)
     trees = make_trees(comparisons[:1], tokenizer)
     if trees and isinstance(trees[0], Tree):
@@ -61,8 +63,10 @@ def _responses(comparisons: Sequence[Comparison]) -> list[str]:
         longer = np.mean(0.5 + 0.5 * np.sign(sizes)) if sizes else np.nan
         possible = sum(len(c.conversations) * (len(c.conversations) - 1) // 2 for c in comparisons if c.edges)
         margins = np.array([edge.margin for _, edge in edges])
-        lines.append(f"preferences: {len(edges):,}; {possible - len(edges):,} pairs tied; the better response is the "
-                     f"longer one in {longer:.1%}; margins {margins.min():g} to {margins.max():g}")  # fmt: skip
+        lines.append(
+            f"preferences: {len(edges):,}; {possible - len(edges):,} pairs tied; the better response is the "
+            f"longer one in {longer:.1%}; margins {margins.min():g} to {margins.max():g}"
+        )
     return lines
 
 
@@ -90,8 +94,10 @@ def overlap(first: Sequence[str], second: Sequence[str], options: Options) -> st
     one, other = (read(sources, options)[0] for sources in (first, second))
     whole = {_key(c) for c in one} & {_key(c) for c in other}
     single = [{_hash(text) for c in part for text in c.conversations} for part in (one, other)]
-    return (f"overlap of {', '.join(first)} and {', '.join(second)}: {len(whole):,} comparisons, "
-            f"{len(single[0] & single[1]):,} conversations")  # fmt: skip
+    return (
+        f"overlap of {', '.join(first)} and {', '.join(second)}: {len(whole):,} comparisons, "
+        f"{len(single[0] & single[1]):,} conversations"
+    )
 
 
 def _key(comparison: Comparison) -> tuple[str, ...]:

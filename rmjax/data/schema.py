@@ -35,7 +35,7 @@ class Comparison:
 
     Attributes:
       conversations: K whole conversations, the prompt included in each: lists of chat messages, or strings.
-      close: strings only: append the tokenizer's EOS unless the tokens end with it (NeMo-Aligner's `text` lines
+      add_eos: strings only: append the tokenizer's EOS unless the tokens end with it (NeMo-Aligner's `text` lines
         are tokenised as they are).
       edges: preferences between the readouts (responses, unless `steps` are given); empty for unlabelled data.
       labels: attribute values of each readout [R, A], NaN where missing; None where the data has no attributes.
@@ -51,7 +51,7 @@ class Comparison:
     """
 
     conversations: tuple[str | list[Message], ...]
-    close: bool
+    add_eos: bool
     edges: tuple[Edge, ...]
     labels: np.ndarray | None
     where: str

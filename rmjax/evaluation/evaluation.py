@@ -9,17 +9,20 @@ import tqdm
 
 from rmjax.core import config as configs
 from rmjax.core.errors import InputError
-from rmjax.data import synthetic
-from rmjax.data.agreement import label_metrics, step_metrics, subsets
-from rmjax.data.dataset import align_labels
-from rmjax.data.formats import iterate, one_scale
-from rmjax.data.parsers import ReadOptions
+from rmjax.data.records import synthetic
+from rmjax.data.records.formats import iterate_comparisons, normalize_step_labels
+from rmjax.data.records.parsers import ReadOptions
+from rmjax.data.records.sources import BadRecord
 from rmjax.data.schema import Comparison
-from rmjax.data.sources import BadRecord
-from rmjax.data.tokenisation import SYNTHETIC
+from rmjax.data.tokens.dataset import align_labels
+from rmjax.data.tokens.load import SYNTHETIC
 from rmjax.evaluation import report
-from rmjax.evaluation.metrics import EdgeTable, edge_table, pair_metrics
-from rmjax.evaluation.offline import Item, Judge, predict, prediction
+from rmjax.evaluation.pipeline import Item, RewardPipeline, predict, prediction
+from rmjax.metrics.attributes import label_metrics
+from rmjax.metrics.edges import EdgeTable, edge_table
+from rmjax.metrics.pairs import pair_metrics
+from rmjax.metrics.steps import step_metrics
+from rmjax.metrics.subsets import subsets
 
 Scored = tuple[Comparison, np.ndarray]  # a comparison and its rewards float32 [R, A]
 
@@ -35,14 +38,20 @@ def read_labelled(
     if list(sources) == [SYNTHETIC]:
         size = limit or configs.default().data.synthetic_validation
         return list(synthetic.comparisons("validation", size, options.format))
-    items = [item for source in sources for item in one_scale(list(iterate(source, options)), options)]
+    items = [
+        item
+        for source in sources
+        for item in normalize_step_labels(list(iterate_comparisons(source, options)), options)
+    ]
     bad = next((item for item in items if isinstance(item, BadRecord) and not item.tied), None)
     if bad is not None and on_bad_record == "error":
         raise InputError(f"{bad.where}: {bad.reason} (or set --on_bad_record=skip)")
     return items[: limit or None]
 
 
-def evaluate(judge: Judge, items: Sequence[Item], output: pathlib.Path, *, title: str) -> list[tuple[str, str]]:
+def evaluate(
+    pipeline: RewardPipeline, items: Sequence[Item], output: pathlib.Path, *, title: str
+) -> list[tuple[str, str]]:
     """Scores `items` and writes metrics.json, predictions.jsonl and report.html.
 
     Comparisons that cannot be scored (too long, say) are counted, in the metrics and in the headline, and have `error`
@@ -58,57 +67,61 @@ def evaluate(judge: Judge, items: Sequence[Item], output: pathlib.Path, *, title
     scored: list[Scored] = []
     bar = tqdm.tqdm(total=len(items), desc="scoring", unit="record", dynamic_ncols=True)
     with bar, open(output / "predictions.jsonl", "w", encoding="utf-8") as file:
-        for chunk in predict(judge, items, bar):
+        for chunk in predict(pipeline, items, bar):
             for item, rewards in chunk:
-                file.write(json.dumps(prediction(item, rewards, judge.attributes), ensure_ascii=False) + "\n")
+                file.write(json.dumps(prediction(item, rewards, pipeline.attributes), ensure_ascii=False) + "\n")
             scored += [(item, rewards) for item, rewards in chunk if not isinstance(rewards, str)]
-    metrics = metrics_of(judge, scored)
+    metrics = metrics_of(pipeline, scored)
     if not metrics:
         names = sorted({name for item, _ in scored for name in item.attributes})
-        raise InputError(f"no comparison that could be scored has a known preference, nor a label of the model's "
-                         f"attributes ({', '.join(judge.attributes)}; the data has {', '.join(names) or 'none'}); for "
-                         "unlabelled data use rmjax.score")  # fmt: skip
+        raise InputError(
+            f"no comparison that could be scored has a known preference, nor a label of the model's "
+            f"attributes ({', '.join(pipeline.attributes)}; the data has {', '.join(names) or 'none'}); for "
+            "unlabelled data use rmjax.score"
+        )
     for name, members in subsets([item.subset for item, _ in scored]).items():
-        found = metrics_of(judge, [scored[i] for i in members])
+        found = metrics_of(pipeline, [scored[i] for i in members])
         metrics |= {f"{name}/{metric}": value for metric, value in found.items()}
     counts = {"comparisons": len(scored), "not_scored": len(items) - len(scored)}
     (output / "metrics.json").write_text(json.dumps(counts | metrics, indent=2) + "\n")
     headline = _headline(counts, metrics)
-    table = _edges(judge, scored) if "accuracy_low" in metrics else None
+    table = _edges(pipeline, scored) if "accuracy_low" in metrics else None
     (output / "report.html").write_text(report.render(title, headline, table), encoding="utf-8")
     return headline
 
 
-def metrics_of(judge: Judge, scored: Sequence[Scored]) -> dict[str, float]:
+def metrics_of(pipeline: RewardPipeline, scored: Sequence[Scored]) -> dict[str, float]:
     """Returns the metrics of comparisons by what is known of them: preferences, attributes, steps."""
     metrics: dict[str, float] = {}
     ranked = [(item, rewards) for item, rewards in scored if item.edges]
     labelled = [(item, rewards) for item, rewards in scored if item.labels is not None]
     if any(edge.target != 0.5 for item, _ in ranked for edge in item.edges):
-        rewards, edges = [judge.merged(values) for _, values in ranked], [item.edges for item, _ in ranked]
+        rewards, edges = [pipeline.merged(values) for _, values in ranked], [item.edges for item, _ in ranked]
         metrics |= pair_metrics(rewards, edges, [item.ceiling for item, _ in ranked])
     for steps in (False, True):
         members = [(item, rewards) for item, rewards in labelled if bool(item.steps) == steps]
         if not members:
             continue
         rewards = np.concatenate([values for _, values in members])
-        labels = np.concatenate([_by_name(judge, item) for item, _ in members])
-        found = step_metrics(rewards[:, 0], labels[:, 0]) if steps else label_metrics(rewards, labels, judge.attributes)
+        labels = np.concatenate([_by_name(pipeline, item) for item, _ in members])
+        found = (
+            step_metrics(rewards[:, 0], labels[:, 0]) if steps else label_metrics(rewards, labels, pipeline.attributes)
+        )
         metrics |= found
         if found and not np.isnan(ceiling := [item.ceiling for item, _ in members]).any():
             metrics["accuracy_ceiling" if steps else "mse_floor"] = float(np.mean(ceiling))
     return metrics
 
 
-def _by_name(judge: Judge, item: Comparison) -> np.ndarray:
+def _by_name(pipeline: RewardPipeline, item: Comparison) -> np.ndarray:
     """Returns the labels [R, A] in the order of the head's attributes, NaN where the data has no such one."""
     # A step's one label belongs to the head's first reward, whatever that is called.
-    return align_labels(item.labels, judge.attributes[:1] if item.steps else item.attributes, judge.attributes)
+    return align_labels(item.labels, pipeline.attributes[:1] if item.steps else item.attributes, pipeline.attributes)
 
 
-def _edges(judge: Judge, scored: Sequence[Scored]) -> EdgeTable:
+def _edges(pipeline: RewardPipeline, scored: Sequence[Scored]) -> EdgeTable:
     ranked = [(item, rewards) for item, rewards in scored if item.edges]
-    return edge_table([judge.merged(rewards) for _, rewards in ranked], [item.edges for item, _ in ranked])
+    return edge_table([pipeline.merged(rewards) for _, rewards in ranked], [item.edges for item, _ in ranked])
 
 
 def _headline(counts: dict[str, int], metrics: dict[str, float]) -> list[tuple[str, str]]:

@@ -6,7 +6,8 @@ import math
 import numpy as np
 
 from rmjax.core.svg import Axes
-from rmjax.evaluation.metrics import EdgeTable, calibration
+from rmjax.metrics.calibration import calibration
+from rmjax.metrics.edges import EdgeTable
 
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:980px;margin:2em auto;padding:0 1em;color:#222;background:#fff}"
@@ -24,12 +25,21 @@ def render(title: str, headline: list[tuple[str, str]], table: EdgeTable | None)
       table: the edges that the figures show; None shows none.
     """
     rows = "".join(f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>" for name, value in headline)
-    figures = [] if table is None else [
-        ("Margins r(chosen) - r(rejected). Bars left of the line are comparisons that the model gets wrong.",
-         _margins(table)),
-        ("Calibration: how often the model is right against how sure it is. Dots on the dashed line are calibrated; "
-         "their area is the share of comparisons.", _calibration(table)),
-    ]  # fmt: skip
+    figures = (
+        []
+        if table is None
+        else [
+            (
+                "Margins r(chosen) - r(rejected). Bars left of the line are comparisons that the model gets wrong.",
+                _margins(table),
+            ),
+            (
+                "Calibration: how often the model is right against how sure it is. Dots on the dashed line are calibrated; "
+                "their area is the share of comparisons.",
+                _calibration(table),
+            ),
+        ]
+    )
     body = "".join(f"<figure>{svg}<figcaption>{caption}</figcaption></figure>" for caption, svg in figures)
     title = html.escape(title)
     return (

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from rmjax.core.errors import InputError
 from rmjax.core.mesh import ROWS, replicated, row_shards
-from rmjax.data.packing import fill_rows, pack, split_readouts
+from rmjax.data.packing.rows import fill_rows, pack, split_readouts
 from rmjax.data.schema import Tree, packed_spec
 from rmjax.models.decoder import Params, RewardModel
 
@@ -35,8 +35,10 @@ class Scorer:
 
     def __init__(self, model: RewardModel, params: Params, mesh: Mesh, row_length: int, rows: int):
         if rows < 1 or rows % row_shards(mesh):
-            raise InputError(f"scoring in batches of {rows} rows on a mesh that splits rows {row_shards(mesh)} ways; "
-                             "choose a multiple of it")  # fmt: skip
+            raise InputError(
+                f"scoring in batches of {rows} rows on a mesh that splits rows {row_shards(mesh)} ways; "
+                "choose a multiple of it"
+            )
         if row_length < 1:
             raise InputError(f"max_length is {row_length}; expected at least one token")
         self.model, self.row_length, self.rows = model, row_length, rows
@@ -84,8 +86,10 @@ class Scorer:
         if not lengths:
             return
         if max(lengths) > self.row_length:
-            raise InputError(f"a conversation has {max(lengths)} tokens; at most {self.row_length} can be scored here: "
-                             "raise --max_length")  # fmt: skip
+            raise InputError(
+                f"a conversation has {max(lengths)} tokens; at most {self.row_length} can be scored here: "
+                "raise --max_length"
+            )
         wanted = max(max(lengths), _TREES_PER_ROW * float(np.mean(lengths)))
         row_length = next((length for length in self.row_lengths if length >= wanted), self.row_length)
         packed = pack(lengths, row_length)
@@ -117,8 +121,10 @@ class Scorer:
         sharding = NamedSharding(self._mesh, P(ROWS))
         if jax.process_count() == 1:
             return jax.device_put(batch, sharding)
-        return {name: jax.make_array_from_callback(array.shape, sharding, lambda index, array=array: array[index])
-                for name, array in batch.items()}  # fmt: skip
+        return {
+            name: jax.make_array_from_callback(array.shape, sharding, lambda index, array=array: array[index])
+            for name, array in batch.items()
+        }
 
 
 def _fitting_parts(tree: Tree, row_length: int) -> list[Tree]:
@@ -127,10 +133,13 @@ def _fitting_parts(tree: Tree, row_length: int) -> list[Tree]:
         return [dataclasses.replace(tree, edges=(), labels=None)]
     shared = len(tree.prefix)
     return [
-        Tree(tree.prefix[:0], (np.concatenate([tree.prefix, branch]),),
-             tuple((0, shared + index) for at, index in tree.readouts if at == k))
+        Tree(
+            tree.prefix[:0],
+            (np.concatenate([tree.prefix, branch]),),
+            tuple((0, shared + index) for at, index in tree.readouts if at == k),
+        )
         for k, branch in enumerate(tree.branches)
-    ]  # fmt: skip
+    ]
 
 
 def _join(tree: Tree, parts: list[np.ndarray]) -> np.ndarray:

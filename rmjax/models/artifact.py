@@ -5,25 +5,26 @@ import json
 import pathlib
 from typing import Any
 
-from rmjax.core import tensors
+from rmjax.core import safetensors
 from rmjax.core.errors import InputError
-from rmjax.models import huggingface
-from rmjax.models.config import read_json, to_hugging_face
+from rmjax.core.files import read_json
+from rmjax.models import weights
 from rmjax.models.decoder import Params, RewardModel
+from rmjax.models.families.llama import to_hugging_face
 
-FACTS = "rmjax.json"
+METADATA_FILE = "rmjax.json"
 FORMAT_VERSION = 1
 
 
 def write(
-    directory: pathlib.Path, model: RewardModel, params: Params, pad_token_id: int, facts: dict[str, Any]
+    directory: pathlib.Path, model: RewardModel, params: Params, pad_token_id: int, metadata: dict[str, Any]
 ) -> None:
     """Writes config.json, weights and rmjax.json; the tokenizer's files must lie in `directory` already.
 
     Args:
       pad_token_id: must be no token that can end a conversation: transformers reads the reward at the last token that
         is not padding.
-      facts: what else rmjax.json says: max_length, source step, validation metrics, …
+      metadata: what else rmjax.json says: max_length, source step, validation metrics, …
     """
     attributes = model.head.attributes
     config = to_hugging_face(model.decoder) | {
@@ -36,32 +37,40 @@ def write(
         "dtype": model.param_dtype,
     }
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    tensors.write(directory, huggingface.named_tensors(params))
-    sums = {path.name: sha256(path) for path in sorted(directory.iterdir()) if path.name != FACTS}
+    safetensors.write(directory, weights.named_tensors(params))
+    sums = {path.name: sha256(path) for path in sorted(directory.iterdir()) if path.name != METADATA_FILE}
     own = {"format_version": FORMAT_VERSION, "head": "linear", "pooling": "last_token"}
-    (directory / FACTS).write_text(json.dumps(facts | own | model.head.facts() | {"sha256": sums}, indent=2) + "\n")
+    (directory / METADATA_FILE).write_text(
+        json.dumps(metadata | own | model.head.to_json() | {"sha256": sums}, indent=2) + "\n"
+    )
 
 
-def read_facts(directory: pathlib.Path) -> dict[str, Any]:
+def read_metadata(directory: pathlib.Path) -> dict[str, Any]:
     """Returns rmjax.json of an artifact after checking every file's sum; {} for a plain Hugging Face directory.
 
     Raises:
       InputError: a file is missing or altered, or the format is of another version.
     """
-    if not (directory / FACTS).exists():
+    if not (directory / METADATA_FILE).exists():
         return {}
-    facts = read_json(directory / FACTS)
-    if facts.get("format_version") != FORMAT_VERSION:
-        raise InputError(f"{directory / FACTS}: format_version is {facts.get('format_version')!r}; this rmjax reads "
-                         f"{FORMAT_VERSION}")  # fmt: skip
-    for name, expected in facts["sha256"].items():
+    metadata = read_json(directory / METADATA_FILE)
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"{directory / METADATA_FILE}: format_version is {metadata.get('format_version')!r}; this rmjax reads "
+            f"{FORMAT_VERSION}"
+        )
+    for name, expected in metadata["sha256"].items():
         path = directory / name
         if not path.is_file():
             raise InputError(f"{path}: missing from the artifact; export it again")
         if (found := sha256(path)) != expected:
-            raise InputError(f"{path}: altered or truncated (SHA-256 {found[:12]}…, rmjax.json says {expected[:12]}…); "
-                             "export the artifact again")  # fmt: skip
-    return facts
+            raise InputError(
+                f"{path}: altered or truncated (SHA-256 {found[:12]}…, rmjax.json says {expected[:12]}…); "
+                "export the artifact again"
+            )
+    if "reading" in metadata:  # the name of this key until version 0.1.0
+        metadata["data_options"] = metadata.pop("reading")
+    return metadata
 
 
 def sha256(path: pathlib.Path) -> str:

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rmjax.core.mesh import ROWS, constrain
-from rmjax.models.attention import KEPT, make_mask
-from rmjax.models.config import DecoderConfig, HeadConfig
+from rmjax.models.architecture import DecoderConfig, HeadConfig
+from rmjax.models.attention.blocks import KEPT, make_mask
 from rmjax.models.layers import Block, Embedding, RMSNorm, rope_frequencies, rope_tables
 
 Params = dict[str, Any]
@@ -27,7 +27,7 @@ class RewardModel:
       dtype: of activations and matrix products.
       param_dtype: of stored parameters, except the head's, which is float32 always: in bfloat16 close rewards
         round into ties.
-      attention: `auto`, `dense` or `blocks`; see `rmjax.models.attention`.
+      attention: `auto`, `dense` or `blocks`; see `rmjax.models.attention.blocks`.
       remat: what the backward pass computes again. `small`: all but the matrix products and the attention, so less is
         held, and on CPU faster than `none`; `layer`: each layer whole, for the least memory; `none`: nothing.
       scan_layers: run the layers by one `lax.scan`; False unrolls them.

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rmjax.core.mesh import ROWS, constrain
-from rmjax.models.attention import Mask, attend, keep
-from rmjax.models.config import DecoderConfig, RopeScaling
-from rmjax.models.dots import dot
+from rmjax.models.architecture import DecoderConfig, RopeScaling
+from rmjax.models.attention.blocks import Mask, attend, keep
+from rmjax.models.matmul import dot
 
 Dtype = jnp.dtype
 

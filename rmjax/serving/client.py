@@ -36,9 +36,16 @@ class AsyncClient:
     """
 
     def __init__(
-        self, url: str, model: str = "reward_model", *, token: str = "", batch: int = 64, concurrency: int = 16,
-        timeout: float = 600.0, **options: Any,
-    ):  # fmt: skip
+        self,
+        url: str,
+        model: str = "reward_model",
+        *,
+        token: str = "",
+        batch: int = 64,
+        concurrency: int = 16,
+        timeout: float = 600.0,
+        **options: Any,
+    ):
         self._path, self._batch, self._timeout = f"/v2/models/{model}/infer", batch, timeout
         headers = {"authorization": f"Bearer {token}"} if token else {}
         limits = httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
@@ -47,9 +54,12 @@ class AsyncClient:
         self._turn = asyncio.Semaphore(concurrency)
 
     async def rewards(
-        self, conversations: Sequence[Conversation], prompts: Sequence[Conversation] | None = None, *,
+        self,
+        conversations: Sequence[Conversation],
+        prompts: Sequence[Conversation] | None = None,
+        *,
         truncate: bool = False,
-    ) -> np.ndarray:  # fmt: skip
+    ) -> np.ndarray:
         """Returns the rewards of n conversations, float32 [n], or [n, A] of a model with several attributes.
 
         Args:
@@ -64,7 +74,7 @@ class AsyncClient:
         """
         if prompts is not None:
             conversations = [_joined(*pair) for pair in zip(prompts, conversations, strict=True)]
-        parameters = {"truncate": truncate, "close": prompts is not None}
+        parameters = {"truncate": truncate, "add_eos": prompts is not None}
         starts = range(0, len(conversations), self._batch)
         parts = [self._ask(conversations[start : start + self._batch], parameters) for start in starts]
         tasks = [asyncio.ensure_future(part) for part in parts]
@@ -149,9 +159,12 @@ class Client:
         self._client = AsyncClient(url, model, **options)
 
     def rewards(
-        self, conversations: Sequence[Conversation], prompts: Sequence[Conversation] | None = None, *,
+        self,
+        conversations: Sequence[Conversation],
+        prompts: Sequence[Conversation] | None = None,
+        *,
         truncate: bool = False,
-    ) -> np.ndarray:  # fmt: skip
+    ) -> np.ndarray:
         """As `AsyncClient.rewards`."""
         return self._call(self._client.rewards(conversations, prompts, truncate=truncate))
 

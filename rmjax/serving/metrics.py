@@ -29,7 +29,7 @@ class Metrics:
         self.registry = prometheus_client.CollectorRegistry()
         make = lambda kind, name, text, *labels, **options: kind(
             f"rmjax_{name}", text, ("model", *labels), registry=self.registry, **options
-        )  # fmt: skip
+        )
         self.requests = make(Counter, "requests", "Requests answered with rewards.")
         self.sequences = make(Counter, "sequences", "Sequences scored.")
         self.tokens = make(Counter, "tokens", "Tokens of the sequences scored.")
@@ -52,8 +52,19 @@ class ModelMetrics:
     """The metrics of one model."""
 
     def __init__(self, metrics: Metrics, model: str):
-        for name in ("requests", "sequences", "tokens", "unique_tokens", "batches", "compilations", "waiting_sequences",
-                     "waiting_tokens", "device_bytes", "host_bytes", "latency"):  # fmt: skip
+        for name in (
+            "requests",
+            "sequences",
+            "tokens",
+            "unique_tokens",
+            "batches",
+            "compilations",
+            "waiting_sequences",
+            "waiting_tokens",
+            "device_bytes",
+            "host_bytes",
+            "latency",
+        ):
             setattr(self, name, getattr(metrics, name).labels(model))
         self._refused, self.model = metrics.refused, model
 

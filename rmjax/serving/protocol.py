@@ -25,7 +25,7 @@ DATATYPES = {
 }
 # What tritonclient may send without meaning anything to a reward model.
 _WITHOUT_MEANING = {"sequence_id", "sequence_start", "sequence_end", "priority", "binary_data_output"}
-_PARAMETERS = {"truncate": bool, "close": bool, "timeout": int}
+_PARAMETERS = {"truncate": bool, "close": bool, "add_eos": bool, "timeout": int}
 _LONGEST_AXIS, _LONGEST_TIMEOUT = 1 << 31, 1 << 53  # elements; microseconds
 Arrays = dict[str, np.ndarray]
 
@@ -45,14 +45,14 @@ class Call:
     Attributes:
       client: whose turn it is in the queue.
       deadline: as of the event loop's clock.
-      close: give strings the tokenizer's special tokens and a closing EOS, as in training.
+      add_eos: give strings the tokenizer's special tokens and a closing EOS, as in training.
       truncate: which end of an overlong sequence may be cut: `right`, `left`, or none.
       limit: tokens from which on it is cut; 0: what the model takes.
     """
 
     client: str = ""
     deadline: float = math.inf
-    close: bool = False
+    add_eos: bool = False
     truncate: str = ""
     limit: int = 0
 
@@ -63,7 +63,7 @@ class Model(Protocol):
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
     max_batch_size: int  # 0: the first axis of its tensors is no batch
-    facts: Mapping[str, Any]
+    metadata: Mapping[str, Any]
     metrics: ModelMetrics
     ready: bool
 
@@ -96,7 +96,12 @@ def read_call(parameters: Mapping[str, Any], client: str, now: float, time_left:
     if (timeout := parameters.get("timeout", 0)) > 0:
         seconds.append(min(timeout, _LONGEST_TIMEOUT) / 1e6)
     truncate = "right" if parameters.get("truncate", False) else ""
-    return Call(client, now + min(seconds, default=math.inf), parameters.get("close", False), truncate)
+    return Call(
+        client,
+        now + min(seconds, default=math.inf),
+        any(parameters.get(name, False) for name in ("add_eos", "close")),
+        truncate,
+    )
 
 
 def check_input(name: str, datatype: str, shape: Sequence[int], expected: Mapping[str, Tensor], found: Arrays) -> None:
@@ -109,8 +114,10 @@ def check_input(name: str, datatype: str, shape: Sequence[int], expected: Mappin
         raise RequestError(f"tensor {name!r} has datatype {datatype!r:.40}; expected {expected[name].datatype}")
     axes = len(expected[name].shape)
     if len(shape) > 2 * axes or any(not 0 <= size < _LONGEST_AXIS for size in shape):
-        raise RequestError(f"tensor {name!r} has {len(shape)} axes, of sizes {list(shape[: 2 * axes])!s:.60}; expected "
-                           f"{axes}, not negative and below {_LONGEST_AXIS} each")  # fmt: skip
+        raise RequestError(
+            f"tensor {name!r} has {len(shape)} axes, of sizes {list(shape[: 2 * axes])!s:.60}; expected "
+            f"{axes}, not negative and below {_LONGEST_AXIS} each"
+        )
 
 
 def shaped(name: str, values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
@@ -120,8 +127,10 @@ def shaped(name: str, values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
       RequestError: they are more or fewer.
     """
     if values.size != math.prod(shape):
-        raise RequestError(f"tensor {name!r} has shape {list(shape)}, which is {math.prod(shape)} elements, but its "
-                           f"contents hold {values.size}")  # fmt: skip
+        raise RequestError(
+            f"tensor {name!r} has shape {list(shape)}, which is {math.prod(shape)} elements, but its "
+            f"contents hold {values.size}"
+        )
     return values.reshape(shape)
 
 
@@ -134,15 +143,19 @@ def from_raw(name: str, datatype: str, raw: bytes | memoryview) -> np.ndarray:
     dtype, _ = DATATYPES[datatype]
     if datatype != "BYTES":
         if len(raw) % dtype.itemsize:
-            raise RequestError(f"tensor {name!r} has {len(raw)} raw bytes; expected a multiple of {dtype.itemsize}, "
-                               f"the size of {datatype}")  # fmt: skip
+            raise RequestError(
+                f"tensor {name!r} has {len(raw)} raw bytes; expected a multiple of {dtype.itemsize}, "
+                f"the size of {datatype}"
+            )
         return np.frombuffer(raw, dtype)
     values, at = [], 0
     while at < len(raw):
         length = struct.unpack_from("<I", raw, at)[0] if at + 4 <= len(raw) else math.inf
         if at + 4 + length > len(raw):
-            raise RequestError(f"tensor {name!r} has {len(raw)} raw bytes that end within element {len(values)}; "
-                               "expected each element as a 4-byte little-endian length and its bytes")  # fmt: skip
+            raise RequestError(
+                f"tensor {name!r} has {len(raw)} raw bytes that end within element {len(values)}; "
+                "expected each element as a 4-byte little-endian length and its bytes"
+            )
         values.append(bytes(raw[at + 4 : at + 4 + length]))
         at += 4 + length
     return objects(values)
@@ -167,16 +180,20 @@ def chosen_outputs(wanted: Sequence[str], given: Arrays) -> Arrays:
     return {name: given[name] for name in wanted} if wanted else given
 
 
-def metadata(name: str, model: Model) -> dict[str, Any]:
-    """Returns a model's metadata as the protocol's JSON; `parameters` are facts for people."""
+def model_metadata(name: str, model: Model) -> dict[str, Any]:
+    """Returns a model's metadata as the protocol's JSON; `parameters` are the model card."""
     tensors = lambda side: [{"name": n, "datatype": t.datatype, "shape": list(t.shape)} for n, t in side.items()]
     return {
-        "name": name, "versions": [VERSION], "platform": "jax", "inputs": tensors(model.inputs),
-        "outputs": tensors(model.outputs), "parameters": dict(model.facts),
-    }  # fmt: skip
+        "name": name,
+        "versions": [VERSION],
+        "platform": "jax",
+        "inputs": tensors(model.inputs),
+        "outputs": tensors(model.outputs),
+        "parameters": dict(model.metadata),
+    }
 
 
-def configuration(name: str, model: Model) -> dict[str, Any]:
+def model_configuration(name: str, model: Model) -> dict[str, Any]:
     """Returns a model's configuration as Triton's JSON, which PyTriton's clients read."""
     skip = 1 if model.max_batch_size else 0
     tensors = lambda side: [
@@ -184,6 +201,11 @@ def configuration(name: str, model: Model) -> dict[str, Any]:
     ]
     inputs = [tensor | {"optional": len(model.inputs) > 1} for tensor in tensors(model.inputs)]
     return {
-        "name": name, "platform": "jax", "backend": "rmjax", "max_batch_size": model.max_batch_size,
-        "version_policy": {"latest": {"num_versions": 1}}, "input": inputs, "output": tensors(model.outputs),
-    }  # fmt: skip
+        "name": name,
+        "platform": "jax",
+        "backend": "rmjax",
+        "max_batch_size": model.max_batch_size,
+        "version_policy": {"latest": {"num_versions": 1}},
+        "input": inputs,
+        "output": tensors(model.outputs),
+    }

@@ -41,8 +41,9 @@ class Security:
             raise InputError("--tls_client_ca needs --tls_cert and --tls_key: only TLS shows a client's certificate")
         security = cls(_read(token_file).strip() if token_file else "", certificate, key, client_ca)
         if token_file and len(security.token) < _SHORTEST_TOKEN:
-            raise InputError(f"--token_file={token_file} holds {len(security.token)} characters; expected at least "
-                             f"{_SHORTEST_TOKEN}")  # fmt: skip
+            raise InputError(
+                f"--token_file={token_file} holds {len(security.token)} characters; expected at least {_SHORTEST_TOKEN}"
+            )
         security.context()
         return security
 
@@ -58,8 +59,10 @@ class Security:
                 context.load_verify_locations(self.client_ca)
                 context.verify_mode = ssl.CERT_REQUIRED
         except OSError as error:  # ssl.SSLError is one
-            raise InputError(f"--tls_cert={self.certificate}, --tls_key={self.key}, --tls_client_ca={self.client_ca}: "
-                             f"cannot be used ({error}); expected PEM files of one pair") from error  # fmt: skip
+            raise InputError(
+                f"--tls_cert={self.certificate}, --tls_key={self.key}, --tls_client_ca={self.client_ca}: "
+                f"cannot be used ({error}); expected PEM files of one pair"
+            ) from error
         return context
 
     def grpc_credentials(self) -> grpc.ServerCredentials | None:

@@ -19,8 +19,8 @@ class Checkpoints:
     A checkpoint is written to a temporary name and renamed when whole, so a killed run leaves none that is half there.
     """
 
-    def __init__(self, workdir: pathlib.Path, keep: int, best: str):
-        self.directory = workdir / "checkpoints"
+    def __init__(self, directory: pathlib.Path, keep: int, best: str):
+        self.directory = directory
         selection = functools.partial(configs.selection, best=best)
         # A checkpoint made between validations has no metrics; it is kept as one of the last, never as the best.
         policy = checkpoint_managers.AnyPreservationPolicy(

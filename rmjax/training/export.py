@@ -11,9 +11,10 @@ import jax.numpy as jnp
 
 from rmjax.core.errors import InputError
 from rmjax.core.mesh import make_mesh
-from rmjax.data.tokenizer import Tokenizer
-from rmjax.models import artifact, build
-from rmjax.models.config import HeadConfig
+from rmjax.data.tokens.tokenizer import Tokenizer
+from rmjax.models import artifact, loading
+from rmjax.models.architecture import HeadConfig
+from rmjax.models.workdir import Workdir
 
 
 def export(
@@ -29,8 +30,8 @@ def export(
     Raises:
       InputError: `workdir` is none, `output` is in use, or an option does not fit the head.
     """
-    if not build.is_workdir(workdir):
-        raise InputError(f"{workdir}: not a workdir of rmjax.train ({build.MODEL_FILE} is not there)")
+    if not Workdir(workdir).is_workdir:
+        raise InputError(f"{workdir}: not a workdir of rmjax.train ({Workdir(workdir).model_file.name} is missing)")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output}: exists and is not an empty directory; choose another --output or remove it")
     mesh = make_mesh()
@@ -38,20 +39,20 @@ def export(
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
         made = pathlib.Path(temporary) / "artifact"
         made.mkdir()
-        loaded = build.load_model(str(workdir), mesh=mesh)
+        loaded = loading.load_model(str(workdir), mesh=mesh)
         if merge:
             loaded = merged(loaded, merge)
         if standardize:
             loaded = standardized(loaded)
         tokenizer = Tokenizer.load(str(loaded.directory)).with_separate_pad()
         tokenizer.save(made)
-        artifact.write(made, loaded.model, loaded.params, tokenizer.base.pad_token_id, loaded.facts)
+        artifact.write(made, loaded.model, loaded.params, tokenizer.base.pad_token_id, loaded.metadata)
         if output.exists():
             output.rmdir()
         shutil.move(made, output)
 
 
-def merged(loaded: build.LoadedModel, merge: Sequence[str]) -> build.LoadedModel:
+def merged(loaded: loading.LoadedModel, merge: Sequence[str]) -> loading.LoadedModel:
     """Returns the model with one reward, sum_a w_a r_a, its weights folded into the head's."""
     head = loaded.model.head
     weights = dict.fromkeys(head.attributes, 0.0)
@@ -68,22 +69,26 @@ def merged(loaded: build.LoadedModel, merge: Sequence[str]) -> build.LoadedModel
     shift = sum(a * b for a, b in zip(weights.values(), head.shift or [0.0] * len(w), strict=True))
     kernel = loaded.params["head"]["kernel"] @ (w * scale)[:, None]
     one = HeadConfig(shift=(shift,) if shift else ())
-    facts = loaded.facts | {"merged": weights, "reward_mean": None, "reward_std": None}
+    metadata = loaded.metadata | {"merged": weights, "reward_mean": None, "reward_std": None}
     if tuple(weights.values()) == head.merge:  # then they are of this very reward
-        facts |= {name: loaded.facts[name] for name in ("reward_mean", "reward_std")}
+        metadata |= {name: loaded.metadata[name] for name in ("reward_mean", "reward_std")}
     return dataclasses.replace(
-        loaded, model=dataclasses.replace(loaded.model, head=one), facts=facts,
+        loaded,
+        model=dataclasses.replace(loaded.model, head=one),
+        metadata=metadata,
         params=loaded.params | {"head": {"kernel": kernel}},
-    )  # fmt: skip
+    )
 
 
-def standardized(loaded: build.LoadedModel) -> build.LoadedModel:
+def standardized(loaded: loading.LoadedModel) -> loading.LoadedModel:
     """Returns the model whose reward has mean 0 and standard deviation 1 over the validation data."""
-    head, mean, std = loaded.model.head, loaded.facts.get("reward_mean"), loaded.facts.get("reward_std")
+    head, mean, std = loaded.model.head, loaded.metadata.get("reward_mean"), loaded.metadata.get("reward_std")
     if len(head.attributes) != 1 or mean is None or not std:
-        raise InputError(f"--standardize needs one reward whose validation mean and std are known; the head has "
-                         f"{', '.join(head.attributes)}, mean {mean}, std {std}")  # fmt: skip
+        raise InputError(
+            f"--standardize needs one reward whose validation mean and std are known; the head has "
+            f"{', '.join(head.attributes)}, mean {mean}, std {std}"
+        )
     scale, shift = (head.scale or (1.0,))[0], (head.shift or (0.0,))[0]
     head = dataclasses.replace(head, scale=(scale / std,), shift=((shift - mean) / std,))
-    facts = loaded.facts | {"standardized": True}
-    return dataclasses.replace(loaded, model=dataclasses.replace(loaded.model, head=head), facts=facts)
+    metadata = loaded.metadata | {"standardized": True}
+    return dataclasses.replace(loaded, model=dataclasses.replace(loaded.model, head=head), metadata=metadata)

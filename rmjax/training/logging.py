@@ -2,14 +2,14 @@
 
 import json
 import os
-import pathlib
 import sys
 
 import tensorboardX
 import tqdm
 
-from rmjax.core.files import write_whole
-from rmjax.training import curves
+from rmjax.core.files import write_atomic
+from rmjax.models.workdir import Workdir
+from rmjax.training import figures
 
 
 class MetricsLog:
@@ -22,16 +22,19 @@ class MetricsLog:
       quiet: write nothing; of several processes only the first writes.
     """
 
-    def __init__(self, workdir: pathlib.Path, step: int, quiet: bool = False):
-        self.path = workdir / "metrics.jsonl"
+    def __init__(self, workdir: Workdir, step: int, quiet: bool = False):
+        self._curve = workdir.learning_curve_file
+        self.path = workdir.metrics_file
         self._quiet = quiet
         if quiet:
             return
         kept = [line for line in self._lines() if line["step"] <= step]
         text = "".join(json.dumps(line) + "\n" for line in kept)
-        write_whole(self.path, text)
+        write_atomic(self.path, text)
         self._file = open(self.path, "a")  # noqa: SIM115 (closed by close)
-        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+        self._board = tensorboardX.SummaryWriter(
+            str(workdir.tensorboard_directory), purge_step=step + 1 if step else None
+        )
 
     def _lines(self) -> list[dict]:
         if not self.path.exists():
@@ -60,7 +63,7 @@ class MetricsLog:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._board.flush()
-        write_whole(self.path.with_name("learning_curve.svg"), curves.draw(self._lines()))
+        write_atomic(self._curve, figures.draw(self._lines()))
 
     def close(self) -> None:
         """Closes the files."""
@@ -78,9 +81,14 @@ class Progress:
         # A log file gets a line every half minute; a terminal a live bar.
         interval = 0.2 if sys.stderr.isatty() else 30.0
         self._bar = tqdm.tqdm(
-            total=steps, initial=done, desc="training", unit="step", disable=quiet, mininterval=interval,
+            total=steps,
+            initial=done,
+            desc="training",
+            unit="step",
+            disable=quiet,
+            mininterval=interval,
             dynamic_ncols=True,
-        )  # fmt: skip
+        )
 
     def update(self, metrics: dict[str, float]) -> None:
         """Moves on by one step."""

@@ -1,7 +1,6 @@
 """The training loop: dispatch ahead, log, validate, save, stop when told to."""
 
 import dataclasses
-import pathlib
 import signal
 import time
 from typing import Any
@@ -11,9 +10,10 @@ import jax
 import numpy as np
 
 from rmjax.core.errors import InputError
-from rmjax.data.dataset import TokenizedDataset
-from rmjax.data.pipeline import Step, materialise
-from rmjax.data.plan import BatchPlan
+from rmjax.data.packing.pipeline import Step, materialise
+from rmjax.data.packing.plan import BatchPlan
+from rmjax.data.tokens.dataset import TokenizedDataset
+from rmjax.models.workdir import Workdir
 from rmjax.training.checkpoints import Checkpoints
 from rmjax.training.logging import MetricsLog, Progress
 from rmjax.training.step import State, Trainer, batch_sharding
@@ -78,7 +78,7 @@ def run(
     validation: Split,
     schedule: Schedule,
     checkpoints: Checkpoints,
-    workdir: pathlib.Path,
+    workdir: Workdir,
 ) -> Outcome:
     """Trains from `state['step']` to the end of the plan.
 

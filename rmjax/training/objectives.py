@@ -268,15 +268,22 @@ def make_objective(
     for users, options in _USERS.items():
         set_here = [key for key in options if config[key] != defaults[key]]
         if set_here and not set(users) & set(names):
-            raise InputError(f"config.objective.{set_here[0]} is {config[set_here[0]]!r}, but {config.name!r} does not "
-                             f"use it; {', '.join(users)} would")  # fmt: skip
+            raise InputError(
+                f"config.objective.{set_here[0]} is {config[set_here[0]]!r}, but {config.name!r} does not "
+                f"use it; {', '.join(users)} would"
+            )
     if config.attribute_weights and len(config.attribute_weights) != len(attributes):
-        raise InputError(f"config.objective.attribute_weights has {len(config.attribute_weights)} entries; the head "
-                         f"has the attributes {', '.join(attributes)}")  # fmt: skip
+        raise InputError(
+            f"config.objective.attribute_weights has {len(config.attribute_weights)} entries; the head "
+            f"has the attributes {', '.join(attributes)}"
+        )
     pairwise = functools.partial(
-        bradley_terry, merge=merge, margin=config.margin, strength=config.strength,
+        bradley_terry,
+        merge=merge,
+        margin=config.margin,
+        strength=config.strength,
         label_smoothing=config.label_smoothing,
-    )  # fmt: skip
+    )
     functions = {
         "bradley_terry": pairwise,
         "pairwise": pairwise,
@@ -299,8 +306,10 @@ def _merge(config: ml_collections.ConfigDict, attributes: Sequence[str], names: 
     wanted = config.reward_attribute or ("helpfulness" if "helpfulness" in attributes else "")
     if not wanted:
         if len(attributes) > 1 and any(_NEEDS[name] == "edges" for name in names):
-            raise InputError(f"the head has the attributes {', '.join(attributes)}; say by which responses are ranked: "
-                             "set config.objective.reward_attribute")  # fmt: skip
+            raise InputError(
+                f"the head has the attributes {', '.join(attributes)}; say by which responses are ranked: "
+                "set config.objective.reward_attribute"
+            )
         return tuple(np.full(len(attributes), 1 / len(attributes)).tolist())
     if wanted not in attributes:
         raise InputError(f"config.objective.reward_attribute is {wanted!r}; the head has {', '.join(attributes)}")

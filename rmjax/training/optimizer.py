@@ -6,7 +6,7 @@ from typing import Any
 import ml_collections
 import optax
 
-from rmjax.core import trees
+from rmjax.core import pytree
 from rmjax.core.config import check_choice
 
 # Weight decay goes to the matrices of the layers alone: decaying norms, biases, embeddings or the reward head pulls
@@ -41,4 +41,4 @@ def make_optimizer(config: ml_collections.ConfigDict, schedule: optax.Schedule) 
 
 def decay_mask(params: Any) -> Any:
     """Returns True at each leaf that weight decay applies to."""
-    return trees.map_paths(lambda path, _: bool(re.search(_DECAYED, path)), params)
+    return pytree.map_paths(lambda path, _: bool(re.search(_DECAYED, path)), params)

@@ -12,9 +12,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rmjax.core.mesh import ROWS, replicated, state_shardings
+from rmjax.core.mesh import ROWS, replicated
 from rmjax.data.schema import PER_TOKEN
 from rmjax.models.decoder import Params, RewardModel
+from rmjax.models.sharding import state_shardings
 from rmjax.training.objectives import Objective, Sums
 
 State = dict[str, Any]  # step: int32 [], params, opt_state

@@ -5,10 +5,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from rmjax.data.agreement import label_metrics, step_metrics, subsets
-from rmjax.data.dataset import TokenizedDataset
-from rmjax.data.packing import split_readouts
-from rmjax.data.plan import BatchPlan
+from rmjax.data.packing.plan import BatchPlan
+from rmjax.data.packing.rows import split_readouts
+from rmjax.data.tokens.dataset import TokenizedDataset
+from rmjax.metrics.attributes import label_metrics
+from rmjax.metrics.steps import step_metrics
+from rmjax.metrics.subsets import subsets
 from rmjax.training.objectives import Objective
 
 

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from rmjax.data.description import describe, overlap
-from rmjax.data.tokenisation import Options
-from rmjax.data.tokenizer import Tokenizer
+from rmjax.data.tokens.load import Options
+from rmjax.data.tokens.tokenizer import Tokenizer
 
 RECORDS = [
     {"prompt": "p", "chosen": " good", "rejected": " bad", "margin": 2},
@@ -23,10 +23,15 @@ def test_it_says_what_is_there(tmp_path):
     source = write(tmp_path / "in.jsonl", RECORDS)
     text = describe(source, Tokenizer.load(""), Options(on_bad_record="skip"))
     for expected in (
-        "3 comparisons of 4 records (pairs)", "1 skipped (no 'rejected')", "responses a comparison: 2: 3",
-        "the better response is the longer one in 66.7%", "margins 0 to 2", "duplicates: 1",
-        "shared (2): p¦ ", "response 0 (5): g¦o¦o¦d¦⟦<eos>⟧",
-    ):  # fmt: skip
+        "3 comparisons of 4 records (pairs)",
+        "1 skipped (no 'rejected')",
+        "responses a comparison: 2: 3",
+        "the better response is the longer one in 66.7%",
+        "margins 0 to 2",
+        "duplicates: 1",
+        "shared (2): p¦ ",
+        "response 0 (5): g¦o¦o¦d¦⟦<eos>⟧",
+    ):
         assert expected in text, text
 
 

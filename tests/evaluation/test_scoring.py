@@ -4,10 +4,10 @@ import pytest
 
 from rmjax.core.errors import InputError
 from rmjax.core.mesh import make_mesh
-from rmjax.data.packing import make_tree
 from rmjax.data.schema import Tree
+from rmjax.data.tokens.trees import make_tree
 from rmjax.evaluation.scoring import Scorer
-from rmjax.models.config import DecoderConfig, HeadConfig
+from rmjax.models.architecture import DecoderConfig, HeadConfig
 from rmjax.models.decoder import RewardModel
 
 VOCABULARY, LONGEST = 100, 200

@@ -4,16 +4,16 @@ import json
 
 import pytest
 
-from rmjax.evaluation import offline
-from tests.evaluation.test_offline import PAIR, make_judge, write
+from rmjax.evaluation.score_file import score_file
+from tests.evaluation.test_pipeline import PAIR, make_pipeline, write
 from tests.pair import Pair, own_lines
 
 
 def test_they_write_what_one_process_writes_and_continue_it(tmp_path):
-    judge = make_judge(tmp_path / "model")
+    pipeline = make_pipeline(tmp_path / "model")
     records = [{"text": "x" * (1 + 7 * n % 90)} for n in range(300)] + [{"other": 1}, PAIR, {"text": "y" * 200}]
     source, output = write(tmp_path / "in.jsonl", records), tmp_path / "out.jsonl"
-    assert offline.score_file(judge, source, tmp_path / "alone.jsonl") == (303, 3)
+    assert score_file(pipeline, source, tmp_path / "alone.jsonl") == (303, 3)
     read = lambda path: [json.loads(line) for line in path.read_text().splitlines()]
     command = ["rmjax.score", f"--model={tmp_path / 'model'}", f"--input={source}", f"--output={output}"]
     for kept in (0, 280):
@@ -33,8 +33,8 @@ def test_they_write_what_one_process_writes_and_continue_it(tmp_path):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("judge") / "model"
-    make_judge(directory)
+    directory = tmp_path_factory.mktemp("pipeline") / "model"
+    make_pipeline(directory)
     return directory
 
 

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from rmjax.core.mesh import make_mesh
-from rmjax.data.packing import fill_rows, make_tree, pack
+from rmjax.data.packing.rows import fill_rows, pack
 from rmjax.data.schema import Edge, packed_spec
-from rmjax.models.config import DecoderConfig, HeadConfig
+from rmjax.data.tokens.trees import make_tree
+from rmjax.models.architecture import DecoderConfig, HeadConfig
 from rmjax.models.decoder import RewardModel
 from rmjax.training.objectives import bradley_terry
 

@@ -10,10 +10,12 @@ import torch
 import transformers
 
 from rmjax.core.errors import InputError
-from rmjax.core.mesh import make_mesh, state_shardings
-from rmjax.models import huggingface
-from rmjax.models.config import DecoderConfig, HeadConfig, RopeScaling, from_hugging_face, to_hugging_face
+from rmjax.core.mesh import make_mesh
+from rmjax.models import weights
+from rmjax.models.architecture import DecoderConfig, HeadConfig, RopeScaling
 from rmjax.models.decoder import RewardModel
+from rmjax.models.families.llama import from_hugging_face, to_hugging_face
+from rmjax.models.sharding import state_shardings
 
 ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 16, "rope_theta": 1e4}  # fmt: skip
@@ -30,8 +32,16 @@ VARIANTS = {
 
 def make_directory(path, classifier=True, shards=False, **options):
     """Writes a tiny random Llama as transformers does and returns the torch model."""
-    values = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
-              "num_attention_heads": 4, "num_key_value_heads": 4, "num_labels": 1, "pad_token_id": 0}  # fmt: skip
+    values = {
+        "vocab_size": 97,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "num_labels": 1,
+        "pad_token_id": 0,
+    }
     values |= options
     kind = transformers.LlamaForSequenceClassification if classifier else transformers.LlamaForCausalLM
     torch.manual_seed(0)
@@ -46,7 +56,7 @@ def load(path, fresh_head=None):
     model = RewardModel(from_hugging_face(path / "config.json"), HeadConfig())
     mesh = make_mesh(devices=jax.devices()[:1])
     shardings = state_shardings(mesh, jax.eval_shape(model.init, jax.random.key(0)))
-    return model, huggingface.load(path, model, shardings, fresh_head=fresh_head), mesh
+    return model, weights.load(path, model, shardings, fresh_head=fresh_head), mesh
 
 
 def whole_rows(tokens):
@@ -89,7 +99,7 @@ def test_sharded_loading_reads_the_same(tmp_path):
     model, params, _ = load(tmp_path)
     mesh = make_mesh((1, 4, 2, 1))
     shardings = state_shardings(mesh, jax.eval_shape(model.init, jax.random.key(0)))
-    sharded = huggingface.load(tmp_path, model, shardings, fresh_head=None)
+    sharded = weights.load(tmp_path, model, shardings, fresh_head=None)
     query = sharded["decoder"]["layers"]["attention"]["query"]["kernel"]
     assert query.addressable_shards[0].data.shape == (3, 16, 32)
     jax.tree.map(np.testing.assert_array_equal, params, sharded)

@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 
 from rmjax.core.mesh import make_mesh
-from rmjax.data.tokenizer import Tokenizer
+from rmjax.data.tokens.tokenizer import Tokenizer
 from rmjax.evaluation.scoring import Scorer
-from rmjax.models.config import DecoderConfig, HeadConfig
+from rmjax.models.architecture import DecoderConfig, HeadConfig
 from rmjax.models.decoder import RewardModel
-from rmjax.serving.critic import Critic
-from rmjax.serving.critic_service import critic_loaders
-from rmjax.serving.engine import Engine
-from rmjax.serving.memory import Memory
-from rmjax.serving.reading import Reader
-from rmjax.serving.repository import Repository
-from rmjax.serving.reward_model import RewardService
-from rmjax.serving.server import Server
+from rmjax.serving.app import Server
+from rmjax.serving.engine.offload import Memory
+from rmjax.serving.engine.queue import Engine
+from rmjax.serving.registry import ModelRegistry
+from rmjax.serving.services.critic import critic_loaders
+from rmjax.serving.services.critic_state import Critic
+from rmjax.serving.services.inputs import InputReader
+from rmjax.serving.services.reward import RewardService
 
 MAX_LENGTH, QUEUE = 64, 8
 
@@ -61,7 +61,7 @@ def start(stack, loaders, *, warm=True, security=None, paths=None, host="127.0.0
     stack.callback(loop.close)
 
     async def make():
-        server = Server(Repository(loaders, paths), host, 0, 0, security)
+        server = Server(ModelRegistry(loaders, paths), host, 0, 0, security)
         await server.start()
         return server
 
@@ -80,16 +80,29 @@ def start(stack, loaders, *, warm=True, security=None, paths=None, host="127.0.0
     stack.callback(channel.close)
     stack.callback(http.close)
     return types.SimpleNamespace(
-        server=server, call=loop.call, loop=loop.loop, http=http, channel=channel, stop=stop,
-        http_port=server.http.port, grpc_port=server.grpc.port, repository=server.repository,
-        metric=lambda name, **labels: server.repository.metrics.registry.get_sample_value(f"rmjax_{name}", labels),
-    )  # fmt: skip
+        server=server,
+        call=loop.call,
+        loop=loop.loop,
+        http=http,
+        channel=channel,
+        stop=stop,
+        http_port=server.http.port,
+        grpc_port=server.grpc.port,
+        registry=server.registry,
+        metric=lambda name, **labels: server.registry.metrics.registry.get_sample_value(f"rmjax_{name}", labels),
+    )
 
 
 def load_tiny(scorer, tokenizer, memory, metrics):
     on_device = memory.using(memory.hold(scorer, "params", metrics))
-    engine = Engine(on_device(scorer.score), on_device(scorer.warm_up), max_length=MAX_LENGTH, batch_tokens=64,
-                    queue_size=QUEUE, metrics=metrics)  # fmt: skip
+    engine = Engine(
+        on_device(scorer.score),
+        on_device(scorer.warm_up),
+        max_length=MAX_LENGTH,
+        batch_tokens=64,
+        queue_size=QUEUE,
+        metrics=metrics,
+    )
     return RewardService(engine, tokenizer, vocab_size=len(tokenizer), attributes=("reward",))
 
 
@@ -107,10 +120,10 @@ def start_with_critic(stack, running, directory, memory=None):
 
     def load(metrics):
         critic = make_critic(running.scorer, directory, memory=memory, metrics=metrics)
-        return critic, Reader(running.tokenizer, len(running.tokenizer), MAX_LENGTH)
+        return critic, InputReader(running.tokenizer, len(running.tokenizer), MAX_LENGTH)
 
     loaders = {"reward_model": functools.partial(load_tiny, running.scorer, running.tokenizer, memory or Memory())}
-    loaders |= critic_loaders(load, lambda: made.repository.use("reward_model"))
+    loaders |= critic_loaders(load, lambda: made.registry.use("reward_model"))
     made = start(stack, loaders)
     return made
 
@@ -135,8 +148,10 @@ class Fake:
         self.began.set()
         assert self.gate.wait(30)
         sums = [np.array([[sequence.sum()] for sequence in tree], np.float32) for tree in whole]
-        return [np.where([[0 in s] for s in tree], np.nan, one).astype(np.float32)
-                for tree, one in zip(whole, sums, strict=True)]  # fmt: skip
+        return [
+            np.where([[0 in s] for s in tree], np.nan, one).astype(np.float32)
+            for tree, one in zip(whole, sums, strict=True)
+        ]
 
     def encode(self, texts, close):
         closed = [

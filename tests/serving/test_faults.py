@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from rmjax.core.errors import InputError
-from rmjax.serving import http_protocol, http_server
+from rmjax.serving.http import connection, server
 from rmjax.serving.security import Security
 from tests.serving.conftest import Fake
 
@@ -26,8 +26,10 @@ CODE = grpc.StatusCode
 
 
 def body(*texts, **parameters):
-    return {"inputs": [{"name": "sentences", "datatype": "BYTES", "shape": [len(texts), 1], "data": list(texts)}],
-            "parameters": parameters}  # fmt: skip
+    return {
+        "inputs": [{"name": "sentences", "datatype": "BYTES", "shape": [len(texts), 1], "data": list(texts)}],
+        "parameters": parameters,
+    }
 
 
 def message(*texts, **parameters):
@@ -148,7 +150,7 @@ def test_a_failing_model_leaks_nothing(fakes):
     def fail(*_):
         raise RuntimeError(secret)
 
-    running.repository.service("reward_model").engine._score = fail
+    running.registry.service("reward_model").engine._score = fail
     answer = running.http.post(INFER, json=body("a"))
     assert answer.status_code == 500
     assert secret not in answer.text
@@ -159,9 +161,9 @@ def test_a_failing_model_leaks_nothing(fakes):
 
 
 def test_large_and_slow_requests(fakes, monkeypatch):
-    monkeypatch.setattr(http_server, "_BODY_SECONDS", 0.2)
-    monkeypatch.setattr(http_protocol, "HEADER_SECONDS", 0.2)
-    monkeypatch.setattr(http_server, "_MAX_BODY", 1000)
+    monkeypatch.setattr(server, "_BODY_SECONDS", 0.2)
+    monkeypatch.setattr(connection, "HEADER_SECONDS", 0.2)
+    monkeypatch.setattr(server, "_MAX_BODY", 1000)
     running = fakes()
 
     def send(*parts, end=b""):
@@ -237,8 +239,9 @@ def certificate(directory, name, authority=None):
 @pytest.mark.skipif(not shutil.which("openssl"), reason="the program openssl makes the certificates")
 def test_mutual_tls(fakes, tmp_path):
     authority, _ = certificate(tmp_path, "authority")
-    own, mine, strange = (certificate(tmp_path, *names) for names in (
-        ("server", "authority"), ("client", "authority"), ("stranger",)))  # fmt: skip
+    own, mine, strange = (
+        certificate(tmp_path, *names) for names in (("server", "authority"), ("client", "authority"), ("stranger",))
+    )
     running = fakes(security=Security.read("", *own, authority))
     url = f"https://127.0.0.1:{running.http_port}"
 
@@ -279,7 +282,7 @@ def test_a_reload_loses_no_request(fakes, pool):
     held = hold(running, pool)
     queued = [pool.submit(running.http.post, INFER, json=body(f"old {i}")) for i in range(8)]
     until(lambda: waiting(running) == 8)
-    running.repository._loaders["reward_model"] = second.load
+    running.registry._loaders["reward_model"] = second.load
     assert running.http.post("/v2/repository/models/reward_model/load").status_code == 200
     assert running.http.post(INFER, json=body("new")).status_code == 200  # while the old model is still busy
     first.gate.set()
@@ -290,7 +293,7 @@ def test_a_reload_loses_no_request(fakes, pool):
     def broken(_):
         raise InputError("config.json is missing")
 
-    running.repository._loaders["reward_model"] = broken
+    running.registry._loaders["reward_model"] = broken
     answer = running.http.post("/v2/repository/models/reward_model/load")
     assert answer.status_code == 400
     assert "the old one goes on: config.json is missing" in answer.json()["error"]
@@ -307,9 +310,12 @@ def test_grpc_cancels_none_of_1500_calls_at_once(fakes):
 
 def test_draining_answers_200_in_flight(fakes):
     running = fakes(queue_size=256)
-    with concurrent.futures.ThreadPoolExecutor(201) as pool, httpx2.Client(
-        base_url=str(running.http.base_url), limits=httpx2.Limits(max_connections=200), timeout=60, trust_env=False
-    ) as client:  # fmt: skip
+    with (
+        concurrent.futures.ThreadPoolExecutor(201) as pool,
+        httpx2.Client(
+            base_url=str(running.http.base_url), limits=httpx2.Limits(max_connections=200), timeout=60, trust_env=False
+        ) as client,
+    ):
         running.http = client
         held = hold(running, pool)
         http = [pool.submit(client.post, INFER, json=body(f"http {i}")) for i in range(100)]
@@ -407,12 +413,12 @@ def test_a_load_goes_on_though_its_caller_gives_up(fakes):
         assert going.wait(20)
         return load(metrics)
 
-    running.repository._loaders["reward_model"] = slow
-    path, before = "/v2/repository/models/reward_model/load", running.repository.service("reward_model")
+    running.registry._loaders["reward_model"] = slow
+    path, before = "/v2/repository/models/reward_model/load", running.registry.service("reward_model")
     for _ in range(2):
         with pytest.raises(httpx2.TimeoutException):
             running.http.post(path, timeout=0.2)
     going.set()
-    until(lambda: running.repository.service("reward_model") is not before)
+    until(lambda: running.registry.service("reward_model") is not before)
     assert begun == [1]
     assert first.gate.is_set()

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from rmjax.data.packing import make_tree
+from rmjax.data.tokens.trees import make_tree
 from tests.serving.peer_clients import TEXTS
 
 # Interpreters with nvidia-pytriton, separated by colons; this one too if it has tritonclient's HTTP side.

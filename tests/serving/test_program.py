@@ -76,15 +76,17 @@ def test_a_killed_server_is_started_again_and_its_clients_finish(programs, model
 
     # The second server has several models, and was told to truncate.
     with httpx2.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as http:
-        facts = http.get("/v2/models/two").json()
-        assert facts["parameters"]["max_length"] == 64
-        assert [output["name"] for output in facts["outputs"]] == ["rewards", "exceeded"]
+        metadata = http.get("/v2/models/two").json()
+        assert metadata["parameters"]["max_length"] == 64
+        assert [output["name"] for output in metadata["outputs"]] == ["rewards", "exceeded"]
         answer = http.post("/v2/models/two/infer", json=body("a" * 99)).json()
         assert {output["name"]: output["data"] for output in answer["outputs"]}["exceeded"] == [1]
         found = http.post("/v2/models/critic_infer/infer", json=body("abc", "a")).json()
         assert {output["name"]: output["shape"] for output in found["outputs"]} == {
-            "values": [2, 3], "rewards": [2, 1], "exceeded": [2, 1]
-        }  # fmt: skip
+            "values": [2, 3],
+            "rewards": [2, 1],
+            "exceeded": [2, 1],
+        }
         assert http.post("/v2/repository/models/two/load").status_code == 200
         assert http.post("/v2/models/two/infer", json=body("a")).status_code == 200
         assert 'compilations_after_warm_up_total{model="two"} 0.0' in http.get("/metrics").text
@@ -94,11 +96,7 @@ def test_a_killed_server_is_started_again_and_its_clients_finish(programs, model
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (("--model=/no/such/place",), "no such directory"),
-        (("--critic=x",), "needs --critic_dir"),
-    ],
+    ("flags", "words"), [(("--model=/no/such/place",), "no such directory"), (("--critic=x",), "needs --critic_dir")]
 )
 def test_bad_flags_end_in_one_line(flags, words):
     command = [sys.executable, "-m", "rmjax.serve", *flags]

@@ -52,8 +52,8 @@ def test_ppo_asks_both_servers_over_the_wire(programs, running, tmp_path):
     ppo = programs("ppo_toy")
     with contextlib.ExitStack() as stack:
         made = start_with_critic(stack, running, tmp_path)
-        judge = stack.enter_context(Client(f"http://127.0.0.1:{made.http_port}", batch=8, concurrency=1))
-        found = list(ppo.ppo(ppo.CriticClient(made.grpc_port), judge, running.tokenizer, 2, repeats=2))
+        pipeline = stack.enter_context(Client(f"http://127.0.0.1:{made.http_port}", batch=8, concurrency=1))
+        found = list(ppo.ppo(ppo.CriticClient(made.grpc_port), pipeline, running.tokenizer, 2, repeats=2))
         assert np.isfinite(found).all()
         steps = [path.name for path in tmp_path.iterdir() if path.name.isdecimal()]
         assert steps == [str(2 * ppo.CRITIC_STEPS)]

@@ -11,10 +11,10 @@ import pytest
 
 from rmjax.core import config as configs
 from rmjax.core.errors import InputError
-from rmjax.data.packing import fill_rows
-from rmjax.data.parsers import NEMO, ReadOptions, ranked_edges
+from rmjax.data.packing.rows import fill_rows
+from rmjax.data.records.parsers import NEMO, ReadOptions, ranked_edges
 from rmjax.data.schema import Edge, Tree, packed_spec
-from rmjax.models.value import clipped_value
+from rmjax.serving.services.value_loss import clipped_value
 from rmjax.training import objectives
 
 RNG = np.random.default_rng(0)

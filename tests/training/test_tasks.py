@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from rmjax.core.errors import InputError
-from rmjax.data import synthetic
-from rmjax.data.parsers import NEMO, ReadOptions
+from rmjax.data.records import synthetic
+from rmjax.data.records.parsers import NEMO, ReadOptions
 from rmjax.evaluation.evaluation import evaluate, read_labelled
-from rmjax.evaluation.offline import open_judge, score_file
+from rmjax.evaluation.pipeline import load_pipeline
+from rmjax.evaluation.score_file import score_file
+from rmjax.training.experiment import train
 from rmjax.training.export import export
-from rmjax.training.run import train
 
 
 def lines(workdir, split="validation"):
@@ -55,10 +56,10 @@ def test_each_task_trains_and_reports(tiny, tmp_path, format, objective, options
         assert lines(tmp_path / "run")[0]["loss"] == pytest.approx(at_zero, abs=1e-5)
 
     # The same model, evaluated on the same data by the other path, gives the same figures.
-    judge = open_judge(str(tmp_path / "run"))
+    pipeline = load_pipeline(str(tmp_path / "run"))
     items = read_labelled(["synthetic"], ReadOptions(format=format), limit=40)
     best = max(lines(tmp_path / "run"), key=lambda line: line.get("accuracy", line.get("spearman", 0)))
-    evaluate(judge, items, tmp_path / "report", title="t")
+    evaluate(pipeline, items, tmp_path / "report", title="t")
     found = json.loads((tmp_path / "report" / "metrics.json").read_text())
     for name in metrics - {"loss/plackett_luce", "loss/reward_l2"}:
         assert found[name] == pytest.approx(best[name], abs=1e-4), name
@@ -153,9 +154,9 @@ def test_nemos_preferences_are_trained_on_and_evaluated(tiny, tmp_path):
     tiny = options_of(tiny, "auto", "regression_bt", strength=True)
     tiny.data.train = tiny.data.validation = (str(source),)
     outcome = train(tiny, tmp_path / "run")
-    judge = open_judge(str(tmp_path / "run"))
-    assert judge.attributes == NEMO
-    evaluate(judge, read_labelled([str(source)], judge.options), tmp_path / "report", title="t")
+    pipeline = load_pipeline(str(tmp_path / "run"))
+    assert pipeline.attributes == NEMO
+    evaluate(pipeline, read_labelled([str(source)], pipeline.options), tmp_path / "report", title="t")
     found = json.loads((tmp_path / "report" / "metrics.json").read_text())["accuracy"]
     best = max(line["accuracy"] for line in lines(tmp_path / "run"))
     assert found == pytest.approx(best)
@@ -170,7 +171,7 @@ def test_an_artifact_can_merge_attributes_and_standardise(tiny, tmp_path):
     source = write(tmp_path / "in.jsonl", "regression")
     found = {}
     for name in ("both", "merged"):
-        score_file(open_judge(str(tmp_path / name)), source, tmp_path / f"{name}.jsonl")
+        score_file(load_pipeline(str(tmp_path / name)), source, tmp_path / f"{name}.jsonl")
         found[name] = [json.loads(line)["rewards"][0] for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
     expected = [2 * each["order"] - 0.5 * each["start"] for each in found["both"]]
     np.testing.assert_allclose(found["merged"], expected, atol=1e-4)
@@ -183,8 +184,8 @@ def test_an_artifact_can_merge_attributes_and_standardise(tiny, tmp_path):
 def test_standardised_rewards_have_mean_0_and_std_1_on_the_validation_data(tiny, tmp_path):
     train(tiny, tmp_path / "run")
     export(tmp_path / "run", tmp_path / "artifact", standardize=True)
-    judge = open_judge(str(tmp_path / "artifact"))
-    evaluate(judge, read_labelled(["synthetic"], ReadOptions(), limit=40), tmp_path / "report", title="t")
+    pipeline = load_pipeline(str(tmp_path / "artifact"))
+    evaluate(pipeline, read_labelled(["synthetic"], ReadOptions(), limit=40), tmp_path / "report", title="t")
     metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert metrics["reward_mean"] == pytest.approx(0, abs=1e-3)
     assert metrics["reward_std"] == pytest.approx(1, abs=1e-3)

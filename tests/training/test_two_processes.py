@@ -5,10 +5,10 @@ import signal
 import numpy as np
 import pytest
 
-from rmjax.training.run import train
+from rmjax.training.experiment import train
 from tests.pair import Pair, own_lines
 from tests.training.conftest import tiny as tiny_config
-from tests.training.test_train import lines, losses
+from tests.training.test_experiment import lines, losses
 
 STEPS = 12
 

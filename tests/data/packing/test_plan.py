@@ -1,0 +1,167 @@
+import collections
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rmjax.core.errors import InputError
+from rmjax.data.packing.plan import choose_row_length, evaluation_plan, mix, short_row_length, training_plan
+
+
+def make(n=23, batch_size=5, steps=0, epochs=2.0, row_length=64, short_length=0, microbatch_rows=2, seed=3):
+    lengths = np.random.default_rng(0).integers(1, 60, n)
+    ones = np.ones(n, int)
+    return training_plan(
+        lengths,
+        2 * ones,
+        ones,
+        batch_size=batch_size,
+        steps=steps,
+        epochs=epochs,
+        row_length=row_length,
+        short_length=short_length,
+        microbatch_rows=microbatch_rows,
+        seed=seed,
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 3), st.integers(0, 5))
+def test_each_comparison_is_seen_once_an_epoch(n, batch_size, epochs, seed):
+    plan = make(n=n, batch_size=batch_size, epochs=epochs, seed=seed)
+    steps = [plan.comparisons(step) for step in range(plan.num_steps)]
+    assert all(len(step) == batch_size for step in steps[:-1])
+    stream = np.concatenate(steps)
+    assert len(stream) == n * epochs
+    for epoch in range(epochs):
+        assert sorted(stream[epoch * n : (epoch + 1) * n]) == list(range(n))
+
+
+def test_steps_are_all_full():
+    plan = make(steps=11, epochs=0)
+    assert [len(plan.comparisons(step)) for step in range(11)] == [5] * 11
+
+
+@pytest.mark.parametrize(("row_length", "microbatch_rows"), [(64, 1), (128, 4), (4096, 8)])
+def test_what_a_step_takes_does_not_depend_on_packing(row_length, microbatch_rows):
+    plan, other = make(), make(row_length=row_length, microbatch_rows=microbatch_rows)
+    for step in range(plan.num_steps):
+        assert plan.comparisons(step).tolist() == other.comparisons(step).tolist()
+        packed = collections.Counter(i for row in other.rows(step) for i in row)
+        assert packed == collections.Counter(plan.comparisons(step).tolist())
+
+
+def test_another_seed_gives_another_order():
+    assert make(seed=1).comparisons(0).tolist() != make(seed=2).comparisons(0).tolist()
+
+
+def test_sizes_hold_every_step():
+    plan = make()
+    for step in range(plan.num_steps):
+        rows = plan.rows(step)
+        whole, every = plan.microbatches(step)
+        assert whole == every <= plan.sizes.microbatches
+        assert max(2 * len(row) for row in rows) <= plan.sizes.readouts
+    assert plan.sizes.tokens == 2 * plan.lengths.sum()
+    assert 0 < plan.sizes.fill <= 1
+
+
+@pytest.mark.parametrize("microbatch_rows", [1, 2])
+def test_short_rows_come_last_and_are_counted(microbatch_rows):
+    plan, same = make(short_length=32, microbatch_rows=microbatch_rows), make(microbatch_rows=microbatch_rows)
+    slots = 0
+    for step in range(plan.num_steps):
+        rows = plan.rows(step)
+        assert sorted(map(tuple, rows)) == sorted(map(tuple, same.rows(step)))
+        used = [plan.lengths[row].sum() for row in rows]
+        whole, every = plan.microbatches(step)
+        parts = [used[i : i + microbatch_rows] for i in range(0, len(used), microbatch_rows)]
+        assert len(parts) == every
+        assert [max(part) <= 32 for part in parts] == [i >= whole for i in range(every)]
+        slots += microbatch_rows * (64 * whole + 32 * (every - whole))
+    assert plan.sizes.slots == slots < same.sizes.slots
+    assert sum(plan.slots([step]) for step in range(plan.num_steps)) == slots
+
+
+def test_evaluation_covers_all_in_order():
+    lengths = np.arange(1, 12)
+    plan = evaluation_plan(lengths, lengths, lengths, batch_size=4, row_length=64, microbatch_rows=1)
+    assert np.concatenate([plan.comparisons(s) for s in range(plan.num_steps)]).tolist() == list(range(11))
+
+
+def test_exactly_one_of_steps_and_epochs():
+    for steps, epochs in ((0, 0), (3, 1.0)):
+        with pytest.raises(InputError, match="exactly one"):
+            make(steps=steps, epochs=epochs)
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=50), st.sampled_from([1, 2, 4]))
+@settings(max_examples=20, deadline=None)
+def test_the_chosen_row_length_holds_the_longest(lengths, multiple):
+    chosen = choose_row_length(np.array(lengths), 8, 2, multiple)
+    assert chosen >= max(lengths)
+    assert chosen % multiple == 0
+
+
+@pytest.mark.parametrize(("batch_size", "cut"), [(1, True), (6, True), (6, False)])
+def test_the_chosen_row_length_is_the_cheapest_of_its_plan(batch_size, cut):
+    lengths = np.random.default_rng(0).integers(300, 700, batch_size * 16)
+
+    def slots(row_length):
+        made = training_plan(
+            lengths,
+            lengths,
+            lengths,
+            batch_size=batch_size,
+            steps=0,
+            epochs=1.0,
+            seed=0,
+            row_length=row_length,
+            short_length=short_row_length(row_length) if cut else 0,
+            microbatch_rows=1,
+        )
+        return made.sizes.slots
+
+    # Steps are drawn in another order than the sample's, so a few percent may lie between the two.
+    chosen = choose_row_length(lengths, batch_size, 1, cut=cut)
+    assert slots(chosen) <= 1.05 * min(slots(row_length) for row_length in range(704, 2816, 64))
+
+
+@given(
+    sizes=st.lists(st.integers(1, 20), min_size=1, max_size=3),
+    weights=st.lists(st.floats(0.1, 5), min_size=3, max_size=3),
+)
+def test_a_mixture_gives_each_source_its_share_and_repeats_none_before_all_were_seen(sizes, weights):
+    mixture = mix(sizes, weights[: len(sizes)])
+    epoch = sum(draws for _, draws in mixture)
+    total = sum(sizes)
+    ones = np.ones(total, int)
+    made = training_plan(
+        ones,
+        2 * ones,
+        ones,
+        batch_size=epoch,
+        steps=7,
+        epochs=0,
+        row_length=64,
+        microbatch_rows=1,
+        seed=3,
+        mixture=mixture,
+    )
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    drawn = [made.comparisons(step) for step in range(7)]
+    for source, (size, draws) in enumerate(mixture):
+        own = [d[(d >= starts[source]) & (d < starts[source + 1])] for d in drawn]
+        assert [len(part) for part in own] == [draws] * 7
+        counts = np.bincount(np.concatenate(own) - starts[source], minlength=size)
+        assert counts.max() - counts.min() <= 1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "weights", "message"),
+    [([3, 4], [1.0], "has 1 entries"), ([3, 4], [1.0, 0.0], "holds 0.0"), ([3, 0], [1.0, 1.0], "source 2 of")],
+)
+def test_a_mixture_that_cannot_be_is_refused(sizes, weights, message):
+    with pytest.raises(InputError, match=message):
+        mix(sizes, weights)

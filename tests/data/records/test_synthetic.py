@@ -1,0 +1,59 @@
+import numpy as np
+
+from rmjax.data.records import synthetic
+
+
+def features(response, direction, order):
+    """Counts of digits alone and with the direction; with `order`, counts of adjacent pairs too."""
+    counts = np.bincount(response, minlength=10)
+    parts = [counts, counts * direction]
+    if order:
+        pairs = np.bincount(10 * response[:-1] + response[1:], minlength=100)
+        parts += [pairs, pairs * direction]
+    return np.concatenate(parts).astype(float)
+
+
+def accuracy(order):
+    """Validation accuracy of a logistic model on differences of features, fitted by gradient descent."""
+
+    def load(split, size):
+        rows = []
+        for item in synthetic.comparisons(split, size):
+            direction = 1 if item.record["prompt"] in ("Count up:", "Rising:") else -1
+            chosen, rejected = (np.array(list(map(int, item.record[key].strip()))) for key in ("chosen", "rejected"))
+            rows.append(features(chosen, direction, order) - features(rejected, direction, order))
+        return np.array(rows)
+
+    train, test = load("train", 3000), load("validation", 1000)
+    weights = np.zeros(train.shape[1])
+    for _ in range(300):
+        weights += 1.0 * train.T @ (1 / (1 + np.exp(train @ weights))) / len(train)
+    margin = test @ weights
+    return np.mean((margin > 0) + 0.5 * (margin == 0))
+
+
+def test_counting_tokens_is_not_enough():
+    ceiling = np.mean([item.ceiling for item in synthetic.comparisons("validation", 1000)])
+    assert 0.9 < ceiling < 0.96
+    assert accuracy(order=False) == 0.5  # both responses hold the same digits
+    assert accuracy(order=True) > 0.9 * ceiling
+
+
+def test_the_ceiling_is_what_the_gold_reward_reaches():
+    items = synthetic.comparisons("train", 4000)
+    right = []
+    for item in items:
+        direction = "up" if item.record["prompt"] in ("Count up:", "Rising:") else "down"
+        chosen, rejected = (
+            synthetic.gold(np.array(list(map(int, item.record[key].strip()))), direction)
+            for key in ("chosen", "rejected")
+        )
+        assert chosen != rejected
+        right.append(chosen > rejected)
+    assert abs(np.mean(right) - np.mean([item.ceiling for item in items])) < 4 * 0.5 / len(items) ** 0.5
+
+
+def test_splits_differ_and_repeat():
+    first, again = (synthetic.comparisons("train", 50) for _ in range(2))
+    assert [item.record for item in first] == [item.record for item in again]
+    assert first[0].record != synthetic.comparisons("validation", 1)[0].record

@@ -1,0 +1,189 @@
+import dataclasses
+import gzip
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from rmjax.core.errors import InputError
+from rmjax.core.mesh import make_mesh
+from rmjax.data.records.parsers import ReadOptions
+from rmjax.data.tokens.tokenizer import Tokenizer
+from rmjax.evaluation.evaluation import evaluate, read_labelled
+from rmjax.evaluation.pipeline import load_pipeline
+from rmjax.evaluation.score_file import score_file
+from rmjax.models import artifact
+from rmjax.models.architecture import DecoderConfig, HeadConfig
+from rmjax.models.decoder import RewardModel
+
+MESSAGES = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "Yes."}]
+PAIR = {"prompt": "Is it?", "chosen": " Yes.", "rejected": " No.", "id": 7}
+
+
+def make_pipeline(directory, attributes=("reward",)):
+    tokenizer = Tokenizer.load("")
+    decoder = DecoderConfig(len(tokenizer), 32, 64, 2, 4, 2, 8, 1e-5, 1e4, None, False, False, 512, 0.2)
+    model = RewardModel(decoder, HeadConfig(attributes, 1.0))
+    with jax.set_mesh(make_mesh()):
+        params = model.init(jax.random.key(0))
+    directory.mkdir()
+    tokenizer.save(directory)
+    artifact.write(directory, model, params, 0, {"max_length": 100})
+    return load_pipeline(str(directory))
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    return make_pipeline(tmp_path_factory.mktemp("pipeline") / "model")
+
+
+def write(path, records):
+    text = "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records)
+    (gzip.open if path.suffix == ".gz" else open)(path, "wt").write(text)
+    return str(path)
+
+
+def score(pipeline, tmp_path, records, name="in.jsonl", **options):
+    output = tmp_path / "out.jsonl"
+    counts = score_file(pipeline, write(tmp_path / name, records), output, **options)
+    return [json.loads(line) for line in output.read_text().splitlines()], counts
+
+
+def test_each_format_keeps_its_fields_and_gets_rewards(pipeline, tmp_path):
+    for i, (record, responses) in enumerate([(PAIR, 2), ({"text": "abc", "a": "é"}, 1), ({"messages": MESSAGES}, 1)]):
+        (tmp_path / str(i)).mkdir()
+        lines, counts = score(pipeline, tmp_path / str(i), [record] * 2, "in.jsonl.gz")
+        assert counts == (2, 0)
+        assert [{k: v for k, v in line.items() if k != "rewards"} for line in lines] == [record] * 2
+        assert [len(line["rewards"]) for line in lines] == [responses] * 2
+        assert lines[0]["rewards"] == pytest.approx(lines[1]["rewards"], abs=1e-5)
+
+
+def test_several_attributes_are_objects(tmp_path):
+    lines, _ = score(make_pipeline(tmp_path / "model", ("good", "short")), tmp_path, [PAIR])
+    assert [sorted(rewards) for rewards in lines[0]["rewards"]] == [["good", "short"]] * 2
+
+
+def test_what_cannot_be_scored_says_why_in_its_place(pipeline, tmp_path):
+    records = [PAIR, "no json", {"chosen": "a"}, PAIR | {"chosen": " y" * 200}, PAIR | {"rejected": ""}, PAIR]
+    lines, counts = score(pipeline, tmp_path, records)
+    assert counts == (6, 4)
+    assert ["error" in line for line in lines] == [False, True, True, True, True, False]
+    for line, words in zip(lines[1:5], ("not JSON", "rejected", "max_length = 100", "empty"), strict=True):
+        assert words in line["error"]
+        assert "in.jsonl:" in line["error"]
+    assert lines[2]["chosen"] == "a"
+
+
+def test_messages_that_the_template_refuses_fail_alone(pipeline, tmp_path, monkeypatch):
+    def render(tokenizer, messages):
+        if messages[0]["role"] == "clown":
+            raise InputError("the chat template refuses these messages")
+        return messages[0]["content"]
+
+    monkeypatch.setattr(Tokenizer, "render", render)
+    records = [{"messages": [{"role": role, "content": "hi"}]} for role in ("user", "clown", "user")]
+    lines, counts = score(pipeline, tmp_path, records)
+    assert counts == (3, 1)
+    assert "refuses" in lines[1]["error"]
+
+
+def test_a_killed_run_continues_to_the_same_file(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr("rmjax.evaluation.pipeline.CHUNK", 2)
+    records = [{"text": "x" * n} for n in (1, 2, 3, 4, 5)] + [{"other": 1}, {"text": "y"}]
+    expected, counts = score(pipeline, tmp_path, records)
+    whole = (tmp_path / "out.jsonl").read_bytes()
+    for cut in (0, 3, len(whole) // 2, len(whole) - 1, len(whole)):
+        (tmp_path / "out.jsonl").write_bytes(whole[:cut])
+        found, again = score(pipeline, tmp_path, records)
+        assert again == counts == (7, 1)
+        for a, b in zip(found, expected, strict=True):
+            assert a.pop("rewards", None) == pytest.approx(b.get("rewards"), abs=1e-5)
+            assert a == {k: v for k, v in b.items() if k != "rewards"}
+
+
+def test_another_inputs_output_is_not_continued(pipeline, tmp_path):
+    score(pipeline, tmp_path, [{"text": "a"}, {"text": "b"}])
+    with pytest.raises(InputError, match=r"out\.jsonl:2: scores a record of another input"):
+        score(pipeline, tmp_path, [{"text": "a"}, {"text": "c"}])
+    with pytest.raises(InputError, match="no such record"):
+        score(pipeline, tmp_path, [{"text": "a"}])
+
+
+def test_the_best_of_several_responses(pipeline, tmp_path):
+    # The last ones were scored before: their own fields say nothing about this run.
+    several = {"prompt": "Is it?", "responses": [" No.", " Yes.", " Maybe."]}
+    two = several | {"responses": [" No.", " Yes."]}
+    records = [
+        several,
+        two,
+        several | {"responses": [" b" * n for n in (1, 200)]},
+        several | {"error": "once"},
+        two | {"best": 7, "rewards": [0]},
+    ]
+    for _ in range(2):  # the second time there is nothing left to score
+        lines, counts = score(pipeline, tmp_path, records, best_of=True)
+        assert counts == (5, 1)
+        assert "best" not in lines[2]
+        for line in (*lines[:2], *lines[3:]):
+            assert line["best"] == int(np.argmax(line["rewards"]))
+    with pytest.raises(InputError, match=r"out\.jsonl:1: was written with --best_of; say so again"):
+        score(pipeline, tmp_path, records)
+    (tmp_path / "out.jsonl").unlink()
+    lines, _ = score(pipeline, tmp_path, records[:2])
+    assert not any("best" in line for line in lines)
+    with pytest.raises(InputError, match=r"out\.jsonl:1: was written with --nobest_of"):
+        score(pipeline, tmp_path, records[:2], best_of=True)
+
+
+def test_the_best_of_several_attributes_is_the_merged_rewards(tmp_path):
+    pipeline = make_pipeline(tmp_path / "model", ("good", "short"))
+    lines, _ = score(pipeline, tmp_path, [{"text": "one response has no best"}], best_of=True)
+    assert "best" not in lines[0]
+    (tmp_path / "out.jsonl").unlink()
+    (line,), _ = score(pipeline, tmp_path, [PAIR], best_of=True)
+    assert line["best"] == int(np.argmax([sum(rewards.values()) for rewards in line["rewards"]]))
+
+
+def test_evaluate_writes_metrics_predictions_and_report(pipeline, tmp_path):
+    records = [PAIR | {"chosen": f" {n}.", "id": n} for n in range(20)] + [PAIR | {"chosen": " long" * 50}]
+    items = read_labelled([write(tmp_path / "in.jsonl", records)], ReadOptions())
+    headline = dict(evaluate(pipeline, items, tmp_path / "out", title="t"))
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert metrics["comparisons"] == 20
+    assert metrics["not_scored"] == 1
+    assert "error" in lines[20]
+    margins = np.array([line["rewards"][0] - line["rewards"][1] for line in lines[:20]])
+    assert metrics["margin"] == pytest.approx(margins.mean())
+    assert metrics["accuracy"] == pytest.approx((margins > 0).mean())
+    assert headline["accuracy"].startswith(f"{metrics['accuracy']:.4f}")
+    assert (tmp_path / "out" / "report.html").read_text().startswith("<!doctype html>")
+    scored, _ = score(pipeline, tmp_path, records)
+    np.testing.assert_allclose([x["rewards"] for x in scored[:20]], [x["rewards"] for x in lines[:20]], atol=1e-5)
+
+
+def test_evaluate_knows_the_ceiling_of_the_built_in_data(pipeline, tmp_path):
+    evaluate(pipeline, read_labelled(["synthetic"], ReadOptions(), limit=30), tmp_path, title="t")
+    assert 0.8 < json.loads((tmp_path / "metrics.json").read_text())["accuracy_ceiling"] < 1
+
+
+def test_a_bad_record_ends_evaluation_unless_skipped(tmp_path):
+    source = write(tmp_path / "in.jsonl", [PAIR, {"chosen": "a"}])
+    with pytest.raises(InputError, match=r"in\.jsonl:2: no 'rejected'"):
+        read_labelled([source], ReadOptions())
+    assert len(read_labelled([source], ReadOptions(), on_bad_record="skip")) == 2
+
+
+def test_max_length_cannot_exceed_the_models_positions(pipeline, tmp_path):
+    with pytest.raises(InputError, match="513"):
+        make_pipeline(tmp_path / "model") and load_pipeline(str(tmp_path / "model"), max_length=513)
+
+
+def test_renamed_columns_are_scored_with_their_prompt(pipeline, tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text(json.dumps({"question": "p", "chosen": "a", "rejected": "b"}) + "\n")
+    assert score_file(pipeline, str(source), tmp_path / "lost.jsonl") == (1, 1)  # not without it
+    renamed = dataclasses.replace(pipeline, options=dataclasses.replace(pipeline.options, columns=("question=prompt",)))
+    assert score_file(renamed, str(source), tmp_path / "out.jsonl") == (1, 0)
