@@ -27,16 +27,16 @@ import tqdm
 from rmjax.core import config as configs
 from rmjax.core import program
 from rmjax.core.mesh import make_mesh
-from rmjax.data.packing.pipeline import materialise
+from rmjax.data.packing.pipeline import materialize
 from rmjax.data.packing.plan import BatchPlan, choose_row_length, short_row_length, training_plan
 from rmjax.data.packing.rows import fill_rows
 from rmjax.data.schema import Tree, packed_spec
 from rmjax.data.tokens.dataset import TokenizedDataset
-from rmjax.data.tokens.load import Options, load_dataset
+from rmjax.data.tokens.load import load_dataset
+from rmjax.data.tokens.tokenize import DatasetOptions
 from rmjax.data.tokens.tokenizer import Tokenizer
 from rmjax.models import loading
-from rmjax.training.experiment import make_head
-from rmjax.training.objectives import make_objective
+from rmjax.training.objectives import make_head, make_objective
 from rmjax.training.optimizer import make_optimizer, make_schedule
 from rmjax.training.step import Trainer
 
@@ -80,7 +80,7 @@ class Side:
         model = loading.make_model(config.model, vocab_size, head)
         schedule = make_schedule(config.optimizer, 1)
         optimizer = make_optimizer(config.optimizer, schedule)
-        objective = make_objective(config.objective, head.attributes)
+        objective = make_objective(config.objective, head)
         self._trainer = Trainer(model, objective, optimizer, schedule, 1.0, mesh)
         params = loading.initial_params(config.model, model, mesh, jax.random.key(0))
         self._state = jax.jit(self._trainer.init, donate_argnums=0)(params)
@@ -103,7 +103,7 @@ class Packed(Side):
 
     def seconds(self, dataset: TokenizedDataset, plan: BatchPlan, step: int) -> float:
         """Returns the time of a step."""
-        item = materialise(dataset, plan, step, np.arange(plan.microbatch_rows))
+        item = materialize(dataset, plan, step, np.arange(plan.microbatch_rows))
         batch, count = item["batch"], item["microbatches"]
         step = self._program("step", self._trainer.compile_step(plan.short_length), self._state, batch, count)
         start = time.perf_counter()
@@ -166,13 +166,13 @@ def measure(name: str, folder: pathlib.Path, flags: argparse.Namespace) -> None:
     config.model.hidden_size, config.model.num_layers = flags.hidden_size, flags.layers
     config.model.intermediate_size = 3 * flags.hidden_size
     tokenizer = Tokenizer.load(flags.tokenizer)
-    options = Options(max_length=4096, group_prompts=True)
+    options = DatasetOptions(max_length=4096, group_prompts=True)
     dataset, report = load_dataset((str(folder / name / file),), tokenizer, options, split="train")
     print(report)
     config.objective.name = objective
     packed, padded = (side(config, dataset, len(tokenizer)) for side in (Packed, Padded))
     dataset = dataset.with_attributes(make_head(config.objective, dataset).attributes)
-    row_length = choose_row_length(dataset.lengths, batch_size, 1, cut=True)
+    row_length = choose_row_length(dataset.lengths, batch_size, 1, short_microbatches=True)
     plan = training_plan(
         dataset.lengths,
         dataset.readout_counts,
@@ -190,7 +190,7 @@ def measure(name: str, folder: pathlib.Path, flags: argparse.Namespace) -> None:
     if objective == "pairwise":
         ways["pairs"] = (paired_responses, True)
     times: dict[str, list[float]] = {side: [] for side in ("packed", *ways)}
-    slots = dict.fromkeys(times, 0) | {"packed": plan.slots(steps)}
+    slots = dict.fromkeys(times, 0) | {"packed": plan.padded_tokens(steps)}
     for step in tqdm.tqdm(steps, desc=name, unit="step"):
         times["packed"].append(packed.seconds(dataset, plan, step))
         trees = [dataset.tree(int(i)) for i in plan.comparisons(step)]

@@ -74,7 +74,7 @@ def serve_ours(http_port, grpc_port, delay):
             queue_tokens=1 << 24,
             metrics=metrics,
         )
-        tokenizer = types.SimpleNamespace(encode=encode, opening="", around=())
+        tokenizer = types.SimpleNamespace(encode=encode, bos_prefix="", pad_and_eos=())
         return RewardService(engine, tokenizer, vocab_size=1 << 31, attributes=("reward",))
 
     async def main():

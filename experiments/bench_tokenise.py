@@ -1,8 +1,8 @@
-"""Tokenisation throughput: rmjax's reading and tokenising against `datasets.map` with the same tokenizer.
+"""Tokenization throughput: rmjax's reading and tokenizing against `datasets.map` with the same tokenizer.
 
     python experiments/bench_tokenise.py --tokenizer=DIR --data=../shared/data/hh_harmless/train.jsonl.gz
 
-Both sides render the same chat messages by the same template and tokenise both conversations of each pair, in turn,
+Both sides render the same chat messages by the same template and tokenize both conversations of each pair, in turn,
 `--rounds` times, without their caches. `datasets.map` runs batched in one process, and with one process a core, as its
 users speed it up. rmjax besides reads, checks, and builds the prefix trees.
 """
@@ -16,14 +16,15 @@ import time
 
 import datasets
 
-from rmjax.data.tokens.load import Options, load_dataset
+from rmjax.data.tokens.load import load_dataset
+from rmjax.data.tokens.tokenize import DatasetOptions
 from rmjax.data.tokens.tokenizer import Tokenizer
 
 
 def ours(flags: argparse.Namespace, tokenizer: Tokenizer) -> int:
     """Returns the number of tokens."""
     with tempfile.TemporaryDirectory() as cache:
-        options = Options(strings="chat", max_length=1 << 20)
+        options = DatasetOptions(strings="chat", max_length=1 << 20)
         return load_dataset((flags.data,), tokenizer, options, split="train", cache_dir=pathlib.Path(cache))[1].tokens
 
 

@@ -43,7 +43,8 @@ from rmjax.data.packing.plan import count_microbatches, pack_for_step, short_row
 from rmjax.data.packing.rows import fill_rows
 from rmjax.data.schema import Tree, packed_spec
 from rmjax.data.tokens.dataset import TokenizedDataset
-from rmjax.data.tokens.load import Options, load_dataset
+from rmjax.data.tokens.load import load_dataset
+from rmjax.data.tokens.tokenize import DatasetOptions
 from rmjax.data.tokens.tokenizer import Tokenizer
 from rmjax.models import loading
 from rmjax.training.objectives import make_objective
@@ -292,8 +293,8 @@ def model_config(flags: argparse.Namespace):
 
 
 def load_data(flags: argparse.Namespace) -> TokenizedDataset:
-    """Returns the comparisons; the first process to ask tokenises them, the others read its cache."""
-    return load_dataset((flags.data,), Tokenizer.load(flags.model), Options(max_length=1024), split="train")[0]
+    """Returns the comparisons; the first process to ask tokenizes them, the others read its cache."""
+    return load_dataset((flags.data,), Tokenizer.load(flags.model), DatasetOptions(max_length=1024), split="train")[0]
 
 
 SIDES = {

@@ -50,7 +50,7 @@ def ours(rewards: np.ndarray, margins: np.ndarray | None, coefficient: float | N
     batch = fill_rows([trees], packed_spec(1, 3 * PAIRS, 2 * PAIRS, PAIRS, 1))
     objective = make_objective(config)
     sums = objective(jnp.asarray(rewards.reshape(1, -1, 1)), {k: jnp.asarray(v) for k, v in batch.items()})
-    return objective.values(sums)["loss"]
+    return objective.metrics(sums)["loss"]
 
 
 def main() -> None:

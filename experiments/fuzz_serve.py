@@ -52,7 +52,8 @@ def load(metrics):
         return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in rendered]
 
     engine = Engine(score, lambda: None, max_length=256, batch_tokens=4096, queue_size=1024, metrics=metrics)
-    tokenizer = types.SimpleNamespace(encode=encode, words=lambda tokens: list(map(str, tokens)), opening="", around=())
+    strings = lambda tokens: list(map(str, tokens))
+    tokenizer = types.SimpleNamespace(encode=encode, token_strings=strings, bos_prefix="", pad_and_eos=())
     return RewardService(engine, tokenizer, vocab_size=1 << 20, attributes=("reward",))
 
 

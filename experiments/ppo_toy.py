@@ -14,12 +14,13 @@ With an artifact given, two cores, 76 seconds: in 40 iterations the reward goes 
 
 import argparse
 import contextlib
+import functools
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import digit_policy as policy
 import jax
@@ -27,9 +28,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tritonclient.grpc as triton
+from matplotlib.axes import Axes
 from tritonclient.utils import np_to_triton_dtype
 
-from rmjax.core import svg
+from rmjax.core.plotting import draw_svg
 from rmjax.data.tokens.tokenizer import Tokenizer
 from rmjax.serving import Client
 
@@ -100,7 +102,7 @@ def artifact(workdir: pathlib.Path) -> pathlib.Path:
     return made
 
 
-def tokenise(tokenizer: Tokenizer, prompts: np.ndarray, digits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def tokenize(tokenizer: Tokenizer, prompts: np.ndarray, digits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns tokens int64 [B, S], 0 behind each sequence's end, and lengths [B]; closed by the EOS as in training."""
     asked = [policy.PROMPTS[p][0] for p in prompts]
     sequences = tokenizer.encode([a + text for a, text in zip(asked, policy.texts(digits), strict=True)])
@@ -165,7 +167,7 @@ def ppo(
     for i in range(iterations):
         rolling, judging = jax.random.split(jax.random.fold_in(key, i))
         digits = np.asarray(policy.sample(params, rolling, prompts))
-        tokens, lengths = tokenise(tokenizer, prompts, digits)
+        tokens, lengths = tokenize(tokenizer, prompts, digits)
         values, rewards = critic.values(tokens, lengths)
         before = log_probs(params, prompts, digits)
         spot_values = np.take_along_axis(values, spots, axis=1)
@@ -184,6 +186,12 @@ def ppo(
         judged = pipeline.rewards(policy.texts(answers), prompts=questions)
         yield float(judged.mean()), policy.gold(prompts, answers), losses[0]
     critic.save()
+
+
+def plot(name: str, values: Sequence[float], axes: Axes) -> None:
+    """Draws the values of each iteration."""
+    axes.plot(range(1, len(values) + 1), values, color="#247")
+    axes.set(xlabel="iteration", ylabel=name)
 
 
 def main() -> None:
@@ -214,14 +222,11 @@ def main() -> None:
                 f"critic loss {row[2]:.4f}",
                 flush=True,
             )
-    figures = []
-    for name, values in zip(("mean reward", "mean gold reward", "critic loss"), zip(*rows, strict=True), strict=True):
-        axes = svg.Axes((1, len(rows)), (min(values), max(values)), "iteration", name)
-        axes.curve(list(enumerate(values, 1)), "#247")
-        figures.append(axes)
+    names = ("mean reward", "mean gold reward", "critic loss")
+    plots = [functools.partial(plot, name, values) for name, values in zip(names, zip(*rows, strict=True), strict=True)]
     curve = given.workdir / "curve.svg"
     curve.parent.mkdir(parents=True, exist_ok=True)
-    curve.write_text(svg.row(figures))
+    curve.write_text(draw_svg(plots, "ppo_toy"))
     print(f"drawn to {curve}; the critic is kept in {given.workdir / 'critic'}")
 
 

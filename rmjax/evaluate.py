@@ -1,8 +1,8 @@
-"""Measures a model on labelled data.
+"""Evaluates a reward model on labelled data.
 
     python -m rmjax.evaluate --model=PATH --data=SOURCE --output=DIR
 
-Writes metrics.json, predictions.jsonl and report.html, and prints the headline table.
+Writes metrics.json, predictions.jsonl and report.html, and prints the main metrics.
 """
 
 import pathlib
@@ -12,33 +12,32 @@ from absl import flags
 
 from rmjax.core import program
 from rmjax.core.errors import InputError
-from rmjax.evaluation.evaluation import evaluate, read_labelled
+from rmjax.evaluation.evaluate import evaluate, read_evaluation_data
 from rmjax.evaluation.pipeline import load_pipeline
 
-_MODEL = flags.DEFINE_string("model", "", "Artifact, Hugging Face directory with a head, or workdir.")
-_DATA = flags.DEFINE_list("data", [], "Files, globs, hub names, by commas, or name=path; or `synthetic`.")
-_OUTPUT = flags.DEFINE_string("output", "", "The directory to write to.")
-_FORMAT = flags.DEFINE_string("format", "auto", "The data's format.")
-_STRINGS = flags.DEFINE_enum("strings", None, ["joined", "chat"], "Strings as one text or as messages; the model's.")
-_COLUMNS = flags.DEFINE_list("columns", [], "Fields to rename, old=new each, by commas.")
-_LIMIT = flags.DEFINE_integer("limit", 0, "Take the first so many comparisons; 0: all.", lower_bound=0)
-_ON_BAD = flags.DEFINE_enum("on_bad_record", "error", ["error", "skip"], "What a record that cannot be read does.")
-_MAX_LENGTH = flags.DEFINE_integer("max_length", 0, "Longest conversation in tokens, longer are counted; 0: model's.")
-_ROWS = flags.DEFINE_integer("rows_per_device", 0, "Rows of a batch on each device; 0: by the kind of device.")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of activations.")
+_MODEL = flags.DEFINE_string("model", "", "Artifact, Hugging Face directory with a reward head, or workdir.")
+_DATA = flags.DEFINE_list("data", [], "Comma-separated files, globs, hub names or name=path; or `synthetic`.")
+_OUTPUT = flags.DEFINE_string("output", "", "Directory for the results.")
+_FORMAT = flags.DEFINE_string("format", "auto", "Record format; auto: detected.")
+_STRINGS = flags.DEFINE_enum("strings", None, ["joined", "chat"], "Prompt format of strings; default: the model's.")
+_COLUMNS = flags.DEFINE_list("columns", [], "Fields to rename, comma-separated old=new.")
+_LIMIT = flags.DEFINE_integer("limit", 0, "Maximum number of comparisons; 0: no limit.", lower_bound=0)
+_ON_BAD = flags.DEFINE_enum("on_bad_record", "error", ["error", "skip"], "Handling of records that cannot be read.")
+_MAX_LENGTH = flags.DEFINE_integer("max_length", 0, "Maximum length in tokens; longer: not scored; 0: the model's.")
+_ROWS = flags.DEFINE_integer("rows_per_device", 0, "Rows per batch on each device; 0: chosen by platform.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Data type of activations.")
 
 
 def main(_: Sequence[str]) -> None:
-    """Evaluates as the flags say."""
+    """Evaluates --model on --data."""
     if not _MODEL.value or not _DATA.value or not _OUTPUT.value:
-        raise InputError("--model, --data and --output are all needed")
+        raise InputError("--model, --data and --output are required")
     pipeline = load_pipeline(
         _MODEL.value, max_length=_MAX_LENGTH.value, rows_per_device=_ROWS.value, dtype=_DTYPE.value
     ).with_data_options(_FORMAT.value, _COLUMNS.value, _STRINGS.value)
-    items = read_labelled(_DATA.value, pipeline.options, limit=_LIMIT.value, on_bad_record=_ON_BAD.value)
-    headline = evaluate(
-        pipeline, items, pathlib.Path(_OUTPUT.value), title=f"{_MODEL.value} on {','.join(_DATA.value)}"
-    )
+    items = read_evaluation_data(_DATA.value, pipeline.options, limit=_LIMIT.value, on_bad_record=_ON_BAD.value)
+    title = f"{_MODEL.value} on {','.join(_DATA.value)}"
+    headline = evaluate(pipeline, items, pathlib.Path(_OUTPUT.value), title=title)
     width = max(len(name) for name, _ in headline)
     print("\n".join(f"{name:<{width}}  {value}" for name, value in headline))
     print(f"wrote {_OUTPUT.value}/ (metrics.json, predictions.jsonl, report.html)")

@@ -1,15 +1,14 @@
-"""Scores a file offline, resumably.
+"""Scores a file offline; an interrupted run can be resumed.
 
     python -m rmjax.score --model=PATH --input=FILE --output=FILE
 
-Writes one JSON line per record, in input order: the record's own fields and `rewards`, or `error` where it cannot be
-scored; then the exit status is 1. With --best_of a record of several responses gets `best` too, the index of the one
-with the highest reward (the first is 0). The same command continues a file that was begun with the same model and
-input.
+Writes one JSON line per record, in input order: the fields of the record and `rewards`, or `error` if it cannot be
+scored; the exit status is then 1. With --best_of, a record of several responses also gets `best`, the index (from 0) of
+the response with the highest reward. The same command resumes an output file, given the same model and input.
 
-Several processes, one a host, score together: the same command on each, with JAX_COORDINATOR_ADDRESS=HOST:PORT of the
-first, and JAX_NUM_PROCESSES and JAX_PROCESS_ID where no scheduler says them. All read the model and the input; the
-first alone writes and prints.
+Multi-host: run the same command on each host, with JAX_COORDINATOR_ADDRESS=HOST:PORT of the first, and with
+JAX_NUM_PROCESSES and JAX_PROCESS_ID where no scheduler sets them. All processes read the model and the input; only the
+first writes and prints.
 """
 
 import pathlib
@@ -24,23 +23,23 @@ from rmjax.core.errors import InputError
 from rmjax.evaluation.pipeline import load_pipeline
 from rmjax.evaluation.score_file import score_file
 
-_MODEL = flags.DEFINE_string("model", "", "Artifact, Hugging Face directory with a head, or workdir.")
-_INPUT = flags.DEFINE_string("input", "", "A JSONL file (.gz too): pairs, text or messages, labelled or not.")
-_FORMAT = flags.DEFINE_string("format", "auto", "The input's format.")
-_STRINGS = flags.DEFINE_enum("strings", None, ["joined", "chat"], "Strings as one text or as messages; the model's.")
-_COLUMNS = flags.DEFINE_list("columns", [], "Fields to rename, old=new each, by commas.")
-_OUTPUT = flags.DEFINE_string("output", "", "The file to write, or to continue.")
-_MAX_LENGTH = flags.DEFINE_integer("max_length", 0, "Longest conversation in tokens; 0: the model's.")
-_ROWS = flags.DEFINE_integer("rows_per_device", 0, "Rows of a batch on each device; 0: by the kind of device.")
-_BEST_OF = flags.DEFINE_bool("best_of", False, "Adds `best`: which of a record's responses has the highest reward.")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of activations.")
+_MODEL = flags.DEFINE_string("model", "", "Artifact, Hugging Face directory with a reward head, or workdir.")
+_INPUT = flags.DEFINE_string("input", "", "JSONL file (also .gz) of pairs, texts or messages, with or without labels.")
+_FORMAT = flags.DEFINE_string("format", "auto", "Record format; auto: detected.")
+_STRINGS = flags.DEFINE_enum("strings", None, ["joined", "chat"], "Prompt format of strings; default: the model's.")
+_COLUMNS = flags.DEFINE_list("columns", [], "Fields to rename, comma-separated old=new.")
+_OUTPUT = flags.DEFINE_string("output", "", "File to write, or to continue.")
+_MAX_LENGTH = flags.DEFINE_integer("max_length", 0, "Maximum conversation length in tokens; 0: the model's.")
+_ROWS = flags.DEFINE_integer("rows_per_device", 0, "Rows per batch on each device; 0: chosen by platform.")
+_BEST_OF = flags.DEFINE_bool("best_of", False, "Best-of-N: add `best`, the index of the highest-reward response.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Data type of activations.")
 
 
 def main(_: Sequence[str]) -> None:
-    """Scores as the flags say."""
+    """Scores the records of --input."""
     if not _MODEL.value or not _INPUT.value or not _OUTPUT.value:
-        raise InputError("--model, --input and --output are all needed")
-    program.join_processes()
+        raise InputError("--model, --input and --output are required")
+    program.initialize_distributed()
     pipeline = load_pipeline(
         _MODEL.value, max_length=_MAX_LENGTH.value, rows_per_device=_ROWS.value, dtype=_DTYPE.value
     ).with_data_options(_FORMAT.value, _COLUMNS.value, _STRINGS.value)
@@ -48,7 +47,7 @@ def main(_: Sequence[str]) -> None:
     print(f"{_OUTPUT.value}: {lines - errors:,} of {lines:,} records scored")
     if errors:
         if jax.process_index() == 0:
-            print(f"error: {errors:,} records could not be scored; see `error` in their lines", file=sys.stderr)
+            print(f"error: {errors:,} records could not be scored; see `error` in the output", file=sys.stderr)
         sys.exit(1)
 
 

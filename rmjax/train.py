@@ -2,13 +2,15 @@
 
     python -m rmjax.train --config=configs/binary.py --workdir=DIR --config.train.batch_size=32
 
-Resumes when DIR holds a checkpoint; without --workdir a new runs/NAME-N is made and named.
+Resumes if DIR holds a checkpoint; without --workdir, a new directory runs/NAME-N is used. The configuration keys are
+listed in docs/configuration.md.
 
-Several processes, one a host, train together: the same command on each, with JAX_COORDINATOR_ADDRESS=HOST:PORT of the
-first and a --workdir that all of them see. Slurm, Open MPI, Kubernetes and TPU pods tell JAX how many there are and
-which is which; elsewhere set JAX_NUM_PROCESSES, and JAX_PROCESS_ID from 0. The first process alone logs and prints.
+Multi-host: run the same command on each host, with JAX_COORDINATOR_ADDRESS=HOST:PORT of the first and a --workdir on a
+shared file system. Slurm, Open MPI, Kubernetes and TPU pods provide the number and index of the processes to JAX;
+elsewhere set JAX_NUM_PROCESSES, and JAX_PROCESS_ID from 0. Only the first process logs and prints.
 """
 
+import itertools
 import os
 import pathlib
 from collections.abc import Sequence
@@ -20,34 +22,28 @@ from rmjax.core import program
 from rmjax.core.errors import InputError
 from rmjax.training.experiment import train
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A file under configs/; --config.section.key=value overrides."
-)
-_WORKDIR = flags.DEFINE_string("workdir", "", "Where the run is kept; it resumes there. Empty: a new runs/NAME-N.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file; --config.section.key=value overrides.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the run, resumed if it exists; empty: runs/NAME-N.")
 
 
 def main(_: Sequence[str]) -> None:
-    """Trains as the flags say."""
+    """Trains the model of --config."""
     if _CONFIG.value is None:
         raise InputError("--config is missing; start with --config=configs/binary.py")
-    if "JAX_COORDINATOR_ADDRESS" in os.environ and not _WORKDIR.value:  # before one waits for the others
-        raise InputError("--workdir is missing; several processes need one that all of them see")
-    program.join_processes()
+    if "JAX_COORDINATOR_ADDRESS" in os.environ and not _WORKDIR.value:  # checked before processes wait for each other
+        raise InputError("--workdir is missing; a multi-host run needs one on a shared file system")
+    program.initialize_distributed()
     config = _CONFIG.value
     try:
         config.keys()
-    except OSError as error:  # how ml_collections tells, on first use, that the file could not be run
+    except OSError as error:  # ml_collections raises it on first use if the file could not be run
         raise InputError(" ".join(str(error).split())) from error
-    train(config, _workdir(_WORKDIR.value, config.name))
+    train(config, pathlib.Path(_WORKDIR.value) if _WORKDIR.value else _new_workdir(config.name))
 
 
-def _workdir(given: str, name: str) -> pathlib.Path:
-    if given:
-        return pathlib.Path(given)
-    number = 1
-    while (path := pathlib.Path("runs") / f"{name}-{number}").exists():
-        number += 1
-    return path
+def _new_workdir(name: str) -> pathlib.Path:
+    candidates = (pathlib.Path("runs") / f"{name}-{number}" for number in itertools.count(1))
+    return next(path for path in candidates if not path.exists())
 
 
 if __name__ == "__main__":

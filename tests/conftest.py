@@ -1,4 +1,4 @@
-"""Set up before any test imports JAX: eight simulated CPU devices and a persistent compilation cache."""
+"""Test setup: eight simulated CPU devices, a persistent compilation cache, a token cache per test, and real data."""
 
 import pathlib
 import tempfile
@@ -20,8 +20,8 @@ def _own_token_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def shared_data():
-    """The real data beside the checkout; tests that need it are skipped where it is absent."""
+    """Path of the real data beside the checkout; tests that need it are skipped if it is missing."""
     path = ROOT.parent / "shared"
     if not path.is_dir():
-        pytest.skip("the real data (../shared) is not here")
+        pytest.skip("the real data (../shared) is missing")
     return path

@@ -1,4 +1,4 @@
-"""A program in two real processes, joined by jax.distributed over loopback."""
+"""Runs of a program in two processes, connected by jax.distributed over the loopback interface."""
 
 import os
 import pathlib
@@ -11,15 +11,16 @@ import jax
 
 from tests.conftest import ROOT
 
-DEADLINE = 150  # seconds, for one run of two processes
+TIMEOUT = 150  # seconds for one run of two processes
 
 
 class Pair:
-    """Two processes with two devices each; killed, and their output shown, where they outlive the deadline.
+    """Two processes with two devices each; after the timeout the test fails with their output and they are killed.
 
     Args:
-      command: of both, after `python -m`; `own` follows it in each.
-      output: where their outputs go: this path and `-0.out`, `-0.err`, `-1.out`, `-1.err`.
+      command: command of both processes, after `python -m`.
+      output: prefix of the output files, `-0.out`, `-0.err`, `-1.out` and `-1.err`.
+      own: additional arguments of each process.
     """
 
     def __init__(self, command, output, own=((), ())):
@@ -27,7 +28,7 @@ class Pair:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
         self.output = output
-        self.deadline = time.time() + DEADLINE
+        self.deadline = time.time() + TIMEOUT
         self.processes = []
         for number in range(2):
             environment = dict(
@@ -55,14 +56,14 @@ class Pair:
             process.wait()
 
     def wait_until_joined(self):
-        """Waits until the first process reports on its data: by then both have joined, and no step is taken yet."""
+        """Waits until the first process reports its data: both are connected then, and no step has been taken."""
         while "train: " not in self.outputs()[0]:
             self.check(all(process.poll() is None for process in self.processes), "ended early")
-            self.check(time.time() < self.deadline, "never joined")
+            self.check(time.time() < self.deadline, "did not connect")
             time.sleep(0.05)
 
     def wait(self):
-        """Waits for both to end."""
+        """Waits until both processes have ended."""
         for process in self.processes:
             try:
                 process.wait(max(1.0, self.deadline - time.time()))
@@ -70,7 +71,7 @@ class Pair:
                 self.check(False, "still running")
 
     def finish(self):
-        """Waits for both to end well; returns what each printed."""
+        """Waits until both processes have exited with 0; returns their standard outputs."""
         self.wait()
         self.check(not any(process.returncode for process in self.processes), "failed")
         return self.outputs()
@@ -81,12 +82,12 @@ class Pair:
     def text(self, number, kind):
         return pathlib.Path(f"{self.output}-{number}.{kind}").read_text()
 
-    def check(self, fine, what):
-        assert fine, what + "".join(
+    def check(self, condition, message):
+        assert condition, message + "".join(
             f"\nprocess {i}: {self.text(i, kind)[-3000:]}" for i in (0, 1) for kind in ("out", "err")
         )
 
 
 def own_lines(output):
-    """Returns what a process said itself: Gloo's threads print too, and their lines may run into each other."""
+    """Returns the lines that the program printed, without those of Gloo's threads."""
     return [line for line in output.splitlines() if line and not line.startswith("[Gloo]")]

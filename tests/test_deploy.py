@@ -1,4 +1,4 @@
-"""The files under deploy/ fit the server and each other, as far as that can be seen without running them."""
+"""Static checks of the files under deploy/: they are consistent with the server and with each other."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ def load(name):
 
 
 def dockerfile():
-    """Returns {instruction: [what follows it]}."""
+    """Returns {instruction: [arguments]}."""
     lines = [line for line in (DEPLOY / "Dockerfile").read_text().splitlines() if not line.startswith("#")]
     found = {}
     for line in "\n".join(lines).replace("\\\n", " ").splitlines():
@@ -30,13 +30,18 @@ def dockerfile():
     return found
 
 
+def server_flags():
+    """Returns the flags of rmjax.serve, parsed from its source: absl's flags are global to the test process."""
+    return set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', (ROOT / "rmjax" / "serve.py").read_text()))
+
+
 @pytest.fixture(scope="module")
 def container():
-    """KServe's container."""
+    """The container of the KServe manifest."""
     manifest = load("kserve.yaml")
     assert (manifest["apiVersion"], manifest["kind"]) == ("serving.kserve.io/v1beta1", "InferenceService")
-    (one,) = manifest["spec"]["predictor"]["containers"]
-    return one
+    (container,) = manifest["spec"]["predictor"]["containers"]
+    return container
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +49,8 @@ def dashboard():
     return json.loads((DEPLOY / "grafana" / "rmjax.json").read_text())
 
 
-def test_all_flags_exist_and_every_server_can_be_reached(container):
-    # Read and not imported: absl has one table of flags, and other programs of the test session are in it.
-    known = set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', (ROOT / "rmjax" / "serve.py").read_text()))
+def test_flags_exist_and_all_servers_listen_on_all_interfaces(container):
+    known = server_flags()
     commands = [
         json.loads(dockerfile()["CMD"][0]),
         load("compose.yaml")["services"]["rmjax"]["command"],
@@ -59,16 +63,15 @@ def test_all_flags_exist_and_every_server_can_be_reached(container):
     assert json.loads(dockerfile()["ENTRYPOINT"][0]) == ["python", "-m", "rmjax.serve"]
 
 
-def test_flags_that_the_comments_name_exist():
-    known = set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', (ROOT / "rmjax" / "serve.py").read_text()))
-    of_docker = {"init", "rm", "build", "gpus"}
+def test_flags_named_in_comments_exist():
+    docker_flags = {"init", "rm", "build", "gpus"}
     for path in DEPLOY.iterdir():
         if path.is_file():
             named = re.findall(r"(?<![-\w])--([a-z_]+)", "\n".join(re.findall(r"#.*", path.read_text())))
-            assert set(named) - of_docker <= known, path
+            assert set(named) - docker_flags <= server_flags(), path
 
 
-def test_the_image_is_not_roots_and_asks_after_its_health():
+def test_the_image_runs_as_a_non_root_user_with_a_health_check():
     image = dockerfile()
     assert image["FROM"][0].endswith("-slim")
     assert image["USER"] == ["10001"]
@@ -84,7 +87,7 @@ def test_the_image_is_not_roots_and_asks_after_its_health():
     assert f"127.0.0.1:{HTTP}/v2/health/ready" in program[2]
 
 
-def test_kserve_asks_for_what_the_server_has(container):
+def test_kserve_probes_paths_and_ports_of_the_server(container):
     served = (ROOT / "rmjax" / "serving" / "http" / "server.py").read_text()
     assert {"name": "PROTOCOL", "value": "v2"} in container["env"]
     assert [port["containerPort"] for port in container["ports"]] == [HTTP]
@@ -94,7 +97,7 @@ def test_kserve_asks_for_what_the_server_has(container):
     assert container["securityContext"]["runAsNonRoot"]
 
 
-def test_compose_joins_files_that_exist_and_publishes_on_the_loopback_interface():
+def test_compose_mounts_existing_files_and_publishes_on_the_loopback_interface():
     services = load("compose.yaml")["services"]
     (job,) = load("prometheus.yaml")["scrape_configs"]
     assert job["static_configs"][0]["targets"] == [f"rmjax:{HTTP}"]
@@ -109,7 +112,7 @@ def test_compose_joins_files_that_exist_and_publishes_on_the_loopback_interface(
     assert f"{provider['options']['path']}/rmjax.json" in mounted
 
 
-def test_the_dashboard_shows_what_the_server_exports_and_all_of_it(dashboard):
+def test_the_dashboard_shows_exactly_the_exported_metrics(dashboard):
     metrics = Metrics()
     model = ModelMetrics(metrics, "m")
     with contextlib.suppress(ValueError), model.request():
@@ -130,9 +133,9 @@ def test_the_dashboard_shows_what_the_server_exports_and_all_of_it(dashboard):
         assert label in labels
 
 
-def test_the_dashboard_reads_the_provisioned_source(dashboard):
+def test_the_dashboard_uses_the_provisioned_data_source(dashboard):
     (source,) = load("grafana/datasources.yaml")["datasources"]
-    everywhere = [dashboard["templating"]["list"][0], *dashboard["panels"]]
-    everywhere += [target for panel in dashboard["panels"] for target in panel["targets"]]
-    assert {one["datasource"]["uid"] for one in everywhere} == {source["uid"]}
+    users = [dashboard["templating"]["list"][0], *dashboard["panels"]]
+    users += [target for panel in dashboard["panels"] for target in panel["targets"]]
+    assert {user["datasource"]["uid"] for user in users} == {source["uid"]}
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])

@@ -1,4 +1,4 @@
-"""Train, evaluate, score, export, serve: the four ways to score agree."""
+"""Train, export, score, evaluate and serve one model: all ways to score agree."""
 
 import asyncio
 import json
@@ -7,12 +7,11 @@ import shutil
 import jax
 import numpy as np
 import pytest
-import torch
 import transformers
 
 from rmjax.core.errors import InputError
 from rmjax.data.records import synthetic
-from rmjax.evaluation.evaluation import evaluate, read_labelled
+from rmjax.evaluation.evaluate import evaluate, read_evaluation_data
 from rmjax.evaluation.pipeline import load_pipeline
 from rmjax.evaluation.score_file import score_file
 from rmjax.serving.engine.queue import Engine
@@ -37,33 +36,24 @@ def made(tmp_path_factory):
     return path
 
 
-def by_transformers(artifact, records):
-    """Rewards [n, 2] by transformers' own classifier, in padded batches."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(artifact)
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(artifact).eval()
-    texts = [
-        record["prompt"] + record[key] + tokenizer.eos_token for record in records for key in ("chosen", "rejected")
-    ]
-    with torch.no_grad():
-        logits = model(**tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)).logits
-    return logits.numpy().reshape(-1, 2)
+@pytest.fixture(scope="module")
+def records(made):
+    return [json.loads(line) for line in (made / "pairs.jsonl").read_text().splitlines()]
 
 
-def test_four_ways_to_score_agree(made, tmp_path):
-    records = [json.loads(line) for line in (made / "pairs.jsonl").read_text().splitlines()]
-    expected = by_transformers(made / "artifact", records)
-    assert np.std(expected) > 1e-2  # rewards that differ, so that agreement means something
-
+@pytest.fixture(scope="module")
+def rewards(made, records):
+    """Rewards [n, 2] of the artifact for the file of pairs, by way of scoring."""
     pipeline = load_pipeline(str(made / "artifact"))
-    score_file(pipeline, str(made / "pairs.jsonl"), tmp_path / "scores.jsonl")
-    scored = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    score_file(pipeline, str(made / "pairs.jsonl"), made / "scores.jsonl")
+    scored = [json.loads(line) for line in (made / "scores.jsonl").read_text().splitlines()]
     assert [{k: v for k, v in line.items() if k != "rewards"} for line in scored] == records
 
-    items = read_labelled([str(made / "pairs.jsonl")], pipeline.options)
-    evaluate(pipeline, items, tmp_path / "evaluation", title="test")
-    predicted = [json.loads(line) for line in (tmp_path / "evaluation" / "predictions.jsonl").read_text().splitlines()]
+    items = read_evaluation_data([str(made / "pairs.jsonl")], pipeline.options)
+    evaluate(pipeline, items, made / "evaluation", title="test")
+    predicted = [json.loads(line) for line in (made / "evaluation" / "predictions.jsonl").read_text().splitlines()]
 
-    async def served():
+    async def serve():
         scorer = pipeline.scorer
         engine = Engine(
             scorer.score,
@@ -76,19 +66,41 @@ def test_four_ways_to_score_agree(made, tmp_path):
             engine, pipeline.tokenizer, vocab_size=scorer.model.decoder.vocab_size, attributes=pipeline.attributes
         )
         await engine.start()
-        texts = [
-            r["prompt"] + r[key] + pipeline.tokenizer.base.eos_token for r in records for key in ("chosen", "rejected")
-        ]
-        answer = await service.infer({"sentences": np.array([[text.encode()] for text in texts], object)}, Call())
+        sentences = np.array([[text.encode()] for text in texts_of(records, pipeline.tokenizer.base)], object)
+        answer = await service.infer({"sentences": sentences}, Call())
         await engine.drain()
         return answer["rewards"].reshape(-1, 2)
 
-    by_file, by_evaluation = ([line["rewards"] for line in found] for found in (scored, predicted))
-    for rewards in (by_file, by_evaluation, asyncio.run(served())):
-        np.testing.assert_allclose(rewards, expected, atol=1e-4)
+    found = {"file": scored, "evaluation": predicted}
+    found = {way: np.array([line["rewards"] for line in lines]) for way, lines in found.items()}
+    return found | {"server": asyncio.run(serve())}
 
 
-def test_workdir_and_artifact_give_the_same_scores(made, tmp_path):
+def texts_of(records, tokenizer):
+    return [
+        record["prompt"] + record[key] + tokenizer.eos_token for record in records for key in ("chosen", "rejected")
+    ]
+
+
+def test_file_evaluation_and_server_give_the_same_rewards(rewards):
+    assert np.std(rewards["file"]) > 1e-2  # rewards that differ, so that agreement is meaningful
+    for found in rewards.values():
+        np.testing.assert_allclose(found, rewards["file"], atol=1e-4)
+
+
+def test_rewards_equal_those_of_transformers(made, records, rewards):
+    """Transformers loads the artifact as a sequence classifier and scores padded batches."""
+    torch = pytest.importorskip("torch")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(made / "artifact")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(made / "artifact").eval()
+    inputs = tokenizer(texts_of(records, tokenizer), padding=True, return_tensors="pt", return_token_type_ids=False)
+    with torch.no_grad():
+        expected = model(**inputs).logits.numpy().reshape(-1, 2)
+    for found in rewards.values():
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_workdir_and_artifact_give_the_same_rewards(made, tmp_path):
     rewards = []
     for name in ("run", "artifact"):
         score_file(load_pipeline(str(made / name)), str(made / "pairs.jsonl"), tmp_path / name)
@@ -114,10 +126,10 @@ def test_an_existing_output_is_not_overwritten(made):
         export(made / "run", made / "artifact")
 
 
-def test_the_artifact_says_where_it_is_from(made):
+def test_the_artifact_has_the_metadata_of_its_training_run(made):
     metadata = json.loads((made / "artifact" / "rmjax.json").read_text())
     assert metadata["attributes"] == ["reward"]
     assert metadata["source_step"] > 0
     assert 0 <= metadata["validation"]["accuracy"] <= 1
     assert metadata["max_length"] == 1024
-    assert len(jax.devices()) == 8  # scored on a mesh of several devices above
+    assert len(jax.devices()) == 8  # so the other tests score on a mesh of several devices

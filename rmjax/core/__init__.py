@@ -1,1 +1,4 @@
-"""What every layer uses: configuration, errors, tree paths, meshes and sharding rules, safetensors I/O."""
+"""Foundations of all other sub-packages, independent of models and data.
+
+Configuration, InputError, files, start-up of programs, device meshes, processes, pytree paths, safetensors, plotting.
+"""

@@ -1,159 +1,162 @@
-"""The configuration of a run: every key, its default and its meaning, in one place.
+"""The configuration of a run: declaration of all keys with defaults and descriptions, checks, JSON file.
 
-A file under `configs/` starts from `default()` and sets what it changes. The result is locked: a key that does not
-exist here, or a value of another type, ends in a message that names it.
+A file under `configs/` starts from `default()` and sets what differs. The configuration is locked: an unknown key, or a
+value of another type, raises an error that names the key.
 """
 
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import ml_collections
 
 from rmjax.core.errors import InputError
 from rmjax.core.files import write_atomic
 
-# What may differ between a workdir's config.json and the command that resumes it: these keys decide how the work is
-# laid out, logged and kept, never what is computed (beyond float rounding).
-FREE_ON_RESUME = (
-    "model.attention",
-    "model.remat",
-    "mesh.",
-    "train.rows_per_device",
-    "train.log_every",
-    "train.profile",
-    "data.row_length",
-    "checkpoint.",
-    "evaluation.",
-)
+# Annotation of a configuration or a section: a ConfigDict, whose attributes have too wide a union type for mypy.
+Config = Any
+
+# Keys (and sections, with a dot) that may change when a workdir is resumed: memory layout, and logging and
+# checkpointing. They do not affect the results, beyond float rounding.
+_LAYOUT = ("data.row_length", "mesh.", "model.attention", "model.remat", "train.rows_per_device")
+_LOGGING = ("checkpoint.", "evaluation.", "train.log_every", "train.profile")
+CHANGEABLE_ON_RESUME = _LAYOUT + _LOGGING
+_BOUNDS = {  # section: (keys of 1 or more, keys of 0 or more)
+    "model": (("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads"), ("head_init",)),
+    "data": (("max_length",), ("row_length", "train_limit", "validation_limit", "preference_label")),
+    "objective": ((), ("centering", "reward_l2", "label_smoothing")),
+    "optimizer": ((), ("learning_rate", "warmup_steps", "weight_decay", "grad_clip")),
+    "train": (("batch_size", "rows_per_device", "log_every"), ("steps", "epochs")),
+    "checkpoint": (("keep",), ("every",)),
+    "evaluation": (("batch_size",), ("every",)),
+}
+_CHOICES = {
+    "model.dtype": ("float32", "bfloat16"),
+    "model.param_dtype": ("float32", "bfloat16"),
+    "model.remat": ("none", "small", "layer"),
+    "objective.process_loss": ("cross_entropy", "mse"),
+}
 
 
+# The comment on a key, or directly above it, is its description in docs/configuration.md (`config_reference`).
 def default() -> ml_collections.ConfigDict:
     """Returns the locked configuration that every experiment starts from."""
     config = ml_collections.ConfigDict()
-    config.name = "run"  # names the workdir runs/NAME-N when --workdir is not given
+    config.name = "run"  # name of the run; without --workdir the workdir is runs/NAME-N
 
-    config.model = model = ml_collections.ConfigDict()
-    model.path = ""  # Hugging Face directory or hub name, artifact or workdir; empty: random, of the sizes below
-    model.hidden_size = 128  # D; the sizes are read only when path is empty
-    model.intermediate_size = 384  # F
-    model.num_layers = 4  # L
-    model.num_heads = 4  # N
-    model.num_kv_heads = 4  # H
-    model.head_dim = 0  # P; 0: hidden_size / num_heads
-    model.rope_theta = 10000.0  # base of the rotary frequencies
-    model.head_init = 0.0  # standard deviation of a fresh reward head; 0 starts at loss ln 2
-    model.dtype = "float32"  # of activations and matrix products; the head is float32 always
-    model.param_dtype = "float32"  # of the stored parameters
-    model.remat = "small"  # none | small | layer: what the backward pass computes again; see RewardModel
-    model.attention = "auto"  # auto | dense | blocks: see rmjax/models/attention.py
-    model.scan_layers = True  # False unrolls the layers: longer to compile
+    config.model = model = ml_collections.ConfigDict()  # Architecture, initialization and numerics of the reward model.
+    model.path = ""  # Hugging Face directory or hub name, artifact or workdir; empty: random, with the sizes below
+    model.hidden_size = 128  # D, model width; this and the other sizes are used only when `path` is empty
+    model.intermediate_size = 384  # F, width of the MLP's hidden layer
+    model.num_layers = 4  # L, number of decoder layers
+    model.num_heads = 4  # N, number of query heads
+    model.num_kv_heads = 4  # H, number of key/value heads (grouped-query attention when below `num_heads`)
+    model.head_dim = 0  # P, size of an attention head; 0: hidden_size / num_heads
+    model.rope_theta = 10000.0  # base of the rotary position embedding's frequencies
+    model.head_init = 0.0  # standard deviation of a new reward head's weights; 0: the initial loss is ln 2
+    model.dtype = "float32"  # activations and matrix products: float32 or bfloat16; the reward head is always float32
+    model.param_dtype = "float32"  # stored parameters: float32 or bfloat16; the reward head is always float32
+    model.remat = "small"  # recomputation in the backward pass: none, small (cheap operations) or layer (least memory)
+    model.attention = "auto"  # dense, blocks (block-sparse over the prefix trees), or auto (by row length and platform)
+    model.scan_layers = True  # run the layers in one `lax.scan`; False: unrolled, slower to compile
 
-    config.data = data = ml_collections.ConfigDict()
-    data.train = ("synthetic",)  # paths, globs, hub names, or `synthetic` for the built-in data
-    data.validation = ("synthetic",)  # "name=path" reports a set under its own name too
-    data.weights = ()  # shares in which the sources of `train` are mixed, one a source; (): each record once an epoch
-    data.format = "auto"  # auto, or a name of rmjax/data/formats.py
-    data.columns = ()  # fields to rename, "old=new" each
-    data.group_prompts = False  # single responses to one prompt become one comparison: the prompt is computed once
-    data.ties = "drop"  # drop | half: ties between responses are left out, or edges with target 0.5
-    data.missing_label = -100.0  # NeMo-Aligner's loss_mask_val: a label that is missing
-    data.preference_label = 0  # nemo_preference: index of the label that is the signed preference
-    data.step_separator = "\n"  # process: between prompt and steps
-    data.step_labels = "auto"  # auto | binary | ternary: whether 0 is a wrong step, or a neutral one beside -1 and 1
-    data.strings = "joined"  # joined | chat: prompt and response strings as one text, or as two chat messages
-    data.tokenizer = ""  # Hugging Face directory or hub name; empty: the model's
-    data.max_length = 1024  # tokens of the longest conversation of a comparison
-    data.row_length = 0  # tokens of a packed row; 0: chosen from the lengths
-    data.on_overlong = "drop"  # drop | truncate_prompt | error
-    data.on_bad_record = "error"  # error | skip
-    data.train_limit = 0  # use the first so many comparisons; 0: all
-    data.validation_limit = 0
-    data.synthetic_train = 20000  # size of the built-in data
-    data.synthetic_validation = 1000
+    config.data = data = ml_collections.ConfigDict()  # Sources, record formats, tokenization and packing.
+    data.train = ("synthetic",)  # sources: paths, globs or hub names; `synthetic`: the built-in data
+    data.validation = ("synthetic",)  # sources; `name=path` also reports the metrics of this source under `name/`
+    data.weights = ()  # relative sampling weights of the `train` sources, one each; (): each record once per epoch
+    data.format = "auto"  # record format: auto (detected), or a name of `FORMATS` in rmjax/data/records/formats.py
+    data.columns = ()  # fields to rename, `old=new` each
+    data.group_prompts = False  # merge single responses to the same prompt into one comparison, which shares the prompt
+    data.ties = "drop"  # ties between responses: drop, or half (edges with target probability 0.5)
+    data.missing_label = -100.0  # number that marks a missing label (NeMo-Aligner's `loss_mask_val`)
+    data.preference_label = 0  # format nemo_preference: index of the label that holds the signed preference
+    data.step_separator = "\n"  # process formats: text between the prompt and each step
+    data.step_labels = "auto"  # process label 0 is wrong (binary) or neutral (ternary); auto: ternary if a label is -1
+    data.strings = "joined"  # prompt format of strings: joined (concatenated) or chat (user and assistant messages)
+    data.tokenizer = ""  # Hugging Face directory or hub name; empty: the tokenizer of `model.path`, or byte-level
+    data.max_length = 1024  # maximum length of a conversation (prompt and one response), in tokens
+    data.row_length = 0  # length of a packed row, in tokens; 0: chosen to minimize padding
+    data.on_overlong = "drop"  # conversations longer than max_length: drop, truncate_prompt (from the left) or error
+    data.on_bad_record = "error"  # records that cannot be used: error, or skip (counted in the report)
+    data.train_limit = 0  # maximum number of comparisons per `train` source; 0: no limit
+    data.validation_limit = 0  # maximum number of comparisons per `validation` source; 0: no limit
+    data.synthetic_train = 20000  # size of the built-in training data, in comparisons
+    data.synthetic_validation = 1000  # size of the built-in validation data, in comparisons
 
-    config.objective = objective = ml_collections.ConfigDict()
-    objective.name = "bradley_terry"  # one of rmjax/training/objectives.py, or several: "regression+bradley_terry"
-    objective.weights = ()  # of the several, one each; (): 1 each
+    config.objective = objective = ml_collections.ConfigDict()  # The training loss and its options.
+    # bradley_terry, pairwise, plackett_luce, regression, regression_bt or process; several are joined with `+`
+    objective.name = "bradley_terry"
+    objective.weights = ()  # weights of the terms of `name`, one each; (): 1 each
     objective.margin = False  # subtract the data's margin from the reward difference (Llama 2, eq. 2)
-    objective.strength = False  # multiply each edge's loss by the data's strength (scaled Bradley-Terry)
-    objective.label_smoothing = 0.0  # probability that a preference is the wrong way round
-    objective.centering = 0.0  # weight of (r_w + r_l)² (TRL's center_rewards_coefficient)
-    objective.reward_l2 = 0.0  # weight of r² at each readout
-    objective.reward_attribute = ""  # which attribute ranks; empty: the only one, or helpfulness
-    objective.attributes = ()  # names of the head's attributes; (): the data's, or reward
-    objective.attribute_weights = ()  # of the regression, one an attribute; (): 1 each
-    objective.standardize = False  # regression: the head learns (label - mean) / std of the training labels
-    objective.process_loss = "cross_entropy"  # cross_entropy | mse
+    objective.strength = False  # multiply the loss of each edge by the data's strength (scaled Bradley-Terry)
+    objective.label_smoothing = 0.0  # assumed probability that a preference label is wrong, at least 0 and below 0.5
+    objective.centering = 0.0  # weight of (r_w + r_l)² (TRL's `center_rewards_coefficient`); 0: off
+    objective.reward_l2 = 0.0  # weight of r² at each readout; 0: off
+    objective.reward_attribute = ""  # attribute used for ranking; empty: the only one, or helpfulness
+    objective.attributes = ()  # attributes that the head predicts; (): those of the data, or `reward`
+    objective.attribute_weights = ()  # regression: weights of the attributes in the loss, one each; (): 1 each
+    objective.standardize = False  # regression: predict (label - mean) / std of the training labels
+    objective.process_loss = "cross_entropy"  # process: cross_entropy, or mse (Brier score of the probability)
 
-    config.optimizer = optimizer = ml_collections.ConfigDict()
-    optimizer.name = "adamw"  # adamw | lion
-    optimizer.learning_rate = 1e-3  # peak
-    optimizer.schedule = "cosine"  # constant | linear | cosine: what follows the warm-up
-    optimizer.final_fraction = 0.0  # of the peak, reached at the last step
-    optimizer.warmup_steps = 0
-    optimizer.weight_decay = 0.0  # on matrices alone: not on norms, biases, embedding or head
-    optimizer.b1 = 0.9
-    optimizer.b2 = 0.999
-    optimizer.eps = 1e-8
-    optimizer.grad_clip = 1.0  # global norm; 0: off
+    config.optimizer = optimizer = ml_collections.ConfigDict()  # Optimizer and learning rate schedule.
+    optimizer.name = "adamw"  # adamw or lion
+    optimizer.learning_rate = 1e-3  # peak learning rate
+    optimizer.schedule = "cosine"  # decay after the warm-up: constant, linear or cosine
+    optimizer.final_fraction = 0.0  # learning rate at the last step, as a fraction of the peak (linear, cosine)
+    optimizer.warmup_steps = 0  # steps of linear warm-up
+    optimizer.weight_decay = 0.0  # decoupled decay of the layers' weight matrices (not norms, biases, embedding, head)
+    optimizer.b1 = 0.9  # decay rate of the first moment
+    optimizer.b2 = 0.999  # decay rate of the second moment
+    optimizer.eps = 1e-8  # adamw: constant added to the denominator
+    optimizer.grad_clip = 1.0  # maximum global norm of the gradient; 0: no clipping
 
-    config.mesh = mesh = ml_collections.ConfigDict()
-    mesh.data = -1  # replicas; one axis may be -1: all remaining devices
-    mesh.fsdp = 1  # shards of parameters and optimizer state; rows are split over it too
-    mesh.tensor = 1  # shards of heads and mlp
-    mesh.sequence = 1  # shards of a row's tokens
+    config.mesh = mesh = ml_collections.ConfigDict()  # Sizes of the device mesh's axes; one may be -1 (the remainder).
+    mesh.data = -1  # replicas (data parallelism)
+    mesh.fsdp = 1  # shards of parameters and optimizer state; also splits the rows of a batch
+    mesh.tensor = 1  # shards of attention heads and MLP (tensor parallelism)
+    mesh.sequence = 1  # shards of a row's tokens (sequence parallelism)
 
-    config.train = train = ml_collections.ConfigDict()
-    train.steps = 0  # either steps
-    train.epochs = 0.0  # or epochs
-    train.batch_size = 64  # comparisons a step, over all devices
-    train.rows_per_device = 8  # rows of a microbatch on one device: bounds memory, changes no result
-    train.seed = 0
-    train.log_every = 1  # steps between lines of metrics.jsonl
-    train.profile = ""  # "first:last": traces these steps into workdir/profile
+    config.train = train = ml_collections.ConfigDict()  # Duration, batch size, seed and logging of the training loop.
+    train.steps = 0  # optimizer steps; set either this or `epochs`, the other is 0
+    train.epochs = 0.0  # passes over the training data; set either this or `steps`, the other is 0
+    train.batch_size = 64  # comparisons per step, over all devices
+    train.rows_per_device = 8  # rows of a microbatch on each device; bounds memory, does not change results
+    train.seed = 0  # random seed of initialization and data order
+    train.log_every = 1  # steps between training lines in metrics.jsonl
+    train.profile = ""  # reserved; has no effect
 
-    config.checkpoint = checkpoint = ml_collections.ConfigDict()
-    checkpoint.every = 0  # steps; 0: at each validation
-    checkpoint.keep = 2  # the last so many, besides the best
-    checkpoint.best = ""  # the validation metric that picks the best; empty: the first of accuracy, spearman, loss
+    config.checkpoint = checkpoint = ml_collections.ConfigDict()  # When checkpoints are saved, and which are kept.
+    checkpoint.every = 0  # steps between checkpoints; 0: at each validation
+    checkpoint.keep = 2  # number of latest checkpoints to keep, in addition to the best
+    checkpoint.best = ""  # validation metric that selects the best; empty: the first of accuracy, spearman, loss
 
-    config.evaluation = evaluation = ml_collections.ConfigDict()
-    evaluation.every = 0  # steps; 0: ten times a run
-    evaluation.batch_size = 256  # comparisons a validation step; large ones fill rows better
+    config.evaluation = evaluation = ml_collections.ConfigDict()  # Validation during training.
+    evaluation.every = 0  # steps between validations; 0: ten per run
+    evaluation.batch_size = 256  # comparisons per validation step; larger batches need less padding
     return config.lock()
 
 
 def small() -> ml_collections.ConfigDict:
-    """Returns the defaults with the sizes and the optimizer that suit the built-in data on two cores."""
+    """Returns `default()` with model sizes and optimizer options for the built-in data on two CPU cores."""
     config = default()
-    config.model.hidden_size = 64
-    config.model.intermediate_size = 192
-    config.model.num_layers = 3
-    config.model.num_heads = 4
-    config.model.num_kv_heads = 2
-    config.optimizer.learning_rate = 3e-3
-    config.optimizer.warmup_steps = 20
-    config.optimizer.b2 = 0.98
+    config.model.update(hidden_size=64, intermediate_size=192, num_layers=3, num_heads=4, num_kv_heads=2)
+    config.optimizer.update(learning_rate=3e-3, warmup_steps=20, b2=0.98)
     return config
 
 
 def fine_tuning() -> ml_collections.ConfigDict:
-    """Returns the defaults for fine-tuning all weights of a pretrained model for one epoch."""
+    """Returns `default()` with options for fine-tuning all weights of a pretrained model for one epoch."""
     config = default()
     config.data.strings = "chat"
-    config.optimizer.learning_rate = 5e-5
-    config.optimizer.schedule = "linear"
-    config.optimizer.warmup_steps = 8
-    config.train.epochs = 1.0
-    config.train.batch_size = 16
-    config.train.rows_per_device = 1
+    config.optimizer.update(learning_rate=5e-5, schedule="linear", warmup_steps=8)
+    config.train.update(epochs=1.0, batch_size=16, rows_per_device=1)
     config.evaluation.batch_size = 512
     return config
 
 
-def leaves(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Yields (dotted key, value) of every leaf, in order of declaration."""
+def leaves(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (dotted key, value) of every leaf, sorted by key within a section."""
     for key, value in config.items():
         if isinstance(value, ml_collections.ConfigDict):
             yield from leaves(value, f"{prefix}{key}.")
@@ -161,63 +164,23 @@ def leaves(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tupl
             yield prefix + key, value
 
 
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
-    """Returns `value` if it is one of `choices`; raises InputError naming the key and the choices otherwise."""
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raises InputError naming the key and the choices if `value` is not one of `choices`."""
     if value not in choices:
         raise InputError(f"config.{name} is {value!r}; choose one of {', '.join(choices)}")
-    return value
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Raises InputError for values that no run can use, naming the key, the value and the fix."""
-    positive = (
-        "model.hidden_size",
-        "model.intermediate_size",
-        "model.num_layers",
-        "model.num_heads",
-        "model.num_kv_heads",
-        "data.max_length",
-        "train.batch_size",
-        "train.rows_per_device",
-        "train.log_every",
-        "checkpoint.keep",
-        "evaluation.batch_size",
-    )
-    not_negative = (
-        "model.head_init",
-        "data.row_length",
-        "data.train_limit",
-        "data.validation_limit",
-        "optimizer.learning_rate",
-        "optimizer.warmup_steps",
-        "optimizer.weight_decay",
-        "optimizer.grad_clip",
-        "train.steps",
-        "train.epochs",
-        "checkpoint.every",
-        "evaluation.every",
-        "objective.centering",
-        "objective.reward_l2",
-        "data.preference_label",
-        "objective.label_smoothing",
-    )
+    """Raises InputError for invalid values, naming the key, the value and the valid values."""
+    for section, (positive, not_negative) in _BOUNDS.items():
+        for key in positive + not_negative:
+            if config[section][key] < (minimum := int(key in positive)):
+                raise InputError(f"config.{section}.{key} is {config[section][key]}; expected at least {minimum}")
     values = dict(leaves(config))
-    for key in positive:
-        if values[key] <= 0:
-            raise InputError(f"config.{key} is {values[key]}; it must be positive")
-    for key in not_negative:
-        if values[key] < 0:
-            raise InputError(f"config.{key} is {values[key]}; it must not be negative")
-    check_choice("model.dtype", config.model.dtype, ("float32", "bfloat16"))
-    check_choice("model.param_dtype", config.model.param_dtype, ("float32", "bfloat16"))
-    check_choice("model.remat", config.model.remat, ("none", "small", "layer"))
-    check_choice("objective.process_loss", config.objective.process_loss, ("cross_entropy", "mse"))
+    for key, choices in _CHOICES.items():
+        check_choice(key, values[key], choices)
     if config.objective.label_smoothing >= 0.5:
-        raise InputError(
-            f"config.objective.label_smoothing is {config.objective.label_smoothing}; expected below 0.5, "
-            "where the loss still says which response is the better one"
-        )
-    check_choice("model.attention", config.model.attention, ("auto", "dense", "blocks"))
+        raise InputError(f"config.objective.label_smoothing is {config.objective.label_smoothing}; expected below 0.5")
     if (config.train.steps > 0) == (config.train.epochs > 0):
         raise InputError(
             f"config.train.steps is {config.train.steps} and config.train.epochs is {config.train.epochs}; "
@@ -225,17 +188,17 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def selection(metrics: dict[str, float], best: str) -> float:
-    """Returns the number by which `checkpoint.best` picks a checkpoint: more is better.
+def selection_score(metrics: dict[str, float], best: str) -> float:
+    """Returns the score (higher is better) by which `checkpoint.best` compares checkpoints.
 
     Raises:
-      InputError: validation has no such metric.
+      InputError: the validation metrics do not include `best`.
     """
     name = best or next(name for name in ("accuracy", "spearman", "loss") if name in metrics)
     if name not in metrics:
-        raise InputError(f"config.checkpoint.best is {best!r}; validation has {', '.join(sorted(metrics))}")
-    lower = any(part in ("loss", "mse") for part in name.split("/"))
-    return -metrics[name] if lower else metrics[name]
+        raise InputError(f"config.checkpoint.best is {best!r}; choose one of {', '.join(sorted(metrics))}")
+    lower_is_better = any(part in ("loss", "mse") for part in name.split("/"))
+    return -metrics[name] if lower_is_better else metrics[name]
 
 
 def save(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
@@ -244,7 +207,7 @@ def save(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
 
 
 def load(path: pathlib.Path) -> ml_collections.ConfigDict:
-    """Reads what `save` wrote onto the defaults; raises InputError if it is damaged or of another version."""
+    """Returns the configuration that `save` wrote; raises InputError if the file is damaged or has other keys."""
     config = default()
     try:
         config.update(json.loads(path.read_text()))
@@ -254,12 +217,12 @@ def load(path: pathlib.Path) -> ml_collections.ConfigDict:
 
 
 def check_same_run(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
-    """Raises InputError naming each key in which `config` would compute something other than the run in `path`."""
-    old, new = dict(leaves(load(path))), dict(leaves(config))
+    """Raises InputError naming each key of `config` that would change the results of the run saved in `path`."""
+    old = dict(leaves(load(path)))
     changed = [
-        f"{key}: {old.get(key)!r} there, {new.get(key)!r} here"
-        for key in {**old, **new}
-        if old.get(key) != new.get(key) and not key.startswith(FREE_ON_RESUME)
+        f"{key}: {old.get(key)!r} there, {value!r} here"
+        for key, value in leaves(config)
+        if value != old.get(key) and not key.startswith(CHANGEABLE_ON_RESUME)
     ]
     if changed:
         raise InputError(

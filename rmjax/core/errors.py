@@ -1,9 +1,23 @@
-"""The one exception that bad input ends in."""
+"""The exception for invalid input, and messages of common checks."""
+
+import numpy as np
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used.
+    """Invalid input from the user; any other exception is a bug in rmjax.
 
-    The message names the object, the value found, the value expected and the fix. Programs print it as one
-    line and exit with status 2 (`rmjax.core.program`); everything else that is raised is a defect of rmjax.
+    The message names the object, the value found, the value expected and the fix. Programs print it as one line and
+    exit with status 2 (`rmjax.core.program`).
     """
+
+
+def non_finite_error(name: str, values: np.ndarray, fix: str) -> str | None:
+    """Returns the error message for the first non-finite element of an array; None if all elements are finite.
+
+    >>> non_finite_error("rewards", np.array([[0.5], [np.nan]]), "check the model's weights")
+    "rewards[1, 0] is nan, not finite; check the model's weights"
+    """
+    if np.isfinite(values).all():
+        return None
+    index = np.argwhere(~np.isfinite(values))[0].tolist()
+    return f"{name}{index} is {values[tuple(index)]}, not finite; {fix}"

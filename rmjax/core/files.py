@@ -9,20 +9,20 @@ from rmjax.core.errors import InputError
 
 
 def write_atomic(path: pathlib.Path, text: str) -> None:
-    """Writes beside and renames: a reader, or a kill, never meets half a file."""
+    """Writes to a temporary file beside `path` and renames it, so that no reader sees an incomplete file."""
     partial = path.with_suffix(".part")
     partial.write_text(text)
     os.replace(partial, path)
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Reads a JSON object; raises InputError naming the file."""
+    """Returns the JSON object in a file; raises InputError naming the file."""
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise InputError(f"{path}: missing; a model directory needs it") from error
+        raise InputError(f"{path}: missing; a model directory must have it") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not JSON ({error}); copy it again") from error
+        raise InputError(f"{path}: not valid JSON ({error}); copy the file again") from error
     if not isinstance(value, dict):
-        raise InputError(f"{path}: a {type(value).__name__}, not a JSON object")
+        raise InputError(f"{path}: the JSON value is a {type(value).__name__}; expected an object")
     return value

@@ -1,9 +1,8 @@
-"""What the processes of one run, or of one scoring, agree on."""
+"""Agreement between the processes of a multi-host run: errors and equality of data."""
 
 import contextlib
 from collections.abc import Iterator
 
-import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -11,27 +10,25 @@ from rmjax.core.errors import InputError
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-    """Ends in an error on all processes if its body does on one, so that none waits for another in vain.
+def synchronized_errors() -> Iterator[None]:
+    """Raises an error in all processes if the body raises in one, so that no process waits for a failed one.
 
     Raises:
       InputError: another process failed.
     """
-    failed = None
+    error = None
     try:
         yield
-    except Exception as error:
-        failed = error
-    every = multihost_utils.process_allgather(np.array(failed is not None)) if jax.process_count() > 1 else failed
-    if failed is not None:
-        raise failed
-    if np.any(every):
-        raise InputError("another process cannot go on; see its message")
+    except Exception as caught:
+        error = caught
+    failed = multihost_utils.process_allgather(np.array(error is not None))
+    if error is not None:
+        raise error
+    if failed.any():
+        raise InputError("another process failed; see its error message")
 
 
 def all_equal(digest: bytes) -> bool:
-    """Returns whether all processes give the same bytes."""
-    if jax.process_count() == 1:
-        return True
-    every = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
-    return bool((every == every[0]).all())
+    """Returns whether `digest` is the same in all processes."""
+    digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
+    return bool((digests == digests[0]).all())

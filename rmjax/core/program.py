@@ -1,77 +1,25 @@
-"""How every program starts: flags are parsed, bad input ends in one line on standard error and exit status 2."""
+"""Start-up of the programs: flags, exit statuses, multi-host initialization and process settings."""
 
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from absl import app, flags, logging
 
 from rmjax.core.errors import InputError
 
-# XLA's CPU backend gains from transparent huge pages; glibc reads this before main, hence the re-execution.
-_HUGE_PAGES = "glibc.malloc.hugetlb=1"
+_HELP_FLAGS = {"-h", "-?", "--help", "-help", "--helpshort", "--helpfull", "--helpxml"}
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs `main` under absl, with errors of input and flags as one clear line.
+    """Runs `main` with flags parsed; wrong flags and InputError print one line to standard error and exit with 2.
 
     Args:
-      main: takes the arguments that are no flags.
+      main: is called with the program's name; positional arguments are refused.
     """
-    app.run(_guarded(main), flags_parser=_parse)
 
-
-def use_huge_pages() -> None:
-    """Re-executes the program once with glibc's huge-page allocation, unless the user has set tunables.
-
-    Linux with glibc 2.35 or newer; elsewhere the variable is ignored. Call before anything is imported that is slow.
-    """
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = _HUGE_PAGES
-        os.execv(sys.executable, sys.orig_argv)
-
-
-def enable_compilation_cache() -> None:
-    """Keeps compiled programs from one start to the next, unless JAX has been told where, or told not to."""
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    import jax  # slow to import, and `use_huge_pages` comes first
-
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "rmjax"))
-
-
-def join_processes() -> None:
-    """Joins the other processes at the address in JAX_COORDINATOR_ADDRESS, if it is set.
-
-    All but the first process print nothing from then on.
-
-    Raises:
-      InputError: they could not join.
-    """
-    if (address := os.environ.get("JAX_COORDINATOR_ADDRESS")) is None:
-        return
-    numbers = {}
-    for name in ("num_processes", "process_id"):
-        variable = f"JAX_{name.upper()}"
-        if (value := os.environ.get(variable)) is not None:
-            if not value.isdecimal():
-                raise InputError(f"{variable} is {value!r}; expected a number")
-            numbers[name] = int(value)
-    import jax  # slow to import, and `use_huge_pages` comes first
-
-    try:
-        jax.distributed.initialize(**numbers)
-    except (ValueError, RuntimeError) as error:
-        raise InputError(
-            f"JAX_COORDINATOR_ADDRESS is {address!r}, but the processes could not join ({error}); see --help"
-        ) from error
-    if jax.process_index() > 0:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (lives as long as the process)
-
-
-def _guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], None]:
-    def call(arguments: Sequence[str]) -> None:
+    def checked_main(arguments: Sequence[str]) -> None:
         if len(arguments) > 1:
             _fail(f"unexpected argument {arguments[1]!r}; see --help")
         try:
@@ -82,19 +30,61 @@ def _guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]],
             print("interrupted", file=sys.stderr)
             sys.exit(130)
 
-    return call
+    app.run(checked_main, flags_parser=_parse_flags)
 
 
-def _parse(argv: Sequence[str]) -> Sequence[str]:
+def use_huge_pages() -> None:
+    """Re-executes the program on Linux with huge pages (faster with XLA on CPU), unless GLIBC_TUNABLES is set."""
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # glibc 2.35 or newer reads it, before main
+        os.execv(sys.executable, sys.orig_argv)
+
+
+def enable_compilation_cache() -> None:
+    """Enables JAX's persistent compilation cache (in ~/.cache/rmjax), unless JAX_COMPILATION_CACHE_DIR is set."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    import jax  # slow to import, and `use_huge_pages` comes first
+
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "rmjax"))
+
+
+def initialize_distributed() -> None:
+    """Initializes JAX for a multi-host run if JAX_COORDINATOR_ADDRESS is set; only process 0 prints from then on.
+
+    Raises:
+      InputError: the processes cannot connect, or a variable is not a number.
+    """
+    if (address := os.environ.get("JAX_COORDINATOR_ADDRESS")) is None:
+        return
+    import jax  # slow to import, and `use_huge_pages` comes first
+
+    variables = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")  # not set: the scheduler's values
+    try:
+        count, index = (int(os.environ[name]) if name in os.environ else None for name in variables)
+        jax.distributed.initialize(num_processes=count, process_id=index)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"JAX_COORDINATOR_ADDRESS is {address!r}, but the processes could not connect ({error}); check it, "
+            f"{' and '.join(variables)} (see --help)"
+        ) from error
+    if jax.process_index() > 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
     logging.set_verbosity(logging.WARNING)
     try:
-        return app.parse_flags_with_usage(argv) if "--help" in argv or "-h" in argv else flags.FLAGS(argv)
-    # A config file is run while flags are parsed; a wrong override raises whatever ml_collections raises.
+        return flags.FLAGS(["--help" if argument == "-h" else argument for argument in argv])
+    except SystemExit as error:  # absl exits with 1 after it has printed the help
+        sys.exit(error.code if _HELP_FLAGS.isdisjoint(argv) else 0)
+    # A config file runs while flags are parsed; a wrong override raises whatever ml_collections raises.
     except (flags.Error, InputError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         message = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
         _fail(" ".join(message.split()))
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)

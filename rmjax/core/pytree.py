@@ -1,4 +1,4 @@
-"""Paths of the leaves of nested containers of arrays, and ordered rules over them."""
+"""Paths of the leaves of pytrees, and rules that match them."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -12,28 +12,32 @@ Value = TypeVar("Value")
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """Joins a JAX key path with slashes: `params/decoder/norm/scale`."""
+    """Returns a JAX key path as a string: `params/decoder/norm/scale`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """Returns {path: leaf}."""
+    """Returns {path: leaf}.
+
+    >>> flatten({"head": {"kernel": 1.0, "bias": 0.0}})
+    {'head/bias': 0.0, 'head/kernel': 1.0}
+    """
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def map_paths(function: Callable[[str, Any], Any], tree: Any) -> Any:
-    """Maps `function(path, leaf)` over the tree."""
+def map_with_path(function: Callable[[str, Any], Any], tree: Any) -> Any:
+    """Returns the tree of `function(path, leaf)`."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: function(path_name(path), leaf), tree)
 
 
-def match_one(rules: Sequence[tuple[str, Value]], path: str, what: str) -> Value:
-    """Returns the value of the one rule whose regex is found in `path`.
+def match_one(rules: Sequence[tuple[str, Value]], path: str, kind: str) -> Value:
+    """Returns the value of the only (regex, value) rule that matches `path`.
 
     Raises:
-      InputError: no rule or more than one matches; names the path and the rules.
+      InputError: no rule or several match; names the kind of rules, the path and the regexes.
     """
     found = [(pattern, value) for pattern, value in rules if re.search(pattern, path)]
     if len(found) != 1:
-        names = ", ".join(repr(pattern) for pattern, _ in found) or "none"
-        raise InputError(f"{what} rules: {path!r} must match exactly one rule, but matches {names}")
+        patterns = ", ".join(repr(pattern) for pattern, _ in found) or "none"
+        raise InputError(f"{kind} rules: {path!r} must match exactly one rule, but matches {patterns}")
     return found[0][1]

@@ -1,8 +1,9 @@
-"""Safetensors directories, read lazily and slice by slice, and written in shards."""
+"""Reading of safetensors directories tensor by tensor and slice by slice, and writing in shards."""
 
 import json
 import pathlib
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -10,62 +11,56 @@ from safetensors.numpy import save_file
 
 from rmjax.core.errors import InputError
 
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-SHARD_BYTES = 4 * 2**30  # as Hugging Face splits its checkpoints
+SHARD_BYTES = 4 * 2**30  # maximum size of a shard
 
 
 class TensorDirectory:
-    """The tensors of a directory with `model.safetensors`, or shards and their index.
+    """The tensors of a directory with `model.safetensors`, or with shards and an index.
 
     Attributes:
-      shapes: {name: shape} of every tensor in the files.
+      shapes: {name: shape} of all tensors.
 
     Raises:
-      InputError: no weights, a missing shard, a truncated file, or a tensor that the index and the files disagree on.
+      InputError: no weights, a missing or truncated file, or tensors that differ between index and files.
     """
 
     def __init__(self, directory: pathlib.Path):
         self.directory = directory
-        self._files = {}  # tensor name -> open file
         self.shapes: dict[str, tuple[int, ...]] = {}
-        index, single = directory / INDEX, directory / "model.safetensors"
-        if index.is_file():
-            try:
-                expected = json.loads(index.read_text())["weight_map"]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise InputError(f"{index}: not a safetensors index ({error}); copy the file again") from error
-            names = sorted(set(expected.values()))
-        elif single.is_file():
-            expected, names = None, [single.name]
-        else:
-            raise InputError(
-                f"{directory}: neither model.safetensors nor {INDEX} is there; weights in other "
-                "formats (.bin, .gguf) must be converted to safetensors first"
-            )
+        self._files: dict[str, Any] = {}  # tensor name -> open file
+        index = directory / INDEX
+        try:
+            indexed = json.loads(index.read_text())["weight_map"] if index.is_file() else None
+            names = [SINGLE] if indexed is None else sorted(set(indexed.values()))
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{index}: not a safetensors index ({error}); copy the file again") from error
         for name in names:
             self._open(directory / name)
-        if expected is not None and (wrong := set(expected) ^ set(self.shapes)):
+        if indexed is not None and (wrong := indexed.keys() ^ self.shapes.keys()):
             raise InputError(
-                f"{index}: index and files disagree on the tensor {sorted(wrong)[0]!r} "
-                f"({len(wrong)} in all); copy the directory again"
+                f"{index}: the tensor {min(wrong)!r} is only in the index or only in the files ({len(wrong)} in all); "
+                "copy the directory again"
             )
 
     def _open(self, path: pathlib.Path) -> None:
         try:
             file = safe_open(path, framework="numpy")
-            names = list(file.keys())
+            tensors = list(file.keys())
         except FileNotFoundError as error:
-            raise InputError(f"{path}: this shard is named by {INDEX} but missing; copy it again") from error
+            hint = "copy it again, or convert weights in other formats (.bin, .gguf) to safetensors"
+            raise InputError(f"{path}: missing; {hint}") from error
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path}: truncated or not a safetensors file ({error}); copy it again") from error
-        for name in names:
+        for name in tensors:
             if name in self.shapes:
-                raise InputError(f"{path}: the tensor {name!r} stands in two files; remove one")
+                raise InputError(f"{path}: the tensor {name!r} is in another file too; remove one of them")
             self._files[name] = file
             self.shapes[name] = tuple(file.get_slice(name).get_shape())
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
-        """Reads tensor `name`, or only its part at `index`, as an array of the file's dtype."""
+        """Returns tensor `name`, or its slice at `index`, in the file's dtype."""
         return self._files[name].get_slice(name)[index if index else slice(None)]
 
 
@@ -73,24 +68,24 @@ def write(directory: pathlib.Path, tensors: Iterable[tuple[str, Callable[[], np.
     """Writes tensors as `model.safetensors`, or as shards of at most `SHARD_BYTES` with an index.
 
     Args:
-      directory: exists.
-      tensors: (name, function that makes the array, its bytes); made one shard at a time.
+      directory: an existing directory.
+      tensors: (name, function that returns the array, size in bytes); one shard at a time is held in memory.
     """
-    shards: list[list[tuple[str, Callable[[], np.ndarray]]]] = [[]]
+    shards: list[dict[str, Callable[[], np.ndarray]]] = [{}]
     size = total = 0
-    for name, make, bytes_ in tensors:
-        if size + bytes_ > SHARD_BYTES and shards[-1]:
-            shards.append([])
+    for name, make, nbytes in tensors:
+        if size + nbytes > SHARD_BYTES and shards[-1]:
+            shards.append({})
             size = 0
-        shards[-1].append((name, make))
-        size += bytes_
-        total += bytes_
-    files = {}
+        shards[-1][name] = make
+        size += nbytes
+        total += nbytes
+    weight_map = {}
     for number, shard in enumerate(shards, 1):
-        file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        arrays = {name: np.ascontiguousarray(make()) for name, make in shard}
+        file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        arrays = {name: np.ascontiguousarray(make()) for name, make in shard.items()}
         save_file(arrays, directory / file, metadata={"format": "pt"})
-        files.update(dict.fromkeys(arrays, file))
+        weight_map.update(dict.fromkeys(arrays, file))
     if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": files}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")

@@ -1,24 +1,27 @@
-"""The data model: comparisons as text, as tokens, and as packed rows.
+"""Data types: comparisons as text, as tokens, and as packed rows.
 
 Axis letters: B rows, T tokens of a row, R readouts, E edges, K responses, A attributes.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
-Message = dict[str, object]
+Message = dict[str, Any]  # role, content, and tool calls
+Conversation = str | list[Message]
+Record = dict[str, Any]  # one object of a data file
 
 
 @dataclasses.dataclass(frozen=True)
 class Edge:
-    """One preference: response `winner` is better than response `loser` (indices into the K responses).
+    """One preference: readout `winner` is better than readout `loser` (indices; by default a readout per response).
 
     Attributes:
-      margin: by how much the rewards should differ at least.
-      weight: of this edge among all; a comparison's edges sum to its weight, so each comparison counts once.
-      strength: a factor of this edge's loss that its weight does not know (scaled Bradley-Terry).
-      target: the probability that the winner is the better one; 0.5 is a tie, which counts for no accuracy.
+      margin: minimum difference of the rewards.
+      weight: weight of the loss; the weights of a comparison's edges sum to the comparison's weight, 1 by default.
+      strength: a factor of the loss that is not part of the weight (scaled Bradley-Terry).
+      target: probability that the winner is the better one; 0.5 is a tie, which is left out of accuracies.
     """
 
     winner: int
@@ -31,31 +34,30 @@ class Edge:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A prompt with K >= 1 responses and what is known of them.
+    """A prompt with K >= 1 responses and their labels.
 
     Attributes:
-      conversations: K whole conversations, the prompt included in each: lists of chat messages, or strings.
-      add_eos: strings only: append the tokenizer's EOS unless the tokens end with it (NeMo-Aligner's `text` lines
-        are tokenised as they are).
-      edges: preferences between the readouts (responses, unless `steps` are given); empty for unlabelled data.
-      labels: attribute values of each readout [R, A], NaN where missing; None where the data has no attributes.
-      where: `path:line` of the record, for messages.
-      record: the record(s) as read, for `score`'s output.
-      ceiling: probability that the best possible judge agrees with the label; NaN where unknown.
+      conversations: K whole conversations, each with the prompt: lists of chat messages, or strings.
+      add_eos: for strings: append the EOS token unless the tokens end with it (False for NeMo-Aligner's `text` lines).
+      edges: preferences between the readouts (one per response, or one per step); empty for unlabeled data.
+      labels: attribute values of each readout [R, A], NaN where missing; None for data without attributes.
+      where: `path:line` of the record, for error messages.
+      record: the record(s) as read, for the output of `rmjax.score`.
+      ceiling: best reachable result: the accuracy, or the squared error of attributes; NaN where unknown.
       attributes: names of the A attributes.
-      steps: process supervision (K = 1): where each step of the response ends, in characters of the conversation if it
-        is a string, of the last message's content if it is messages; a reward is read at each.
-      start: K = 1: where the response starts, in characters of the conversation if it is a string; 0: unknown. (Of
-        messages the last one is the response.)
-      subset: under which name metrics report it too; empty for none.
+      steps: for process supervision (K = 1): the end of each step, which is a readout, in characters of the
+        conversation if it is a string, else of the last message's content.
+      start: for K = 1: the start of the response in characters of the conversation if it is a string; 0: unknown. In a
+        list of messages, the last one is the response.
+      subset: name under which metrics are reported too; empty: none.
     """
 
-    conversations: tuple[str | list[Message], ...]
+    conversations: tuple[Conversation, ...]
     add_eos: bool
     edges: tuple[Edge, ...]
     labels: np.ndarray | None
     where: str
-    record: dict[str, object]
+    record: Record
     ceiling: float = float("nan")
     attributes: tuple[str, ...] = ()
     steps: tuple[int, ...] = ()
@@ -65,13 +67,13 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Tree:
-    """A comparison as tokens: the longest common prefix once, then what remains of each response (never empty).
+    """A prefix tree, the tokens of a comparison: the longest common prefix once, then the rest of each response.
 
     Attributes:
-      prefix: int32 [S], S may be 0.
+      prefix: int32 [S], S >= 0.
       branches: K arrays int32 [length_k], length_k >= 1.
-      readouts: (branch k, index within the branch) of each token at which a reward is read; by default the last
-        token of each branch, so that readout k is response k's reward.
+      readouts: [R], (branch k, index in the branch) of each token at which a reward is read; by default the last token
+        of each branch, so that readout k is the reward of response k.
       edges, labels: as in `Comparison`, over the readouts.
     """
 
@@ -83,25 +85,25 @@ class Tree:
 
     @property
     def length(self) -> int:
-        """Unique tokens: the prefix once and every branch."""
+        """Number of unique tokens: those of the prefix, once, and of all branches."""
         return len(self.prefix) + sum(map(len, self.branches))
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest whole conversation (prefix + branch): what `max_length` bounds."""
+        """Number of tokens of the longest conversation (prefix and branch), which `max_length` bounds."""
         return len(self.prefix) + max(map(len, self.branches))
 
 
-PER_TOKEN = ("tokens", "group", "branch", "position")  # the arrays of a packed batch that are [B, T]
+PER_TOKEN = ("tokens", "group", "branch", "position")  # the arrays [B, T] of a packed batch
 
 
 def packed_spec(rows: int, row_length: int, readouts: int, edges: int, attributes: int) -> dict[str, tuple]:
-    """Returns {name: (shape, dtype, fill value)} of a packed batch; the one declaration of its arrays.
+    """Returns {name: (shape, dtype, fill value)} of the arrays of a packed batch of B rows.
 
-    `group` numbers a row's comparisons from 1 and is 0 on padding; `branch` is 0 on a shared prefix, k + 1 on
-    response k; `position` goes on from the prefix in every branch. Readouts and edges are row-local tables:
-    `readout_index` points at tokens of the row, `edge_winner` and `edge_loser` at entries of the row's readout table.
-    Unused readouts have `readout_group` 0, unused edges `edge_weight` 0, missing labels are NaN.
+    `group` is the number of a comparison in its row, from 1; 0 on padding. `branch` is 0 on a prefix, k + 1 on response
+    k; `position` continues from the prefix in every branch. The readout and edge tables are per row: `readout_index`
+    [B, R] refers to tokens of the row, `edge_winner` and `edge_loser` [B, E] to entries of the row's readout table.
+    Unused readouts have `readout_group` 0, unused edges `edge_weight` 0; missing labels are NaN.
     """
     return {
         "tokens": ((rows, row_length), np.int32, 0),

@@ -1,0 +1,1 @@
+"""Offline scoring and evaluation: the reward pipeline, score files, metrics and the report."""

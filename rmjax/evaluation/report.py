@@ -1,71 +1,59 @@
-"""report.html: one file without external resources, a headline table and two figures as inline SVG."""
+"""report.html: the headline table and two figures as inline SVG, in one file without external resources."""
 
 import html
-import math
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rmjax.core.svg import Axes
+from rmjax.core.plotting import draw_svg
+from rmjax.core.web import page
 from rmjax.metrics.calibration import calibration
 from rmjax.metrics.edges import EdgeTable
 
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:980px;margin:2em auto;padding:0 1em;color:#222;background:#fff}"
-    "table{border-collapse:collapse}td{padding:.2em 1.2em .2em 0;border-bottom:1px solid #ddd}"
-    "td+td{text-align:right;font-variant-numeric:tabular-nums}figure{display:inline-block;margin:1em 1em 0 0}"
-    "figcaption{max-width:460px;color:#555}svg text{font:12px system-ui,sans-serif;fill:#444}"
-)
-
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 def render(title: str, headline: list[tuple[str, str]], table: EdgeTable | None) -> str:
-    """Returns the page.
-
-    Args:
-      headline: (name, value) rows of the table.
-      table: the edges that the figures show; None shows none.
-    """
-    rows = "".join(f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>" for name, value in headline)
-    figures = (
-        []
-        if table is None
-        else [
-            (
-                "Margins r(chosen) - r(rejected). Bars left of the line are comparisons that the model gets wrong.",
-                _margins(table),
-            ),
-            (
-                "Calibration: how often the model is right against how sure it is. Dots on the dashed line are calibrated; "
-                "their area is the share of comparisons.",
-                _calibration(table),
-            ),
-        ]
+    """Returns the HTML page, with `headline` as (name, value) rows; without figures if `table` is None."""
+    rows = "".join(
+        f'<tr><td>{html.escape(name)}</td><td class="number">{html.escape(value)}</td></tr>' for name, value in headline
     )
-    body = "".join(f"<figure>{svg}<figcaption>{caption}</figcaption></figure>" for caption, svg in figures)
-    title = html.escape(title)
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
-        f"</head><body><h1>{title}</h1><table>{rows}</table>{body}</body></html>\n"
-    )
+    figures = "" if table is None else _margins(table) + _calibration(table)
+    return page(title, f"<header><h1>{html.escape(title)}</h1></header><table>{rows}</table>{figures}")
 
 
 def _margins(table: EdgeTable) -> str:
     bound = max(float(np.abs(table.margin).max()), 1e-6)
     counts, edges = np.histogram(table.margin, bins=31, range=(-bound, bound), weights=table.weight)
-    top = 10 ** math.floor(math.log10(counts.max())) if counts.max() >= 1 else 1.0
-    axes = Axes((-bound, bound), (0, math.ceil(counts.max() / top) * top), "margin", "comparisons")
-    for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
-        x, y = axes.x(low), axes.y(count)
-        size = f'width="{axes.x(high) - x - 1:.1f}" height="{axes.y(0) - y:.1f}"'
-        axes.parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" {size} fill="#47a"/>')
-    axes.line(0, 0, 0, math.ceil(counts.max() / top) * top)
-    return axes.svg()
+
+    def plot(axes: "Axes") -> None:
+        axes.stairs(counts, edges, fill=True, color="#47a", gid="histogram")
+        axes.axvline(0, color="#b33", linestyle="--", linewidth=1, gid="zero")
+        axes.set(xlabel="margin", ylabel="comparisons", ylim=(0, max(1.0, 1.05 * counts.max())))
+        axes.locator_params(axis="y", integer=True)
+
+    caption = "Margins r(chosen) - r(rejected); the model ranks comparisons left of the dashed line wrongly."
+    return _figure("margins", plot, caption)
 
 
 def _calibration(table: EdgeTable) -> str:
     confidence, accuracy, weight = calibration(table)
-    axes = Axes((0.5, 1.0), (0.0, 1.0), "model's probability for the response it prefers", "accuracy")
-    axes.line(0.5, 0.5, 1.0, 1.0)
-    for x, y, share in zip(confidence, accuracy, weight / weight.sum(), strict=True):
-        radius = 3 + 14 * math.sqrt(share)
-        axes.dot(x, y, "#47a", radius, opacity=0.6)
-    return axes.svg()
+
+    def plot(axes: "Axes") -> None:
+        axes.plot([0.5, 1], [0.5, 1], color="#b33", linestyle="--", linewidth=1, gid="calibrated")
+        area = 16 + 500 * weight / weight.sum()
+        axes.scatter(confidence, accuracy, area, color="#47a", alpha=0.6, clip_on=False, zorder=3, gid="bins")
+        axes.set(xlim=(0.5, 1), ylim=(0, 1), xlabel="probability of the response with the higher reward")
+        axes.set_ylabel("accuracy")
+
+    caption = "Calibration: a calibrated model is on the dashed line. Dot areas grow with the share of comparisons."
+    return _figure("calibration", plot, caption)
+
+
+def _figure(name: str, plot: Callable[["Axes"], None], caption: str) -> str:
+    svg = draw_svg([plot], name)
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg[svg.index("<svg") :])  # HTML needs neither prologue nor namespaces
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)  # ids must be unique in the page
+    return f"<figure>{svg}<figcaption>{caption}</figcaption></figure>"

@@ -1,4 +1,4 @@
-"""Trees in, rewards out: the one scoring function of evaluate, score and the server.
+"""Batched scoring of trees in a small fixed set of compiled shapes, for evaluation, score files and serving.
 
 Axis letters: B rows, T tokens of a row, R readouts, A attributes.
 """
@@ -17,36 +17,32 @@ from rmjax.data.packing.rows import fill_rows, pack, split_readouts
 from rmjax.data.schema import Tree, packed_spec
 from rmjax.models.decoder import Params, RewardModel
 
-_SHORTEST_ROW = 64  # tokens; below it a batch costs what its dispatch costs
-_TREES_PER_ROW = 4  # with this many average trees to a row, first-fit leaves little padding
+_MIN_ROW_LENGTH = 64  # tokens; the time of a shorter batch is dominated by its dispatch
+_TREES_PER_ROW = 4  # rows that hold this many trees of mean length have little padding after first-fit packing
 
 
 class Scorer:
-    """Scores trees in a small fixed set of compiled shapes: `rows` rows of each length in `row_lengths`.
+    """Scores trees in batches of `rows` rows, with one compiled program for each row length in `row_lengths`.
 
-    Several processes must make the same calls; each gets all rewards.
+    In a multi-process run all processes must make the same calls; each process gets all rewards.
 
     Args:
-      params: parameters on `mesh`; an argument of the compiled programs, not a constant in them. Between calls they may
-        lie elsewhere: `params` can be set.
-      row_length: the longest row, so the longest conversation, in tokens.
+      params: parameters on `mesh`; the attribute may be reassigned between calls (offloaded to host memory and back).
+      row_length: T of the longest row, hence the longest conversation, in tokens.
       rows: B, a multiple of the mesh's row shards.
     """
 
     def __init__(self, model: RewardModel, params: Params, mesh: Mesh, row_length: int, rows: int):
         if rows < 1 or rows % row_shards(mesh):
-            raise InputError(
-                f"scoring in batches of {rows} rows on a mesh that splits rows {row_shards(mesh)} ways; "
-                "choose a multiple of it"
-            )
+            raise InputError(f"scoring batch of {rows} rows; expected a multiple of the {row_shards(mesh)} row shards")
         if row_length < 1:
-            raise InputError(f"max_length is {row_length}; expected at least one token")
+            raise InputError(f"max_length is {row_length}; expected at least 1 token")
         self.model, self.row_length, self.rows = model, row_length, rows
         self.params, self._mesh = params, mesh
         lengths = [row_length]
-        while (shorter := 1 << ((lengths[-1] - 1).bit_length() - 1)) >= _SHORTEST_ROW:
+        while (shorter := 1 << ((lengths[-1] - 1).bit_length() - 1)) >= _MIN_ROW_LENGTH:
             lengths.append(shorter)
-        self.row_lengths = tuple(reversed(lengths))  # the powers of two below row_length, and itself
+        self.row_lengths = tuple(reversed(lengths))  # the powers of two below row_length, and row_length
         self._programs: dict[int, jax.stages.Compiled] = {}
 
     @property
@@ -55,31 +51,39 @@ class Scorer:
         return frozenset(self._programs)
 
     def warm_up(self) -> None:
-        """Compiles and runs every shape, so that no later call waits for the compiler."""
+        """Compiles and runs the program of every row length, so that no later call compiles."""
         for row_length in self.row_lengths:
             self._run([], row_length)
 
     def score(self, trees: Sequence[Tree]) -> list[np.ndarray]:
-        """Returns the rewards at each tree's readouts, float32 [readouts, A] each; they may be non-finite.
+        """Returns the rewards at each tree's readouts, float32 [readouts, A] each.
 
-        A tree that exceeds the longest row with all its responses is scored response by response.
+        A tree longer than the longest row is scored as one tree per response. One non-finite sequence makes its whole
+        row non-finite, since in attention 0 * NaN is NaN: non-finite trees are scored again, first the tree alone,
+        then each of its responses alone, so that only rewards of the responses that cause it remain non-finite.
 
         Raises:
           InputError: a single conversation is longer than the longest row.
         """
-        parts = [_fitting_parts(tree, self.row_length) for tree in trees]
-        flat = [part for tree_parts in parts for part in tree_parts]
-        counts = np.array([len(part.readouts) for part in flat], np.int64)
+        trees = [dataclasses.replace(tree, edges=(), labels=None) for tree in trees]
+        split = [[tree] if tree.length <= self.row_length else _responses(tree) for tree in trees]
+        parts = [part for tree_parts in split for part in tree_parts]
+        counts = np.array([len(part.readouts) for part in parts], np.int64)
         found: dict[int, np.ndarray] = {}
-        for row_length, rows in self._batches([part.length for part in flat]):
-            rewards = self._run([[flat[i] for i in row] for row in rows], row_length)
+        for row_length, rows in self._batches([part.length for part in parts]):
+            rewards = self._run([[parts[i] for i in row] for row in rows], row_length)
             found |= split_readouts(rewards, rows, counts)
-        # A value that is not finite reaches its whole row, since 0 * NaN is NaN: alone, each tree answers for itself.
-        for i in [i for i, rewards in found.items() if not np.isfinite(rewards).all()] if len(flat) > 1 else []:
-            row_length, rows = self._last_batch([flat[i].length], [i])
-            found |= split_readouts(self._run([[flat[i]]], row_length), rows, counts)
-        scored = (found[i] for i in range(len(flat)))
-        return [_join(tree, [next(scored) for _ in tree_parts]) for tree, tree_parts in zip(trees, parts, strict=True)]
+        for i in [i for i, rewards in found.items() if not np.isfinite(rewards).all()]:
+            if len(parts) > 1:
+                found[i] = self._score_alone(parts[i])
+            if len(parts[i].branches) > 1 and not np.isfinite(found[i]).all():
+                found[i] = _join(parts[i], [self._score_alone(response) for response in _responses(parts[i])])
+        scored = (found[i] for i in range(len(parts)))
+        return [_join(tree, [next(scored) for _ in tree_parts]) for tree, tree_parts in zip(trees, split, strict=True)]
+
+    def _score_alone(self, tree: Tree) -> np.ndarray:
+        row_length = next(length for length in self.row_lengths if length >= tree.length)
+        return self._run([[tree]], row_length)[0, : len(tree.readouts)]
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[tuple[int, list[list[int]]]]:
         """Yields (row length, at most B rows of indices) that cover every index once."""
@@ -87,30 +91,29 @@ class Scorer:
             return
         if max(lengths) > self.row_length:
             raise InputError(
-                f"a conversation has {max(lengths)} tokens; at most {self.row_length} can be scored here: "
-                "raise --max_length"
+                f"a conversation has {max(lengths)} tokens; at most {self.row_length} can be scored: raise --max_length"
             )
         wanted = max(max(lengths), _TREES_PER_ROW * float(np.mean(lengths)))
         row_length = next((length for length in self.row_lengths if length >= wanted), self.row_length)
         packed = pack(lengths, row_length)
-        whole = len(packed) // self.rows * self.rows
-        for first in range(0, whole, self.rows):
+        full = len(packed) // self.rows * self.rows
+        for first in range(0, full, self.rows):
             yield row_length, packed[first : first + self.rows]
-        if left := [i for row in packed[whole:] for i in row]:
-            yield self._last_batch([lengths[i] for i in left], left)
+        if rest := [i for row in packed[full:] for i in row]:
+            yield self._last_batch([lengths[i] for i in rest], rest)
 
     def _last_batch(self, lengths: list[int], indices: list[int]) -> tuple[int, list[list[int]]]:
-        """Returns the batch of the shortest rows that hold what is left, known to fit into B of the longest."""
-        fits = lambda length: length >= max(lengths) and length * self.rows >= sum(lengths)
-        options = ((length, pack(lengths, length)) for length in self.row_lengths if fits(length))
+        """Returns the batch with the shortest rows that hold `indices`, which fit into B of the longest rows."""
+        shortest = max(max(lengths), -(-sum(lengths) // self.rows))
+        options = ((length, pack(lengths, length)) for length in self.row_lengths if length >= shortest)
         row_length, packed = next(option for option in options if len(option[1]) <= self.rows)
         return row_length, [[indices[i] for i in row] for row in packed]
 
     def _run(self, rows: Sequence[Sequence[Tree]], row_length: int) -> np.ndarray:
         """Returns the rewards of one batch, float32 [B, R, A]."""
-        # Readouts are at most one a token, so a table as long as the row holds any mix of trees.
+        # There is at most one readout per token, so R = T fits any combination of trees.
         batch = fill_rows(rows, packed_spec(self.rows, row_length, row_length, 0, 1))
-        with jax.set_mesh(self._mesh):  # in force in the calling thread alone
+        with jax.set_mesh(self._mesh):  # a setting of the calling thread
             placed = self._place(batch)
             if row_length not in self._programs:
                 program = jax.jit(self.model.rewards, out_shardings=replicated(self._mesh))
@@ -122,28 +125,25 @@ class Scorer:
         if jax.process_count() == 1:
             return jax.device_put(batch, sharding)
         return {
-            name: jax.make_array_from_callback(array.shape, sharding, lambda index, array=array: array[index])
+            name: jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
             for name, array in batch.items()
         }
 
 
-def _fitting_parts(tree: Tree, row_length: int) -> list[Tree]:
-    """Returns the tree without what scoring has no use for; a tree too long for a row, as one tree a response."""
-    if tree.length <= row_length or len(tree.branches) == 1:
-        return [dataclasses.replace(tree, edges=(), labels=None)]
-    shared = len(tree.prefix)
+def _responses(tree: Tree) -> list[Tree]:
+    """Returns one tree per response, with the whole conversation as its only branch."""
     return [
         Tree(
             tree.prefix[:0],
             (np.concatenate([tree.prefix, branch]),),
-            tuple((0, shared + index) for at, index in tree.readouts if at == k),
+            tuple((0, len(tree.prefix) + index) for at, index in tree.readouts if at == k),
         )
         for k, branch in enumerate(tree.branches)
     ]
 
 
 def _join(tree: Tree, parts: list[np.ndarray]) -> np.ndarray:
-    """Returns the rewards [readouts, A] in the tree's order; `parts` are of the whole tree or one a response."""
+    """Returns the rewards [readouts, A] in the tree's order; `parts` are of the whole tree or one per response."""
     if len(parts) == 1:
         return parts[0]
     following = [iter(part) for part in parts]

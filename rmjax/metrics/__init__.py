@@ -1,0 +1,1 @@
+"""Metrics of rewards against preferences and labels, shared by training and evaluation."""

@@ -1,6 +1,6 @@
 """Preference edges with the rewards of their responses.
 
-Axis letters: C comparisons, E edges of all comparisons.
+Axis letters: K responses of a comparison, E edges of all comparisons.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from rmjax.data.schema import Edge
 
 @dataclasses.dataclass(frozen=True)
 class EdgeTable:
-    """Every edge with the rewards at its ends: float64 [E], but `comparison` int64 [E], the edge's comparison."""
+    """Rewards `winner` and `loser`, `weight` and `target` of edges, float64 [E]; index of `comparison`, int64 [E]."""
 
     winner: np.ndarray
     loser: np.ndarray
@@ -27,21 +27,15 @@ class EdgeTable:
         """r_w - r_l, float64 [E]."""
         return self.winner - self.loser
 
-    @property
-    def correct(self) -> np.ndarray:
-        """1 where the winner has the higher reward, 0.5 for a tie, else 0; float64 [E]."""
-        return 0.5 + 0.5 * np.sign(self.margin)
-
 
 def edge_table(rewards: Sequence[np.ndarray], edges: Sequence[Sequence[Edge]]) -> EdgeTable:
-    """Gathers the edges of C comparisons.
+    """Returns the edges of comparisons, without ties of the data (target 0.5).
 
     Args:
-      rewards: of each comparison, [K].
-      edges: of each comparison, over its K responses; ties of the data (target 0.5) are left out.
+      rewards, edges: of each comparison: rewards [K], and edges between its K responses.
 
     Raises:
-      InputError: there is no edge at all.
+      InputError: there is no edge.
     """
     rows = [
         (values[edge.winner], values[edge.loser], edge.weight, edge.target, i)
@@ -50,9 +44,6 @@ def edge_table(rewards: Sequence[np.ndarray], edges: Sequence[Sequence[Edge]]) -
         if edge.target != 0.5
     ]
     if not rows:
-        raise InputError(
-            "no comparison that could be scored has a known preference; evaluate needs data with chosen "
-            "and rejected (for unlabelled data use rmjax.score)"
-        )
-    table = np.array(rows, np.float64)
-    return EdgeTable(*table[:, :4].T, table[:, 4].astype(np.int64))
+        raise InputError("no scored comparison has a known preference; expected chosen and rejected responses")
+    winner, loser, weight, target, comparison = np.array(rows, np.float64).T
+    return EdgeTable(winner, loser, weight, target, comparison.astype(np.int64))

@@ -1,7 +1,4 @@
-"""Metrics of rewards on labelled comparisons, in float64 on the host.
-
-Axis letters: C comparisons, E edges of all comparisons.
-"""
+"""Metrics of rewards on preferences, in float64 on the host."""
 
 from collections.abc import Sequence
 
@@ -10,35 +7,38 @@ import numpy as np
 from rmjax.data.schema import Edge
 from rmjax.metrics.calibration import calibration
 from rmjax.metrics.edges import EdgeTable, edge_table
+from rmjax.metrics.ranking import correctness, ranking_accuracy_sums
 
-_RESAMPLES = 1000  # of the bootstrap; its own error on a bound is then a few percent of the interval
+_RESAMPLES = 1000  # of the bootstrap; the standard error of a bound is then a few percent of the interval
 
 
 def pair_metrics(
     rewards: Sequence[np.ndarray], edges: Sequence[Sequence[Edge]], ceilings: Sequence[float]
 ) -> dict[str, float]:
-    """Returns the metrics of C comparisons: the names and definitions of training's, over the whole set.
+    """Returns metrics with the names and definitions of training, and some that training does not have.
 
-    loss = mean of -[p log sigmoid(d) + (1 - p) log sigmoid(-d)], d = r_w - r_l, over edges with their weights and
-    targets p; accuracy counts a tie as 0.5. Further
-    `accuracy_low` and `accuracy_high`, a 95 % bootstrap interval over comparisons; `calibration_error`;
-    `accuracy_ceiling`, where it is known of every comparison (`ceilings`, NaN where not).
+    loss = weighted mean of -[p log sigmoid(d) + (1 - p) log sigmoid(-d)] over edges with d = r_w - r_l and target p.
+    `accuracy_low`, `accuracy_high`: see `accuracy_interval`. `calibration_error`: weighted mean |confidence - accuracy|
+    over the bins of `calibration`. `accuracy_ceiling`: if `ceilings` (of each comparison) has no NaN.
+
+    Args:
+      rewards, edges: as for `edge_table`, which also documents the errors.
     """
     table = edge_table(rewards, edges)
+    margin, target = table.margin, table.target
     mean = lambda values: float(np.average(values, weights=table.weight))
-    every = np.concatenate(rewards).astype(np.float64)
+    all_rewards = np.concatenate(rewards).astype(np.float64)
+    correct, total = ranking_accuracy_sums(margin, table.weight, target)
     low, high = accuracy_interval(table)
     confidence, accuracy, weight = calibration(table)
     metrics = {
-        "accuracy": mean(table.correct),
+        "accuracy": float(correct / total),
         "accuracy_low": low,
         "accuracy_high": high,
-        "loss": mean(
-            table.target * np.logaddexp(0.0, -table.margin) + (1 - table.target) * np.logaddexp(0.0, table.margin)
-        ),
-        "margin": mean(table.margin),
-        "reward_mean": float(every.mean()),
-        "reward_std": float(every.std()),
+        "loss": mean(target * np.logaddexp(0.0, -margin) + (1 - target) * np.logaddexp(0.0, margin)),
+        "margin": mean(margin),
+        "reward_mean": float(all_rewards.mean()),
+        "reward_std": float(all_rewards.std()),
         "chosen_reward_mean": mean(table.winner),
         "rejected_reward_mean": mean(table.loser),
         "calibration_error": float(np.average(np.abs(confidence - accuracy), weights=weight)),
@@ -49,17 +49,14 @@ def pair_metrics(
 
 
 def accuracy_interval(table: EdgeTable, seed: int = 0) -> tuple[float, float]:
-    """Returns the 2.5 and 97.5 percentiles of accuracy when the comparisons are drawn again with replacement.
+    """Returns a 95 % bootstrap interval of the accuracy: its 2.5 and 97.5 percentiles over resampled comparisons.
 
-    Comparisons are drawn, not edges: the edges of one comparison are not independent.
+    Comparisons are resampled, not edges, since the edges of one comparison are not independent.
     """
     _, index = np.unique(table.comparison, return_inverse=True)
-    right = np.bincount(index, weights=table.weight * table.correct)
+    correct = np.bincount(index, weights=table.weight * correctness(table.margin))
     total = np.bincount(index, weights=table.weight)
     rng, count = np.random.default_rng(seed), len(total)
-    found = np.empty(_RESAMPLES)
-    for resample in range(_RESAMPLES):
-        drawn = rng.integers(count, size=count)
-        found[resample] = right[drawn].sum() / total[drawn].sum()
-    low, high = np.percentile(found, [2.5, 97.5])
+    samples = (rng.integers(count, size=count) for _ in range(_RESAMPLES))
+    low, high = np.percentile([correct[i].sum() / total[i].sum() for i in samples], [2.5, 97.5])
     return float(low), float(high)

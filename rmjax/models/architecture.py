@@ -1,4 +1,4 @@
-"""What a decoder is made of, and how Hugging Face's config.json says it."""
+"""Hyperparameters of the decoder and of the reward head."""
 
 import dataclasses
 from typing import Any
@@ -8,7 +8,7 @@ from rmjax.core.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3's scaling of rotary frequencies (`rope_type` "llama3")."""
+    """Llama 3's scaling of the rotary frequencies (`rope_type` "llama3")."""
 
     factor: float
     low_freq_factor: float
@@ -18,7 +18,7 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """The constants of a decoder-only transformer. Letters as in `rmjax.models.layers`."""
+    """Hyperparameters of a decoder-only transformer; axis letters as in `rmjax.models.layers`."""
 
     vocab_size: int  # V
     hidden_size: int  # D
@@ -32,33 +32,33 @@ class DecoderConfig:
     rope_scaling: RopeScaling | None
     attention_bias: bool
     mlp_bias: bool
-    max_positions: int  # longest conversation the model was made for
-    initializer_range: float  # standard deviation of a random initialisation
+    max_positions: int  # maximum length of a conversation, in tokens
+    initializer_range: float  # standard deviation of randomly initialized matrices
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:
-            raise InputError(f"{self.num_heads} query heads are not a multiple of {self.num_kv_heads} key/value heads")
+            raise InputError(f"num_heads is {self.num_heads}; expected a multiple of num_kv_heads, {self.num_kv_heads}")
         if self.head_dim % 2:
-            raise InputError(f"head dimension {self.head_dim} is odd; rotary embeddings turn pairs")
+            raise InputError(f"head_dim is {self.head_dim}; rotary position embeddings need an even number")
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
-    """The reward head: one float32 linear map from the final norm's output, per attribute, without bias."""
+    """The reward head: a float32 linear map without bias from the final norm's output to one value per attribute."""
 
-    attributes: tuple[str, ...] = ("reward",)  # A names
-    init: float = 0.0  # standard deviation of a fresh head
-    # What the linear map gives is multiplied and shifted, an attribute each, for standardised targets or rewards.
-    scale: tuple[float, ...] = ()  # (): 1 each
-    shift: tuple[float, ...] = ()  # (): 0 each
-    merge: tuple[float, ...] = ()  # weights that make one reward of the attributes; (): their mean
+    attributes: tuple[str, ...] = ("reward",)  # names of the A attributes
+    init: float = 0.0  # standard deviation of a randomly initialized head
+    # The linear map's output is multiplied by `scale` and shifted by `shift`, for standardized targets or rewards.
+    scale: tuple[float, ...] = ()  # one per attribute; (): 1 each
+    shift: tuple[float, ...] = ()  # one per attribute; (): 0 each
+    merge: tuple[float, ...] = ()  # weights of the attributes in the single ranking reward; (): their mean
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the values that rmjax.json and a workdir store of the head; `from_json` reads them."""
+        """Returns the head's values for rmjax.json and head.json; `from_json` reads them."""
         return {name: list(getattr(self, name)) for name in ("attributes", "scale", "shift", "merge")}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "HeadConfig":
-        """Reads the values that `to_json` returned."""
-        optional = {name: tuple(values.get(name) or ()) for name in ("scale", "shift", "merge")}
-        return cls(attributes=tuple(values["attributes"]), **optional)
+        """Returns the head of the values that `to_json` returned."""
+        scale, shift, merge = (tuple(values.get(name) or ()) for name in ("scale", "shift", "merge"))
+        return cls(tuple(values["attributes"]), scale=scale, shift=shift, merge=merge)

@@ -1,161 +1,146 @@
-"""From a PATH (artifact, Hugging Face directory, workdir) to a model and its parameters on a mesh."""
+"""Loading of models and their parameters from a PATH: an artifact, a Hugging Face directory or a workdir."""
 
 import dataclasses
 import pathlib
 from typing import Any
 
 import jax
-import ml_collections
 from jax.sharding import Mesh
 
+from rmjax.core.config import Config
 from rmjax.core.errors import InputError
 from rmjax.core.files import read_json
 from rmjax.models import artifact, weights
 from rmjax.models.architecture import DecoderConfig, HeadConfig
 from rmjax.models.decoder import Params, RewardModel
-from rmjax.models.families.llama import from_hugging_face
+from rmjax.models.families import read_config
 from rmjax.models.sharding import state_shardings
 from rmjax.models.workdir import Workdir
 
-_ONE_REWARD = HeadConfig()
+_DEFAULT_HEAD = HeadConfig()
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A reward model with its parameters.
-
-    Attributes:
-      directory: where the tokenizer's files lie.
-      max_length: the longest conversation it was trained on, in tokens.
-      metadata: the contents of rmjax.json, or the part of them that a workdir has.
-    """
+    """A reward model with its parameters."""
 
     model: RewardModel
     params: Params
-    directory: pathlib.Path
-    max_length: int
-    metadata: dict[str, Any]
+    directory: pathlib.Path  # with the tokenizer's files
+    max_length: int  # of a conversation in training, in tokens
+    metadata: dict[str, Any]  # contents of rmjax.json; of a workdir: what export would write; {} if there is none
 
 
-def resolve(path: str) -> pathlib.Path:
+def resolve_path(path: str) -> pathlib.Path:
     """Returns the local directory of a path or hub name.
 
     Raises:
-      InputError: neither a directory nor a name that the hub client can fetch.
+      InputError: `path` is neither a directory nor a name that can be downloaded from the hub.
     """
     directory = pathlib.Path(path).expanduser()
     if directory.is_dir():
         return directory
     if directory.exists() or path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise InputError(f"model {path!r}: no such directory; give a Hugging Face directory, an artifact or a workdir")
-    import huggingface_hub  # slow to import, and needed for hub names alone
+    import huggingface_hub  # slow to import, and only needed for hub names
 
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(path))
     except Exception as error:  # the client raises whatever its transport raises
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"model {path!r}: no such directory, and the hub gave none ({reason})") from error
+        raise InputError(f"model {path!r}: no such directory, and the hub download failed ({reason})") from error
 
 
 def tokenizer_directory(path: str) -> str:
-    """Returns where the tokenizer of a PATH lies."""
-    directory = resolve(path)
-    workdir = Workdir(directory)
-    return str(workdir.tokenizer_directory if workdir.is_workdir else directory)
+    """Returns the directory with the tokenizer of the model at PATH."""
+    workdir = Workdir(resolve_path(path))
+    return str(workdir.tokenizer_directory if workdir.is_workdir else workdir.path)
 
 
 def data_options(path: str) -> tuple[dict[str, Any], int]:
-    """Returns the data options of the model at PATH and its longest conversation; ({}, 0) if they are not stored."""
-    workdir = Workdir(resolve(path))
+    """Returns the data options of the model at PATH and its maximum length in tokens; ({}, 0) if not stored."""
+    workdir = Workdir(resolve_path(path))
     if workdir.is_workdir:
         return workdir.data_options()
     metadata = artifact.read_metadata(workdir.path)
     return metadata.get("data_options", {}), metadata.get("max_length", 0)
 
 
-def make_model(config: ml_collections.ConfigDict, vocab_size: int, head: HeadConfig = _ONE_REWARD) -> RewardModel:
-    """Returns the model of `config.model`: from its path's config.json, or random of the sizes given there."""
-    options = {key: getattr(config, key) for key in ("dtype", "param_dtype", "attention", "remat", "scan_layers")}
+def make_model(config: Config, vocab_size: int, head: HeadConfig = _DEFAULT_HEAD) -> RewardModel:
+    """Returns the model of the section `config.model`: of its path, or with its sizes and `vocab_size`."""
     head = dataclasses.replace(head, init=config.head_init)
+    options = {key: config[key] for key in ("dtype", "param_dtype", "attention", "remat", "scan_layers")}
     if config.path:
-        workdir = Workdir(resolve(config.path))
-        decoder = workdir.decoder() if workdir.is_workdir else from_hugging_face(workdir.path / "config.json")
-        return RewardModel(decoder, head, **options)
+        workdir = Workdir(resolve_path(config.path))
+        file = workdir.model_file if workdir.is_workdir else workdir.path / "config.json"
+        family, decoder = read_config(file)
+        return RewardModel(decoder, head, family=family, **options)
+    sizes = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "rope_theta")
     decoder = DecoderConfig(
         vocab_size=vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_layers=config.num_layers,
-        num_heads=config.num_heads,
-        num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim or config.hidden_size // config.num_heads,
         norm_eps=1e-5,
-        rope_theta=config.rope_theta,
         rope_scaling=None,
         attention_bias=False,
         mlp_bias=False,
         max_positions=1 << 20,
-        # 1 / sqrt(D) keeps the scale of what passes through at any width; 0.02 is right near D = 2,500 alone.
+        # 1 / sqrt(D) preserves the scale of activations at any width; the usual 0.02 does so only near D = 2,500.
         initializer_range=config.hidden_size**-0.5,
+        **{key: config[key] for key in sizes},
     )
     return RewardModel(decoder, head, **options)
 
 
-def initial_params(config: ml_collections.ConfigDict, model: RewardModel, mesh: Mesh, key: jax.Array) -> Params:
-    """Returns the parameters that training starts from, each made where it belongs.
+def initial_params(config: Config, model: RewardModel, mesh: Mesh, key: jax.Array) -> Params:
+    """Returns the parameters at the start of training: of `config.path` if it is set, and random where it has none.
 
-    1. pretrained, if `config.model.path` is set, with the head found there or else a fresh one;
-    2. random.
+    Raises:
+      InputError: the pretrained head has other attributes, scale or shift than the model's.
     """
-    shardings = state_shardings(mesh, jax.eval_shape(model.init, key))
     if not config.path:
+        shardings = state_shardings(mesh, jax.eval_shape(model.init, key))
         return jax.jit(model.init, out_shardings=shardings)(key)
-    directory = resolve(config.path)
-    workdir = Workdir(directory)
+    workdir = Workdir(resolve_path(config.path))
     if workdir.is_workdir:
-        _check_head(directory, workdir.head(), model.head)
+        _check_head(workdir.path, workdir.head(), model.head)
         return workdir.restore_params(model, mesh)
-    if metadata := artifact.read_metadata(directory):
-        _check_head(directory, HeadConfig.from_json(metadata), model.head)
+    if metadata := artifact.read_metadata(workdir.path):
+        _check_head(workdir.path, HeadConfig.from_json(metadata), model.head)
     shape = (model.decoder.hidden_size, len(model.head.attributes))
-    fresh = model.head.init * jax.random.normal(key, shape, "float32")
-    return weights.load(directory, model, shardings, fresh_head=fresh)
+    head = model.head.init * jax.random.normal(key, shape, "float32")
+    return weights.load(workdir.path, model, mesh, initial_head=head)
 
 
-def _check_head(directory: pathlib.Path, found: HeadConfig, wanted: HeadConfig) -> None:
-    """Raises InputError if a trained head means something else than the one that it would be taken for."""
-    same_names = len(wanted.attributes) == 1 == len(found.attributes) or found.attributes == wanted.attributes
-    if not same_names or (found.scale, found.shift) != (wanted.scale, wanted.shift):
+def _check_head(directory: pathlib.Path, found: HeadConfig, expected: HeadConfig) -> None:
+    single = len(found.attributes) == 1 == len(expected.attributes)  # then its name does not matter
+    attributes_differ = found.attributes != expected.attributes and not single
+    if attributes_differ or (found.scale, found.shift) != (expected.scale, expected.shift):
+        describe = lambda head: f"{', '.join(head.attributes)} (scale {list(head.scale)}, shift {list(head.shift)})"
         raise InputError(
-            f"{directory}: its head gives {', '.join(found.attributes)} with scale {list(found.scale)}, "
-            f"shift {list(found.shift)}; this run's would be {', '.join(wanted.attributes)}, "
-            f"{list(wanted.scale)}, {list(wanted.shift)}: start from a model without a head"
+            f"{directory}: the reward head predicts {describe(found)}; expected {describe(expected)}: "
+            "start from a model without a reward head"
         )
 
 
 def load_model(path: str, *, mesh: Mesh, dtype: str = "float32", attention: str = "auto") -> LoadedModel:
-    """Loads a trained reward model: an artifact, a Hugging Face classifier, or a workdir's best checkpoint.
+    """Returns a trained reward model: an artifact, a Hugging Face classifier, or a workdir's best checkpoint.
 
     Raises:
-      InputError: nothing usable is there, a file is damaged, or there is no reward head.
+      InputError: PATH has no model, a file is damaged, or there is no reward head.
     """
-    directory = resolve(path)
+    directory = resolve_path(path)
     workdir = Workdir(directory)
     if workdir.is_workdir:
-        metadata = workdir.metadata()
+        family, decoder = read_config(workdir.model_file)
         param_dtype = workdir.config().model.param_dtype
-        model = RewardModel(workdir.decoder(), workdir.head(), dtype, param_dtype, attention)
+        model = RewardModel(decoder, workdir.head(), dtype, param_dtype, attention, family=family)
+        metadata = workdir.metadata()
         params = workdir.restore_params(model, mesh)
         return LoadedModel(model, params, workdir.tokenizer_directory, metadata["max_length"], metadata)
     metadata = artifact.read_metadata(directory)
-    decoder = from_hugging_face(directory / "config.json")
-    head = HeadConfig.from_json(metadata or {"attributes": _labels(directory)})
-    model = RewardModel(decoder, head, dtype, "float32", attention)
-    shardings = state_shardings(mesh, jax.eval_shape(model.init, jax.random.key(0)))
-    params = weights.load(directory, model, shardings, fresh_head=None)
-    return LoadedModel(model, params, directory, metadata.get("max_length", decoder.max_positions), metadata)
-
-
-def _labels(directory: pathlib.Path) -> list[str]:
+    family, decoder = read_config(directory / "config.json")
     labels = read_json(directory / "config.json").get("id2label") or {"0": "reward"}
-    return [labels[key] for key in sorted(labels, key=int)]
+    head = HeadConfig.from_json(metadata or {"attributes": [labels[key] for key in sorted(labels, key=int)]})
+    model = RewardModel(decoder, head, dtype, attention=attention, family=family)
+    params = weights.load(directory, model, mesh)
+    return LoadedModel(model, params, directory, metadata.get("max_length", decoder.max_positions), metadata)

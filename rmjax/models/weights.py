@@ -1,93 +1,85 @@
-"""Two-way tables between Hugging Face's tensor names and our parameter tree, and what reads and writes by them."""
+"""Reading and writing of parameters as Hugging Face tensors, by the tensor names of the model family."""
 
+import functools
 import pathlib
-from collections.abc import Iterator
-from typing import Any
+import re
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from rmjax.core import pytree, safetensors
 from rmjax.core.errors import InputError
 from rmjax.models.decoder import Params, RewardModel
-from rmjax.models.families.llama import LLAMA, UNUSED, UNUSED_SUFFIX
+from rmjax.models.families import FAMILIES
+from rmjax.models.sharding import state_shardings
 
-_TABLE = {ours: (theirs, transposed) for ours, theirs, transposed in LLAMA}
-HEAD = "head/kernel"
+_HEAD = "head/kernel"
+_CHECK_CONFIG = "check that config.json belongs to these weights"
 
 
-def load(path: pathlib.Path, model: RewardModel, shardings: Any, *, fresh_head: jax.Array | None) -> Params:
-    """Reads the parameters of `model` from a Hugging Face directory, each device's slice alone.
+def load(path: pathlib.Path, model: RewardModel, mesh: Mesh, *, initial_head: jax.Array | None = None) -> Params:
+    """Returns the parameters of `model` from a Hugging Face directory; each device reads only its shards.
 
     Args:
       path: a directory with config.json and safetensors, of a causal LM or a sequence classifier.
-      shardings: NamedSharding of every parameter.
-      fresh_head: float32 [D, A], used where the files hold no `score.weight`; None: that is an error.
+      initial_head: float32 [D, A], used if the files have no reward head; None: a missing head is an error.
 
     Raises:
-      InputError: a tensor is missing, misshapen or not known, or no head is there; names the tensor.
+      InputError: a tensor is missing, unknown or has another shape; names the tensor.
     """
-    files = safetensors.TensorDirectory(path)
+    files, family = safetensors.TensorDirectory(path), FAMILIES[model.family]
     abstract = jax.eval_shape(model.init, jax.random.key(0))
-    known = set(UNUSED)
+    table, used = {row.path: row for row in family.tensors}, set()
 
-    def read(name: str, leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.Array:
-        theirs, transposed = _TABLE[name]
-        if name == HEAD and theirs not in files.shapes and fresh_head is not None:
-            return jax.device_put(fresh_head, sharding)
-        stacked = "{}" in theirs
-        each = leaf.shape[1:] if stacked else leaf.shape
-        names = [theirs.format(i) for i in range(leaf.shape[0])] if stacked else [theirs]
-        for tensor in names:
-            known.add(tensor)
-            _check_shape(path, files, tensor, each[::-1] if transposed else each)
+    def read(parameter: str, leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.Array:
+        _, tensor, transposed = table[parameter]
+        if parameter == _HEAD and tensor not in files.shapes and initial_head is not None:
+            return jax.device_put(initial_head, sharding)
+        stacked = "{}" in tensor
+        shape = leaf.shape[1:] if stacked else leaf.shape
+        tensors = [tensor.format(i) for i in range(leaf.shape[0])] if stacked else [tensor]
+        used.update(tensors)
+        for name in tensors:
+            if name not in files.shapes:
+                fix = "a reward model needs its head" if parameter == _HEAD else _CHECK_CONFIG
+                raise InputError(f"{path}: the tensor {name!r} is missing; {fix}")
+            if files.shapes[name] != (expected := shape[::-1] if transposed else shape):
+                found = files.shapes[name]
+                raise InputError(f"{path}: the tensor {name!r} has shape {found}; config.json asks for {expected}")
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
-            layers, inner = (names[index[0]], index[1:]) if stacked else (names, index)
-            inner = inner[::-1] if transposed else inner
-            arrays = (files.read(tensor, inner).astype(leaf.dtype) for tensor in layers)
+        def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # only in the type stub
+            layers, index = (tensors[index[0]], index[1:]) if stacked else (tensors, index)
+            arrays = [files.read(name, index[::-1] if transposed else index).astype(leaf.dtype) for name in layers]
             arrays = [array.T if transposed else array for array in arrays]
             return np.stack(arrays) if stacked else arrays[0]
 
-        return jax.make_array_from_callback(leaf.shape, sharding, part)
+        return jax.make_array_from_callback(leaf.shape, sharding, shard)
 
-    params = jax.tree.map(read, pytree.map_paths(lambda name, _: name, abstract), abstract, shardings)
-    unknown = sorted(name for name in files.shapes if name not in known and not name.endswith(UNUSED_SUFFIX))
-    if unknown:
+    paths = pytree.map_with_path(lambda path, _: path, abstract)
+    params = jax.tree.map(read, paths, abstract, state_shardings(mesh, abstract))
+    if unknown := sorted(name for name in files.shapes.keys() - used if not re.fullmatch(family.unused_tensors, name)):
         raise InputError(
-            f"{path}: the tensor {unknown[0]!r} {files.shapes[unknown[0]]} is not known for this "
-            f"configuration ({len(unknown)} such); is config.json the right one?"
+            f"{path}: the tensor {unknown[0]!r} {files.shapes[unknown[0]]} is not known for this configuration "
+            f"({len(unknown)} unknown tensors); {_CHECK_CONFIG}"
         )
     return params
 
 
-def has_head(path: pathlib.Path) -> bool:
-    """Returns whether the directory's weights hold a reward head."""
-    return _TABLE[HEAD][0] in safetensors.TensorDirectory(path).shapes
-
-
-def _check_shape(path: pathlib.Path, files: safetensors.TensorDirectory, tensor: str, shape: tuple[int, ...]) -> None:
-    if tensor not in files.shapes:
-        hint = "; a reward model needs its head" if tensor == _TABLE[HEAD][0] else "; is config.json the right one?"
-        raise InputError(f"{path}: the tensor {tensor!r} is missing{hint}")
-    if files.shapes[tensor] != tuple(shape):
-        raise InputError(
-            f"{path}: the tensor {tensor!r} has shape {files.shapes[tensor]}, but config.json asks for {tuple(shape)}"
-        )
-
-
-def named_tensors(params: Params) -> Iterator[tuple[str, Any, int]]:
-    """Yields (Hugging Face name, function that makes the array, bytes) of every parameter."""
-    for name, leaf in pytree.flatten(params).items():
-        theirs, transposed = _TABLE[name]
-        if "{}" not in theirs:
-            yield theirs, lambda leaf=leaf, t=transposed: _host(leaf, t), leaf.nbytes
+def named_tensors(model: RewardModel, params: Params) -> Iterator[tuple[str, Callable[[], np.ndarray], int]]:
+    """Yields (Hugging Face's name, function that returns the numpy array, size in bytes) for every tensor."""
+    table = {row.path: row for row in FAMILIES[model.family].tensors}
+    for parameter, leaf in pytree.flatten(params).items():
+        _, name, transposed = table[parameter]
+        if "{}" not in name:
+            yield name, functools.partial(_to_numpy, leaf, transposed), leaf.nbytes
             continue
-        for layer in range(leaf.shape[0]):
-            make = lambda leaf=leaf, layer=layer, t=transposed: _host(leaf[layer], t)
-            yield theirs.format(layer), make, leaf.nbytes // leaf.shape[0]
+        for layer in range(len(leaf)):
+            yield name.format(layer), functools.partial(_to_numpy, leaf, transposed, layer), leaf.nbytes // len(leaf)
 
 
-def _host(array: jax.Array, transposed: bool) -> np.ndarray:
-    array = np.asarray(array)
-    return array.T if transposed else array
+def _to_numpy(array: jax.Array, transposed: bool, layer: int | None = None) -> np.ndarray:
+    values = np.asarray(array if layer is None else array[layer])
+    return values.T if transposed else values

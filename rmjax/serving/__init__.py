@@ -1,4 +1,4 @@
-"""The scoring server and its client."""
+"""The scoring server: engine, models, gRPC and HTTP frontends, and its Python client."""
 
 from rmjax.serving.client import AsyncClient as AsyncClient
 from rmjax.serving.client import Client as Client

@@ -1,4 +1,4 @@
-"""Both faces of a server, from start to drain."""
+"""A server's gRPC and HTTP frontends, from start to shutdown."""
 
 import asyncio
 import gc
@@ -10,16 +10,16 @@ from rmjax.serving.http.server import HttpServer
 from rmjax.serving.registry import ModelRegistry
 from rmjax.serving.security import Security
 
-# A request crosses threads several times; at Python's own 5 ms a crossing could take longer than the answer.
+# A request crosses threads several times; Python's default of 5 ms a switch can exceed the time of a response.
 _SWITCH_SECONDS = 0.0005
-_GC_THRESHOLD = 20_000, 20, 20  # new objects before each collection; a thousand requests in progress have so many
+_GC_THRESHOLD = 20_000, 20, 20  # new objects before a collection; a thousand requests in flight have about as many
 
 
 class Server:
     """Models behind a gRPC and an HTTP port.
 
     Raises:
-      InputError: an address cannot be listened on.
+      InputError: a port cannot be bound.
     """
 
     def __init__(
@@ -35,12 +35,12 @@ class Server:
         await self.http.start()
 
     async def warm_up(self) -> None:
-        """Warms every model up; ready from then on."""
+        """Warms up every model; ready from then on."""
         await self.registry.start()
         await self.grpc.set_ready()
 
     async def stop(self) -> None:
-        """Refuses new requests, answers those that have arrived, and ends."""
+        """Refuses new requests, answers those in flight, and closes the models."""
         await asyncio.gather(self.grpc.stop(), self.http.stop())
         await self.registry.close()
 
@@ -56,9 +56,8 @@ async def serve(registry: ModelRegistry, host: str, grpc_port: int, http_port: i
     print(f"warming up; until then {host}:{server.grpc.port} answers NOT_SERVING", flush=True)
     warming, waiting = asyncio.create_task(server.warm_up()), asyncio.create_task(stopping.wait())
     await asyncio.wait((warming, waiting), return_when=asyncio.FIRST_COMPLETED)
-    await warming  # a compiler cannot be interrupted; and it may have failed
-    # What was imported and loaded stays; looking through it all again and again cost a third of the rate at 1,024
-    # clients.
+    await warming  # compilation cannot be interrupted; raises if warming up failed
+    # Loaded modules and weights stay: scanning them in every collection cost a third of the rate at 1,024 clients.
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLD)

@@ -1,24 +1,30 @@
-"""What a request can end in besides an answer, and how the faces say it.
+"""Errors that end a request, with their HTTP status and gRPC status code.
 
-`status` is HTTP's, `code` gRPC's name for it. A message is for the client: it names the tensor or field, never a file
-of the server or a line of its code.
+Messages are sent to the client: they name the tensor or field, never a path or a line of code on the server.
 """
+
+from absl import logging
 
 from rmjax.core.errors import InputError
 
 
 class ServingError(Exception):
-    """A request was not answered; the message says why."""
+    """A request failed; the message gives the client the cause.
+
+    Attributes:
+      status, code: the HTTP status, and the name of the gRPC status code.
+      metric_label: value of the label `reason` of the metric `rmjax_refused`; the class name if not set.
+    """
 
     status, code = 500, "INTERNAL"
 
     def __init__(self, message: str):
-        # A message may quote half of a surrogate pair, which JSON can write and UTF-8 cannot.
+        # A message may quote a lone surrogate, which JSON can represent and UTF-8 cannot.
         super().__init__(message.encode(errors="backslashreplace").decode())
 
 
 class RequestError(ServingError, InputError):
-    """A request that cannot be answered as it is."""
+    """The request is invalid."""
 
     status, code = 400, "INVALID_ARGUMENT"
 
@@ -30,48 +36,49 @@ class Unauthenticated(ServingError):
 
 
 class Forbidden(ServingError):
-    """A web page of another site sent this request through a browser."""
+    """A browser sent this request for a page of another origin."""
 
     status, code = 403, "PERMISSION_DENIED"
 
 
 class NotFound(ServingError):
-    """There is no such model, version or path."""
+    """The model, version or path does not exist."""
 
     status, code = 404, "NOT_FOUND"
 
 
-class TooSlow(ServingError):
+class RequestTimeout(ServingError):
     """The request's body did not arrive in time."""
 
     status, code = 408, "DEADLINE_EXCEEDED"
 
 
-class TooLarge(ServingError):
-    """The request's body is larger than the server reads."""
+class PayloadTooLarge(ServingError):
+    """The request's body exceeds the size limit."""
 
     status, code = 413, "RESOURCE_EXHAUSTED"
 
 
 class NotFinite(ServingError):
-    """The model gave a reward that is no number."""
+    """The model returned NaN or infinity."""
 
 
-class NotServing(ServingError):
-    """The server warms up or drains."""
+class Unavailable(ServingError):
+    """The server is warming up or draining."""
 
     status, code = 503, "UNAVAILABLE"
     retry_after = 1.0  # seconds
+    metric_label = "NotServing"
 
 
 class Overloaded(ServingError):
     """The queue is full; the same request may succeed later.
 
     Args:
-      retry_after: seconds until there will probably be room.
+      retry_after: seconds until the queue probably has room.
     """
 
-    # Over HTTP 503 and not 429: verl gives up on every 4xx.
+    # HTTP 503, not 429: verl does not retry after a 4xx.
     status, code = 503, "RESOURCE_EXHAUSTED"
 
     def __init__(self, message: str, retry_after: float = 1.0):
@@ -79,7 +86,16 @@ class Overloaded(ServingError):
         self.retry_after = retry_after
 
 
-class DeadlinePassed(ServingError):
-    """The time that the client gave is over; what was not yet scored never will be."""
+class DeadlineExceeded(ServingError):
+    """The client's deadline passed before the request was scored."""
 
     status, code = 504, "DEADLINE_EXCEEDED"
+    metric_label = "DeadlinePassed"
+
+
+def public_error(error: Exception) -> ServingError:
+    """Returns the error to send to the client, and logs others than `ServingError`: their text may contain secrets."""
+    if isinstance(error, ServingError):
+        return error
+    logging.exception("a request failed")
+    return ServingError(f"scoring failed ({type(error).__name__}); see the server's log")

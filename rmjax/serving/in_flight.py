@@ -1,20 +1,20 @@
-"""What is in progress, and when it has ended."""
+"""A counter of requests in flight."""
 
 import asyncio
 import contextlib
 from collections.abc import Iterator
 
 
-class Progress:
-    """Counts what is in progress; `idle` is set while nothing is."""
+class InFlight:
+    """Counts requests in flight; the event `idle` is set while there are none."""
 
     def __init__(self):
         self._count, self.idle = 0, asyncio.Event()
         self.idle.set()
 
     @contextlib.contextmanager
-    def one(self) -> Iterator[None]:
-        """Counts what is done in it as one more."""
+    def track(self) -> Iterator[None]:
+        """Counts one more request until the context ends."""
         self._count += 1
         self.idle.clear()
         try:

@@ -1,4 +1,4 @@
-"""What the server counts, for Prometheus."""
+"""Prometheus metrics of the server and of each model."""
 
 import contextlib
 import threading
@@ -11,10 +11,10 @@ from prometheus_client import Counter, Gauge, Histogram
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _COMPILED = "/jax/core/compile/backend_compile_duration"
-_scoring = threading.local()  # .compilations: the counter of the warm engine whose thread this is
+_scoring = threading.local()  # .compilations: the counter of the model that this thread serves, after its warm-up
 
 
-def _on_event(event: str, _: float, **__: object) -> None:
+def _on_event(event: str, duration_secs: float, **kwargs: str | int) -> None:
     if event == _COMPILED and (counter := getattr(_scoring, "compilations", None)) is not None:
         counter.inc()
 
@@ -23,7 +23,7 @@ jax.monitoring.register_event_duration_secs_listener(_on_event)
 
 
 class Metrics:
-    """The server's metrics in a registry of their own; all but `http` carry the label `model`."""
+    """The server's metrics in their own Prometheus registry; all have the label `model`."""
 
     def __init__(self):
         self.registry = prometheus_client.CollectorRegistry()
@@ -35,13 +35,13 @@ class Metrics:
         self.tokens = make(Counter, "tokens", "Tokens of the sequences scored.")
         self.unique_tokens = make(Counter, "unique_tokens", "Tokens computed: prompts shared in a batch count once.")
         self.batches = make(Counter, "batches", "Batches scored.")
-        self.compilations = make(Counter, "compilations_after_warm_up", "Programs compiled while serving; 0 is right.")
+        self.compilations = make(Counter, "compilations_after_warm_up", "Programs compiled while serving; expected: 0.")
         self.refused = make(Counter, "refused", "Requests not answered with rewards, by error.", "reason")
-        self.waiting_sequences = make(Gauge, "queue_sequences", "Sequences that wait.")
-        self.waiting_tokens = make(Gauge, "queue_tokens", "Tokens that wait.")
-        self.device_bytes = make(Gauge, "device_bytes", "Bytes of weights and optimizer state on the devices.")
+        self.waiting_sequences = make(Gauge, "queue_sequences", "Sequences in the queue.")
+        self.waiting_tokens = make(Gauge, "queue_tokens", "Tokens in the queue.")
+        self.device_bytes = make(Gauge, "device_bytes", "Bytes of weights and optimizer state in device memory.")
         self.host_bytes = make(Gauge, "host_bytes", "Bytes of them in host memory, with --offload.")
-        self.latency = make(Histogram, "request_seconds", "From the request's arrival to its answer.", buckets=_SECONDS)
+        self.latency = make(Histogram, "request_seconds", "Seconds from request to response.", buckets=_SECONDS)
 
     def text(self) -> bytes:
         """Returns all metrics in Prometheus' text format."""
@@ -52,34 +52,31 @@ class ModelMetrics:
     """The metrics of one model."""
 
     def __init__(self, metrics: Metrics, model: str):
-        for name in (
-            "requests",
-            "sequences",
-            "tokens",
-            "unique_tokens",
-            "batches",
-            "compilations",
-            "waiting_sequences",
-            "waiting_tokens",
-            "device_bytes",
-            "host_bytes",
-            "latency",
-        ):
-            setattr(self, name, getattr(metrics, name).labels(model))
-        self._refused, self.model = metrics.refused, model
+        self.model, self._refused = model, metrics.refused
+        self.requests: Counter = metrics.requests.labels(model)
+        self.sequences: Counter = metrics.sequences.labels(model)
+        self.tokens: Counter = metrics.tokens.labels(model)
+        self.unique_tokens: Counter = metrics.unique_tokens.labels(model)
+        self.batches: Counter = metrics.batches.labels(model)
+        self.compilations: Counter = metrics.compilations.labels(model)
+        self.waiting_sequences: Gauge = metrics.waiting_sequences.labels(model)
+        self.waiting_tokens: Gauge = metrics.waiting_tokens.labels(model)
+        self.device_bytes: Gauge = metrics.device_bytes.labels(model)
+        self.host_bytes: Gauge = metrics.host_bytes.labels(model)
+        self.latency: Histogram = metrics.latency.labels(model)
 
     @contextlib.contextmanager
     def request(self) -> Iterator[None]:
-        """Counts what is done in it as one request: answered, or refused with the exception it ends in."""
+        """Counts one request: answered, or refused with the exception that ends the context."""
         began = time.monotonic()
         try:
             yield
-        except BaseException as error:  # a cancellation too
-            self._refused.labels(self.model, type(error).__name__).inc()
+        except BaseException as error:  # includes cancellation
+            self._refused.labels(self.model, getattr(error, "metric_label", type(error).__name__)).inc()
             raise
         self.requests.inc()
         self.latency.observe(time.monotonic() - began)
 
     def count_compilations(self) -> None:
-        """Counts what is compiled in the calling thread from now on."""
+        """Counts compilations in the calling thread from now on."""
         _scoring.compilations = self.compilations

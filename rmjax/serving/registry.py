@@ -1,4 +1,4 @@
-"""The models that a server has: by name, loaded at start, replaced while they serve."""
+"""The models of a server: by name, loaded at start, replaced without downtime."""
 
 import asyncio
 import contextlib
@@ -7,31 +7,31 @@ from typing import Any
 
 from rmjax.core.errors import InputError
 from rmjax.serving.errors import NotFound, RequestError
-from rmjax.serving.in_flight import Progress
+from rmjax.serving.in_flight import InFlight
 from rmjax.serving.metrics import Metrics, ModelMetrics
-from rmjax.serving.protocol import VERSION, Arrays, Call, Model
+from rmjax.serving.protocol import VERSION, Model
 
 Load = Callable[[ModelMetrics], Model]
 
 
-class _Served:
-    """A loaded model, and how many calls use it."""
+class _LoadedModel:
+    """A model and its requests in flight."""
 
-    def __init__(self, service: Model):
-        self.service, self.calls = service, Progress()
+    def __init__(self, model: Model):
+        self.model, self.requests = model, InFlight()
 
     async def close(self) -> None:
-        """Answers all calls that have begun, then ends."""
-        await self.calls.idle.wait()
-        await self.service.close()
+        """Closes the model after its last request."""
+        await self.requests.idle.wait()
+        await self.model.close()
 
 
 class ModelRegistry:
     """Models by name.
 
     Args:
-      loaders: {name: what loads the model}; a loader blocks, and may be called again for a newer state of its source.
-      paths: {name: where it comes from}; vLLM's clients know a model by its path.
+      loaders: {name: function that loads the model}; it blocks, and is called again to load a newer state.
+      paths: {name: path of the model}, since vLLM's clients name a model by its path.
 
     Raises:
       InputError: a model cannot be loaded.
@@ -40,81 +40,73 @@ class ModelRegistry:
     def __init__(self, loaders: Mapping[str, Load], paths: Mapping[str, str] | None = None):
         self.metrics, self._loaders = Metrics(), dict(loaders)
         self._names = {path: name for name, path in (paths or {}).items()}
-        self._served = {name: _Served(load(ModelMetrics(self.metrics, name))) for name, load in self._loaders.items()}
+        self._models = {
+            name: _LoadedModel(load(ModelMetrics(self.metrics, name))) for name, load in self._loaders.items()
+        }
         self._lock, self._closing = asyncio.Lock(), set[asyncio.Task]()
         self._loading: dict[str, asyncio.Task] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The models' names; the first is meant where a request names none."""
+        """The models' names; the first is the default of requests that name none."""
         return tuple(self._loaders)
 
     @property
     def ready(self) -> bool:
-        """Whether every model scores."""
-        return all(served.service.ready for served in self._served.values())
+        """Whether all models are ready."""
+        return all(loaded.model.ready for loaded in self._models.values())
 
-    def service(self, name: str, version: str = "") -> Model:
-        """Returns a model, known by its name or by its path.
+    def get(self, name: str, version: str = "") -> Model:
+        """Returns a model by its name or path.
 
         Raises:
-          NotFound: there is none, or not in this version.
+          NotFound: the model or the version does not exist.
         """
-        return self._find(name, version).service
+        return self._find(name, version).model
 
-    def _find(self, name: str, version: str = "") -> _Served:
-        served = self._served.get(name) or self._served.get(self._names.get(name, ""))
-        if served is None:
+    def _find(self, name: str, version: str = "") -> _LoadedModel:
+        loaded = self._models.get(name) or self._models.get(self._names.get(name, ""))
+        if loaded is None:
             raise NotFound(f"unknown model {name!r:.80}; this server has {', '.join(self.names)}")
         if version not in ("", VERSION):
             raise NotFound(f"model {name!r} has no version {version!r:.40}; leave it empty, or give {VERSION}")
-        return served
+        return loaded
 
     @contextlib.contextmanager
-    def use(self, name: str, version: str = "", *, counted: bool = True) -> Iterator[Model]:
-        """Holds a model while one request is answered with it, and counts the request.
+    def acquire(self, name: str, version: str = "", *, counted: bool = True) -> Iterator[Model]:
+        """Yields a model for one request, and counts the request in the model's metrics.
 
-        A model that is replaced meanwhile is closed only afterwards, so no request is lost to a reload.
-
-        Raises:
-          NotFound: as `service`.
-        """
-        served = self._find(name, version)
-        with served.calls.one(), served.service.metrics.request() if counted else contextlib.nullcontext():
-            yield served.service
-
-    async def infer(self, name: str, version: str, tensors: Arrays, call: Call) -> Arrays:
-        """Returns a model's outputs to a request's inputs.
+        A model that is replaced meanwhile is closed only after the request, so a reload loses no request.
 
         Raises:
-          ServingError: the request was not answered.
+          NotFound: the model or the version does not exist.
         """
-        with self.use(name, version) as service:
-            return await service.infer(tensors, call)
+        loaded = self._find(name, version)
+        with loaded.requests.track(), loaded.model.metrics.request() if counted else contextlib.nullcontext():
+            yield loaded.model
 
     def index(self, only_ready: bool = False) -> list[dict[str, Any]]:
-        """Returns the models and their states, as the protocol has it."""
-        states = {name: served.service.ready for name, served in self._served.items()}
+        """Returns the models and their states as the protocol's JSON."""
         return [
-            {"name": name, "version": VERSION, "state": "READY" if ready else "UNAVAILABLE", "reason": ""}
-            for name, ready in states.items()
-            if ready or not only_ready
+            {"name": name, "version": VERSION, "state": "READY" if loaded.model.ready else "UNAVAILABLE", "reason": ""}
+            for name, loaded in self._models.items()
+            if loaded.model.ready or not only_ready
         ]
 
     async def start(self) -> None:
-        """Warms every model up, one after the other."""
-        for served in self._served.values():
-            await served.service.start()
+        """Warms up every model, one after the other."""
+        for loaded in self._models.values():
+            await loaded.model.start()
 
     async def load(self, name: str) -> None:
-        """Loads a model anew from where it came from; the old one serves until the new one is warm.
+        """Reloads a model from its source; the old one serves until the new one is warm.
 
-        It goes on though the caller gives up; who asks again meanwhile waits for the same load. With offload the new
-        one takes its turn to be loaded and warmed up, and requests wait meanwhile.
+        If the caller is cancelled, the load continues; a second call waits for the same load. With offload, requests
+        wait until the new model is warm.
 
         Raises:
-          NotFound: there is no such model.
-          RequestError: what is there now cannot be loaded; the old one goes on.
+          NotFound: the model does not exist.
+          RequestError: the source cannot be loaded; the old model continues to serve.
         """
         self._find(name)
         name = self._names.get(name, name)
@@ -124,19 +116,19 @@ class ModelRegistry:
         await asyncio.shield(loading)
 
     async def _load(self, name: str) -> None:
-        async with self._lock:  # two models in memory are enough
+        async with self._lock:  # at most one model more than usual is in memory
             metrics = ModelMetrics(self.metrics, name)
             try:
-                new = _Served(await asyncio.to_thread(self._loaders[name], metrics))
+                new = _LoadedModel(await asyncio.to_thread(self._loaders[name], metrics))
             except InputError as error:
-                raise RequestError(f"model {name!r} was not loaded, the old one goes on: {error}") from error
-            await new.service.start()
-            old, self._served[name] = self._served[name], new
+                raise RequestError(f"model {name!r} was not loaded, the old one continues to serve: {error}") from error
+            await new.model.start()
+            old, self._models[name] = self._models[name], new
         closing = asyncio.create_task(old.close())
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
-        """Answers all calls that have begun, then ends every model."""
-        async with self._lock:  # a load under way ends first
-            await asyncio.gather(*self._closing, *(served.close() for served in self._served.values()))
+        """Closes every model after its last request."""
+        async with self._lock:  # a load in progress ends first
+            await asyncio.gather(*self._closing, *(loaded.close() for loaded in self._models.values()))

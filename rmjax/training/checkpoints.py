@@ -1,4 +1,4 @@
-"""Checkpoints of the train state and the data iterator, by Orbax: the last few, and the best."""
+"""Checkpoints of the train state and the data iterator, by Orbax: the latest few, and the best."""
 
 import functools
 import pathlib
@@ -14,33 +14,27 @@ from rmjax.core.errors import InputError
 
 
 class Checkpoints:
-    """The checkpoints of a workdir.
+    """The checkpoints in `directory`: the latest `keep`, and the best by the validation metric `best`.
 
-    A checkpoint is written to a temporary name and renamed when whole, so a killed run leaves none that is half there.
+    Each is written under a temporary name and renamed when complete, so a killed run leaves no partial checkpoint.
     """
 
     def __init__(self, directory: pathlib.Path, keep: int, best: str):
         self.directory = directory
-        selection = functools.partial(configs.selection, best=best)
-        # A checkpoint made between validations has no metrics; it is kept as one of the last, never as the best.
-        policy = checkpoint_managers.AnyPreservationPolicy(
-            [
-                checkpoint_managers.LatestN(keep),
-                checkpoint_managers.BestN(get_metric_fn=selection, n=1, keep_checkpoints_without_metrics=False),
-            ]
-        )
-        self._manager = ocp.CheckpointManager(
-            self.directory.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                # The policy decides what is kept; best_fn makes Orbax store the metrics at all.
-                best_fn=selection,
-                preservation_policy=policy,
-                cleanup_tmp_directories=True,
+        score = functools.partial(configs.selection_score, best=best)
+        # A checkpoint saved between validations has no metrics; it may be one of the latest, but not the best.
+        best_one = checkpoint_managers.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            best_fn=score,  # without it Orbax would not store the metrics
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                [checkpoint_managers.LatestN(keep), best_one]
             ),
+            cleanup_tmp_directories=True,
         )
+        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
     def latest(self) -> int | None:
-        """Returns the newest step that was saved whole, or None."""
+        """Returns the step of the latest complete checkpoint, or None."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, iterator: grain.DatasetIterator, metrics: dict[str, float] | None) -> None:
@@ -51,36 +45,30 @@ class Checkpoints:
         self._manager.save(step, args=items, metrics=metrics, force=True)
 
     def restore(self, step: int, abstract: Any, iterator: grain.DatasetIterator) -> Any:
-        """Returns the state of `step` onto the shardings of `abstract`, and sets the iterator.
-
-        A checkpoint of another number of processes has no iterator for this one; the step says all that is needed.
+        """Returns the state of `step` with the shardings of `abstract`, and sets the iterator to that step.
 
         Raises:
-          InputError: the checkpoint is damaged or of another model.
+          InputError: the checkpoint is damaged, or of another model.
         """
         path = self.directory / str(step)
-        items = {"state": ocp.args.StandardRestore(abstract)}
+        items: dict[str, Any] = {"state": ocp.args.StandardRestore(abstract)}
         if (path / "iterator" / f"process_{jax.process_index()}-of-{jax.process_count()}.json").exists():
             items["iterator"] = grain.checkpoint.CheckpointRestore(iterator)
-        else:
+        else:  # saved by another number of processes; the step is the iterator's whole state
             iterator.set_state({"next_index": step})
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))["state"]
-        except Exception as error:  # Orbax and TensorStore raise whatever they find
+        except Exception as error:  # Orbax and TensorStore raise many types
             reason = " ".join(str(error).split())[:300]
             raise InputError(
-                f"checkpoint {path} cannot be read ({type(error).__name__}: {reason}). If it is damaged, remove this "
-                "directory: the run then continues from the one before it."
+                f"checkpoint {path} cannot be read ({type(error).__name__}: {reason}); if it is damaged, remove this "
+                "directory to resume from the previous checkpoint"
             ) from error
 
     def preempted(self, step: int) -> bool:
-        """Returns whether all processes agreed to stop here because one was told to (several processes only)."""
+        """Returns whether one of several processes received SIGTERM and all agreed to stop at `step`."""
         return jax.process_count() > 1 and self._manager.reached_preemption(step)
 
-    def wait(self) -> None:
-        """Waits until what was saved is on disk."""
-        self._manager.wait_until_finished()
-
     def close(self) -> None:
-        """Waits, then releases the manager."""
+        """Waits for unfinished saves and releases the manager."""
         self._manager.close()

@@ -1,4 +1,4 @@
-"""From a workdir to the serving artifact."""
+"""Export of a workdir's best checkpoint to a serving artifact."""
 
 import dataclasses
 import pathlib
@@ -20,15 +20,15 @@ from rmjax.models.workdir import Workdir
 def export(
     workdir: pathlib.Path, output: pathlib.Path, *, merge: Sequence[str] = (), standardize: bool = False
 ) -> None:
-    """Writes the artifact of the workdir's best checkpoint; `output` appears only when it is whole.
+    """Writes the artifact of the workdir's best checkpoint; `output` appears only when it is complete.
 
     Args:
-      merge: `attribute=weight` each: make one reward of the attributes, in the weights of the head.
-      standardize: give (reward - mean) / std, by the mean and standard deviation over the validation data. Only rmjax's
-        own programs and server do that: a Hugging Face head has no bias, so transformers gives the raw reward.
+      merge: `attribute=weight` each: reduce the attributes to one reward, in the weights of the head.
+      standardize: rewards become (reward - mean) / std, with mean and std over the validation data. Only rmjax's own
+        programs and server apply it: a Hugging Face head has no bias, so transformers returns raw rewards.
 
     Raises:
-      InputError: `workdir` is none, `output` is in use, or an option does not fit the head.
+      InputError: `workdir` is not a workdir, `output` is in use, or an option does not fit the head.
     """
     if not Workdir(workdir).is_workdir:
         raise InputError(f"{workdir}: not a workdir of rmjax.train ({Workdir(workdir).model_file.name} is missing)")
@@ -37,23 +37,23 @@ def export(
     mesh = make_mesh()
     output.parent.mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
-        made = pathlib.Path(temporary) / "artifact"
-        made.mkdir()
+        incomplete = pathlib.Path(temporary) / "artifact"
+        incomplete.mkdir()
         loaded = loading.load_model(str(workdir), mesh=mesh)
         if merge:
-            loaded = merged(loaded, merge)
+            loaded = _merge_attributes(loaded, merge)
         if standardize:
-            loaded = standardized(loaded)
+            loaded = _standardize_rewards(loaded)
         tokenizer = Tokenizer.load(str(loaded.directory)).with_separate_pad()
-        tokenizer.save(made)
-        artifact.write(made, loaded.model, loaded.params, tokenizer.base.pad_token_id, loaded.metadata)
+        tokenizer.save(incomplete)
+        artifact.write(incomplete, loaded.model, loaded.params, tokenizer.base.pad_token_id, loaded.metadata)
         if output.exists():
             output.rmdir()
-        shutil.move(made, output)
+        shutil.move(incomplete, output)
 
 
-def merged(loaded: loading.LoadedModel, merge: Sequence[str]) -> loading.LoadedModel:
-    """Returns the model with one reward, sum_a w_a r_a, its weights folded into the head's."""
+def _merge_attributes(loaded: loading.LoadedModel, merge: Sequence[str]) -> loading.LoadedModel:
+    """Returns the model with the one reward sum_a w_a r_a, the weights w folded into the head's."""
     head = loaded.model.head
     weights = dict.fromkeys(head.attributes, 0.0)
     for entry in merge:
@@ -63,32 +63,28 @@ def merged(loaded: loading.LoadedModel, merge: Sequence[str]) -> loading.LoadedM
         try:
             weights[name] = float(weight)
         except ValueError as error:
-            raise InputError(f"--merge holds {entry!r}; expected attribute=weight") from error
+            raise InputError(f"--merge has {entry!r}; expected attribute=weight") from error
     w = jnp.asarray(list(weights.values()), jnp.float32)
     scale = jnp.asarray(head.scale or [1.0] * len(w), jnp.float32)
     shift = sum(a * b for a, b in zip(weights.values(), head.shift or [0.0] * len(w), strict=True))
     kernel = loaded.params["head"]["kernel"] @ (w * scale)[:, None]
-    one = HeadConfig(shift=(shift,) if shift else ())
-    metadata = loaded.metadata | {"merged": weights, "reward_mean": None, "reward_std": None}
-    if tuple(weights.values()) == head.merge:  # then they are of this very reward
-        metadata |= {name: loaded.metadata[name] for name in ("reward_mean", "reward_std")}
-    return dataclasses.replace(
-        loaded,
-        model=dataclasses.replace(loaded.model, head=one),
-        metadata=metadata,
-        params=loaded.params | {"head": {"kernel": kernel}},
-    )
+    metadata = loaded.metadata | {"merged": weights}
+    if tuple(weights.values()) != head.merge:  # the stored statistics are of another reward
+        metadata |= {"reward_mean": None, "reward_std": None}
+    model = dataclasses.replace(loaded.model, head=HeadConfig(shift=(shift,) if shift else ()))
+    params = loaded.params | {"head": {"kernel": kernel}}
+    return dataclasses.replace(loaded, model=model, params=params, metadata=metadata)
 
 
-def standardized(loaded: loading.LoadedModel) -> loading.LoadedModel:
+def _standardize_rewards(loaded: loading.LoadedModel) -> loading.LoadedModel:
     """Returns the model whose reward has mean 0 and standard deviation 1 over the validation data."""
     head, mean, std = loaded.model.head, loaded.metadata.get("reward_mean"), loaded.metadata.get("reward_std")
     if len(head.attributes) != 1 or mean is None or not std:
         raise InputError(
-            f"--standardize needs one reward whose validation mean and std are known; the head has "
-            f"{', '.join(head.attributes)}, mean {mean}, std {std}"
+            f"--standardize needs one reward with known validation mean and std; the head has "
+            f"{', '.join(head.attributes)}, mean {mean}, std {std}; remove --standardize"
         )
     scale, shift = (head.scale or (1.0,))[0], (head.shift or (0.0,))[0]
     head = dataclasses.replace(head, scale=(scale / std,), shift=((shift - mean) / std,))
-    metadata = loaded.metadata | {"standardized": True}
-    return dataclasses.replace(loaded, model=dataclasses.replace(loaded.model, head=head), metadata=metadata)
+    model = dataclasses.replace(loaded.model, head=head)
+    return dataclasses.replace(loaded, model=model, metadata=loaded.metadata | {"standardized": True})

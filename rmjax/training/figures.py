@@ -1,68 +1,74 @@
-"""learning_curve.svg: what metrics.jsonl holds, drawn."""
+"""The learning curve of a run: loss, accuracy and learning rate over the steps, as SVG."""
 
+import functools
 import math
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rmjax.core.svg import Axes, row
+from rmjax.core.plotting import draw_svg
 
-Points = list[tuple[int, float]]  # (step, value)
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-_POINTS = 400  # of a curve: more than the figure has pixels for; a long run's file stays small
-_TRAIN, _VALIDATION = "#9bc", "#247"
+Series = dict[tuple[str, str], list[tuple[int, float]]]  # (step, value) by (split, metric)
+
+_LABELS = {"loss": "loss", "accuracy": "accuracy", "learning_rate": "learning rate"}  # of the metrics with a plot
+_MAX_POINTS = 400  # per curve: more than the figure has pixels for, so a long run's file stays small
 
 
-def draw(lines: Iterable[dict]) -> str:
-    """Returns an SVG file: loss, accuracy and learning rate over the steps; a figure without data is left out.
+def add_points(series: Series, step: int, split: str, metrics: dict[str, float]) -> None:
+    """Appends the finite values of the metrics that are drawn."""
+    for name in (*_LABELS, "accuracy_ceiling"):
+        if math.isfinite(value := metrics.get(name, math.nan)):
+            series.setdefault((split, name), []).append((step, value))
 
-    Train metrics are smoothed by a moving mean over a fiftieth of the run so far; validation is drawn as it is, a dot
-    a line, and the best reachable accuracy, where it is known, as a dashed line.
 
-    Args:
-      lines: of metrics.jsonl, in order.
+def draw(series: Series) -> str:
+    """Returns an SVG file with a plot per metric that has points.
+
+    Train metrics are smoothed by a moving mean over a fiftieth of their points; validation metrics are drawn unchanged,
+    with a dot per validation, and the latest `accuracy_ceiling` as a dashed line.
     """
-    series: dict[tuple[str, str], Points] = {}  # of (split, metric)
-    for line in lines:
-        for name, value in line.items():
-            if name not in ("step", "split") and math.isfinite(value):
-                series.setdefault((line["split"], name), []).append((line["step"], value))
-    figures = []
-    for name, label in (("loss", "loss"), ("accuracy", "accuracy"), ("learning_rate", "learning rate")):
-        trained, validated = series.get(("train", name), []), series.get(("validation", name), [])
+    plots = []
+    for name in _LABELS:
+        train, validation = (
+            np.array(series.get((split, name), []), np.float64).reshape(-1, 2) for split in ("train", "validation")
+        )
         if name != "learning_rate":
-            trained = _smoothed(trained)
-        ceiling = series.get(("validation", "accuracy_ceiling"), [])[-1:] if name == "accuracy" else []
-        if trained or validated:
-            figures.append(_figure(label, _thinned(trained), _thinned(validated), ceiling))
-    return row(figures)
+            train = _smooth(train)
+        ceiling = series.get(("validation", f"{name}_ceiling"), [])
+        if len(train) or len(validation):
+            plots.append(functools.partial(_plot, name, _subsample(train), _subsample(validation), ceiling))
+    return draw_svg(plots, "learning_curve")
 
 
-def _figure(label: str, trained: Points, validated: Points, ceiling: Points) -> Axes:
-    steps, values = zip(*trained, *validated, *ceiling, strict=True)
-    axes = Axes((0, max(steps)), (min(values), max(values)), "step (light: train, dark: validation)", label)
-    for step, best in ceiling:
-        axes.line(0, best, step, best)
-    axes.curve(trained, _TRAIN)
-    axes.curve(validated, _VALIDATION)
-    for step, value in validated:
-        axes.dot(step, value, _VALIDATION)
-    return axes
+def _plot(name: str, train: np.ndarray, validation: np.ndarray, ceiling: list[tuple[int, float]], axes: "Axes") -> None:
+    axes.set_gid(name)
+    if len(train):
+        axes.plot(*train.T, color="#9bc", label="train", gid=f"{name}-train")
+    if len(validation):
+        axes.plot(*validation.T, color="#247", marker=".", label="validation", gid=f"{name}-validation")
+    for _, value in ceiling[-1:]:
+        axes.axhline(value, color="#b33", linestyle="--", linewidth=1, label="ceiling", gid=f"{name}-ceiling")
+    axes.locator_params(axis="x", integer=True)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.ticklabel_format(axis="y", useOffset=False, scilimits=(-3, 5))
+    axes.set(xlabel="step", ylabel=_LABELS[name])
+    if len(axes.lines) > 1:
+        axes.legend()
+    if name == "learning_rate":
+        axes.set_ylim(bottom=0)
 
 
-def _smoothed(points: Points) -> Points:
-    """Returns each step with the mean of the values up to it, over a window of a fiftieth of them."""
-    if not points:
-        return points
-    steps, values = zip(*points, strict=True)
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    end = np.arange(1, len(values) + 1)
-    start = np.maximum(end - max(1, len(values) // 50), 0)
-    return list(zip(steps, ((total[end] - total[start]) / (end - start)).tolist(), strict=True))
+def _smooth(points: np.ndarray) -> np.ndarray:
+    """Returns points [N, 2] with each value replaced by the mean of the last N / 50 values up to it."""
+    total = np.concatenate([[0.0], np.cumsum(points[:, 1])])
+    end = np.arange(1, len(points) + 1)
+    start = np.maximum(end - max(1, len(points) // 50), 0)
+    return np.stack([points[:, 0], (total[end] - total[start]) / (end - start)], axis=1)
 
 
-def _thinned(points: Points) -> Points:
-    """Returns at most `_POINTS` of the points, the first and the last among them."""
-    if len(points) <= _POINTS:
-        return points
-    return [points[i] for i in np.linspace(0, len(points) - 1, _POINTS).round().astype(int)]
+def _subsample(points: np.ndarray) -> np.ndarray:
+    """Returns at most `_MAX_POINTS` of the points [N, 2], among them the first and the last."""
+    return points[np.linspace(0, len(points) - 1, min(len(points), _MAX_POINTS)).round().astype(int)]

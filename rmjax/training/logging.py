@@ -1,8 +1,11 @@
-"""What a run writes about itself: metrics.jsonl and its picture, TensorBoard, and a progress bar."""
+"""Writers of training metrics: JSON lines, TensorBoard, the learning curve; and the progress bar."""
 
 import json
 import os
+import pathlib
 import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorboardX
 import tqdm
@@ -12,96 +15,137 @@ from rmjax.models.workdir import Workdir
 from rmjax.training import figures
 
 
-class MetricsLog:
-    """metrics.jsonl, learning_curve.svg and tensorboard/ of a workdir: one line a step and split, none twice.
+class MetricsWriter:
+    """Base class of backends that receive the metrics of a run, in the first process only.
 
-    Args:
-      workdir: exists.
-      step: where the run continues; lines of later steps, and a torn last line, are from work that is done again and
-        are removed.
-      quiet: write nothing; of several processes only the first writes.
+    To add a backend, write a subclass whose constructor takes (workdir, step), and add it to `WRITERS` or pass it to
+    `experiment.train(..., writers=[...])`. A run resumes after `step` steps and repeats later ones, so metrics of later
+    steps that an earlier process wrote are stale.
     """
 
-    def __init__(self, workdir: Workdir, step: int, quiet: bool = False):
-        self._curve = workdir.learning_curve_file
-        self.path = workdir.metrics_file
-        self._quiet = quiet
-        if quiet:
-            return
-        kept = [line for line in self._lines() if line["step"] <= step]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        write_atomic(self.path, text)
-        self._file = open(self.path, "a")  # noqa: SIM115 (closed by close)
-        self._board = tensorboardX.SummaryWriter(
-            str(workdir.tensorboard_directory), purge_step=step + 1 if step else None
-        )
+    def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
+        """Adds the metrics of a step; `split` is train or validation."""
+        raise NotImplementedError
 
-    def _lines(self) -> list[dict]:
-        if not self.path.exists():
-            return []
-        lines = []
-        for text in self.path.read_text().splitlines():
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                break  # torn by a kill; all that follows is later
-        return lines
+    def flush(self) -> None:
+        """Makes all metrics durable; called before each checkpoint is saved and before `close`."""
+
+    def close(self) -> None:
+        """Releases files and connections."""
+
+
+def read_metrics(path: pathlib.Path, last_step: int) -> list[dict[str, Any]]:
+    """Returns the lines of metrics.jsonl up to `last_step`; an incomplete line (the process was killed) ends it."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return [line for line in lines if line["step"] <= last_step]
+
+
+class JsonlWriter(MetricsWriter):
+    """metrics.jsonl: a JSON object with `step`, `split` and the metrics per line; stale lines are removed."""
+
+    def __init__(self, workdir: Workdir, step: int):
+        lines = read_metrics(workdir.metrics_file, step)
+        write_atomic(workdir.metrics_file, "".join(json.dumps(line) + "\n" for line in lines))
+        self._file = open(workdir.metrics_file, "a")  # noqa: SIM115 (closed by close)
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
-        """Appends a line."""
-        if self._quiet:
-            return
         self._file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
         self._file.flush()
+
+    def flush(self) -> None:
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoardWriter(MetricsWriter):
+    """Event files with a scalar `SPLIT/METRIC` per metric; stale steps are purged by TensorBoard."""
+
+    def __init__(self, workdir: Workdir, step: int):
+        purge_step = step + 1 if step else None
+        self._board = tensorboardX.SummaryWriter(str(workdir.tensorboard_directory), purge_step=purge_step)
+
+    def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
             self._board.add_scalar(f"{split}/{name}", value, step)
 
-    def sync(self) -> None:
-        """Puts all lines on disk and draws them: called before a checkpoint that they belong to."""
-        if self._quiet:
-            return
-        self._file.flush()
-        os.fsync(self._file.fileno())
+    def flush(self) -> None:
         self._board.flush()
-        write_atomic(self._curve, figures.draw(self._lines()))
 
     def close(self) -> None:
-        """Closes the files."""
-        if self._quiet:
-            return
-        self.sync()
-        self._file.close()
         self._board.close()
 
 
-class Progress:
-    """A bar with rate, loss, accuracy and time left; silent on all processes but the first."""
+class LearningCurve(MetricsWriter):
+    """learning_curve.svg: the figure of metrics.jsonl, drawn when flushed."""
 
-    def __init__(self, steps: int, done: int, quiet: bool):
-        # A log file gets a line every half minute; a terminal a live bar.
-        interval = 0.2 if sys.stderr.isatty() else 30.0
-        self._bar = tqdm.tqdm(
-            total=steps,
-            initial=done,
-            desc="training",
-            unit="step",
-            disable=quiet,
-            mininterval=interval,
-            dynamic_ncols=True,
-        )
+    def __init__(self, workdir: Workdir, step: int):
+        self._path = workdir.learning_curve_file
+        self._series: figures.Series = {}
+        self._drawn = False
+        for line in read_metrics(workdir.metrics_file, step):
+            self.write(line["step"], line["split"], line)
+
+    def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
+        figures.add_points(self._series, step, split, metrics)
+        self._drawn = False
+
+    def flush(self) -> None:
+        if not self._drawn:
+            write_atomic(self._path, figures.draw(self._series))
+        self._drawn = True
+
+
+OpenWriter = Callable[[Workdir, int], MetricsWriter]
+WRITERS: tuple[OpenWriter, ...] = (JsonlWriter, TensorBoardWriter, LearningCurve)
+
+
+class CompositeWriter(MetricsWriter):
+    """Forwards metrics to several writers, in order."""
+
+    def __init__(self, workdir: Workdir, step: int, writers: Sequence[OpenWriter] = WRITERS):
+        self._writers = [open_writer(workdir, step) for open_writer in writers]
+
+    def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
+        for writer in self._writers:
+            writer.write(step, split, metrics)
+
+    def flush(self) -> None:
+        for writer in self._writers:
+            writer.flush()
+
+    def close(self) -> None:
+        self.flush()
+        for writer in self._writers:
+            writer.close()
+
+
+class ProgressBar:
+    """A bar with rate, loss, accuracy and time left; `disable` it on all processes but the first."""
+
+    def __init__(self, steps: int, done: int, disable: bool):
+        interval = 0.2 if sys.stderr.isatty() else 30.0  # seconds; each update is a line in a log file
+        options = {"unit": "step", "mininterval": interval, "dynamic_ncols": True}
+        self._bar = tqdm.tqdm(desc="training", total=steps, initial=done, disable=disable, **options)
 
     def update(self, metrics: dict[str, float]) -> None:
-        """Moves on by one step."""
+        """Advances by one step and shows its metrics."""
         accuracy = f"accuracy {metrics['accuracy']:.3f}, " if "accuracy" in metrics else ""
         rate = f"{metrics['comparisons_per_second']:.1f} comparisons/s"
         self._bar.set_postfix_str(f"loss {metrics['loss']:.4f}, {accuracy}{rate}", refresh=False)
         self._bar.update()
 
-    def say(self, line: str) -> None:
+    def print(self, line: str) -> None:
         """Prints a line above the bar."""
         if not self._bar.disable:
             self._bar.write(line)
 
     def close(self) -> None:
-        """Leaves the bar where it is."""
+        """Stops updating the bar and leaves it on the screen."""
         self._bar.close()

@@ -1,46 +1,41 @@
-"""The training loop: dispatch ahead, log, validate, save, stop when told to."""
+"""The training loop: asynchronous dispatch, logging, validation, checkpoints, and stopping on a signal."""
 
+import contextlib
 import dataclasses
 import signal
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import grain
 import jax
 import numpy as np
 
+from rmjax.core.config import Config
 from rmjax.core.errors import InputError
-from rmjax.data.packing.pipeline import Step, materialise
+from rmjax.data.packing.pipeline import materialize
 from rmjax.data.packing.plan import BatchPlan
 from rmjax.data.tokens.dataset import TokenizedDataset
 from rmjax.models.workdir import Workdir
 from rmjax.training.checkpoints import Checkpoints
-from rmjax.training.logging import MetricsLog, Progress
-from rmjax.training.step import State, Trainer, batch_sharding
+from rmjax.training.logging import WRITERS, CompositeWriter, MetricsWriter, OpenWriter, ProgressBar
+from rmjax.training.objectives import Objective
+from rmjax.training.step import State, Trainer, shard_batch
 from rmjax.training.validation import Validation
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """A dataset and its plan."""
+    """A dataset, its batch plan, and the indices of a microbatch's rows that are on this process's devices."""
 
     dataset: TokenizedDataset
     plan: BatchPlan
+    rows: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
-    """When things happen, in steps."""
-
-    validate_every: int
-    save_every: int
-    log_every: int
-    best: str  # the validation metric that picks the best checkpoint
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What a run came to: the last step done, the validation metrics last seen, and whether it was told to stop."""
+class TrainingResult:
+    """The last completed step, the latest validation metrics, and whether a signal stopped the run before its end."""
 
     step: int
     validation: dict[str, float]
@@ -48,160 +43,154 @@ class Outcome:
 
 
 class StopRequest:
-    """Turns SIGTERM and the first Ctrl-C into a flag that the loop reads between steps.
+    """Context manager that turns SIGTERM and the first SIGINT into a flag, which the loop reads between steps.
 
-    Of several processes each would stop at a step of its own; there SIGTERM is left to `Checkpoints.preempted`, whose
-    handler JAX has installed, and Ctrl-C stops at once.
+    The processes of a multi-process run must stop at the same step: there `Checkpoints.preempted` reports SIGTERM,
+    which JAX handles, and SIGINT interrupts at once.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.requested = False
-        numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
-        self._previous = {number: signal.signal(number, self._handle) for number in numbers}
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        for number in (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ():
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
 
     def _handle(self, number: int, frame: Any) -> None:
         self.requested = True
-        signal.signal(number, self._previous[number])  # a second one stops at once
+        signal.signal(number, self._previous[number])  # a second signal interrupts at once
 
-    def restore(self) -> None:
-        """Puts the handlers back that were there before."""
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
 
+class StepLogger:
+    """Logs a step's metrics after the next step is dispatched, so that the devices never wait for the host."""
+
+    def __init__(
+        self, objective: Objective, training: Split, log_every: int, writer: MetricsWriter, progress: ProgressBar
+    ):
+        self._objective, self._training, self._log_every = objective, training, log_every
+        self._writer, self._progress = writer, progress
+        self._pending: tuple[int, dict[str, Any]] | None = None
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Starts the time of the next step now, so that it excludes validation."""
+        self._clock = time.perf_counter()
+
+    def add(self, step: int, outputs: dict[str, Any]) -> None:
+        """Logs the previous step (see `flush`) and keeps the outputs of `step`, which may not be computed yet."""
+        self.flush()
+        self._pending = (step, outputs)
+
+    def flush(self) -> None:
+        """Waits for the latest step and logs it; raises InputError if its loss or gradient is not finite."""
+        if self._pending is None:
+            return
+        (step, outputs), self._pending = self._pending, None
+        outputs = jax.device_get(outputs)
+        now = time.perf_counter()
+        seconds, self._clock = now - self._clock, now
+        metrics = self._objective.metrics(outputs["sums"]) | {"grad_norm": float(outputs["grad_norm"])}
+        plan, dataset = self._training.plan, self._training.dataset
+        comparisons = plan.comparisons(step - 1)
+        for name in ("loss", "grad_norm"):
+            if not np.isfinite(metrics[name]):
+                raise InputError(
+                    f"step {step}: {name} is {metrics[name]}, not finite; the step's comparisons: "
+                    f"{', '.join(dataset.where(i) for i in comparisons[:8])}{', …' if len(comparisons) > 8 else ''}; "
+                    "lower config.optimizer.learning_rate or check these records. Earlier checkpoints are not affected"
+                )
+        metrics |= {
+            "learning_rate": float(outputs["learning_rate"]),
+            "tokens_per_second": float(dataset.lengths[comparisons].sum()) / seconds,
+            "comparisons_per_second": len(comparisons) / seconds,
+            "step_time": seconds,
+        }
+        if step % self._log_every == 0 or step == plan.num_steps:
+            self._writer.write(step, "train", metrics)
+        self._progress.update(metrics)
+
+
 def run(
+    config: Config,
     trainer: Trainer,
     state: State,
     iterator: grain.DatasetIterator,
-    rows: np.ndarray,
     training: Split,
     validation: Split,
-    schedule: Schedule,
     checkpoints: Checkpoints,
     workdir: Workdir,
-) -> Outcome:
-    """Trains from `state['step']` to the end of the plan.
+    writers: Sequence[OpenWriter],
+) -> TrainingResult:
+    """Trains from `state['step']`, where `iterator` is, to the end of the training plan or until a signal stops it.
 
-    Raises:
-      InputError: the loss or the gradient is not finite; names the step and the comparisons. Nothing is saved after it.
+    `state` is donated; `writers` are used in addition to `logging.WRITERS`. Raises InputError if a step's loss or
+    gradient is not finite; no checkpoint is saved after that step.
     """
-    first, last = int(state["step"]), training.plan.num_steps
+    step, last = int(state["step"]), training.plan.num_steps
+    validate_every = config.evaluation.every or max(1, last // 10)
+    save_every = config.checkpoint.every or validate_every
     quiet = jax.process_index() > 0
-    log, progress = MetricsLog(workdir, first, quiet), Progress(last, first, quiet)
-    step_function = trainer.compile_step(training.plan.short_length)
-    evaluate = trainer.compile_evaluation()
-    stop = StopRequest()
-    latest: dict[str, float] = {}
-    pending: tuple[int, Any] | None = None
-    clock = time.perf_counter()
+    writer = CompositeWriter(workdir, step, () if quiet else (*WRITERS, *writers))
+    progress = ProgressBar(last, step, quiet)
+    logger = StepLogger(trainer.objective, training, config.train.log_every, writer, progress)
+    train_step, evaluate = trainer.compile_step(training.plan.short_length), trainer.compile_evaluation()
+    metrics: dict[str, float] = {}
 
-    def settle() -> None:
-        """Reads and logs the step that was dispatched before; the device is at work on the next meanwhile."""
-        nonlocal pending, clock
-        if pending is None:
-            return
-        (step, report), pending = pending, None
-        report = jax.device_get(report)
-        now = time.perf_counter()
-        metrics = trainer.objective.values(report["sums"]) | {"grad_norm": float(report["grad_norm"])}
-        _check_finite(step, metrics, training)
-        chosen = training.plan.comparisons(step - 1)
-        seconds = now - clock
-        clock = now
-        metrics |= {
-            "learning_rate": float(report["learning_rate"]),
-            "tokens_per_second": float(training.dataset.lengths[chosen].sum()) / seconds,
-            "comparisons_per_second": len(chosen) / seconds,
-            "step_time": seconds,
-        }
-        if step % schedule.log_every == 0 or step == last:
-            log.write(step, "train", metrics)
-        progress.update(metrics)
-
-    def validate(step: int) -> dict[str, float]:
-        nonlocal clock
-        started = time.perf_counter()
-        metrics = run_validation(trainer, evaluate, state["params"], validation, rows)
-        clock += time.perf_counter() - started
-        log.write(step, "validation", metrics)
-        progress.say(f"step {step}: validation {headline(metrics)}")
+    def validate() -> dict[str, float]:
+        metrics = run_validation(trainer, evaluate, state["params"], validation)
+        logger.restart_clock()
+        writer.write(step, "validation", metrics)
+        progress.print(f"step {step}: validation {summarize(metrics)}")
         return metrics
 
-    step = first
-    try:
-        if first == 0:
-            latest = validate(0)
+    closing = contextlib.closing
+    with closing(checkpoints), closing(progress), closing(writer), StopRequest() as stop:
+        if step == 0:
+            metrics = validate()
         while step < last:
             item = next(iterator)
-            batch, microbatches = put(trainer, item, training.plan.microbatch_rows, rows)
-            state, report = step_function(state, batch, microbatches)
-            settle()
+            batch = shard_batch(trainer.mesh, item["batch"], training.plan.microbatch_rows, training.rows)
+            state, outputs = train_step(state, batch, item["microbatches"])
             step += 1
-            pending = (step, report)
-            stopping = stop.requested if jax.process_count() == 1 else checkpoints.preempted(step)
-            validating = step % schedule.validate_every == 0 or step == last
-            if validating or stopping or step % schedule.save_every == 0:
-                settle()
-                latest = validate(step) if validating else latest
-                log.sync()
-                checkpoints.save(step, state, iterator, latest if validating else None)
+            logger.add(step, outputs)
+            stopping = stop.requested or checkpoints.preempted(step)
+            validating = step % validate_every == 0 or step == last
+            if validating or stopping or step % save_every == 0:
+                logger.flush()
+                metrics = validate() if validating else metrics
+                writer.flush()
+                checkpoints.save(step, state, iterator, metrics if validating else None)
             if stopping:
                 break
-    finally:
-        stop.restore()
-        log.close()
-        progress.close()
-        checkpoints.close()
-    return Outcome(step, latest, stopped=step < last)
+    return TrainingResult(step, metrics, stopped=step < last)
 
 
-def put(trainer: Trainer, item: Step, microbatch_rows: int, rows: np.ndarray) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Lays a host's share of a step out on the mesh."""
-
-    def place(name: str, local: np.ndarray) -> jax.Array:
-        shape = (local.shape[0], microbatch_rows, *local.shape[2:])
-        sharding = batch_sharding(trainer.mesh, name)
-        if len(rows) == microbatch_rows:
-            return jax.device_put(local, sharding)
-
-        def part(index: tuple[slice, ...]) -> np.ndarray:
-            wanted = np.arange(microbatch_rows)[index[1]]
-            return local[index[0]][:, np.searchsorted(rows, wanted)][(slice(None), slice(None), *index[2:])]
-
-        return jax.make_array_from_callback(shape, sharding, part)
-
-    return {name: place(name, local) for name, local in item["batch"].items()}, item["microbatches"]
-
-
-def run_validation(trainer: Trainer, evaluate: Any, params: Any, split: Split, rows: np.ndarray) -> dict[str, float]:
-    """Returns the metrics over the whole split."""
+def run_validation(trainer: Trainer, evaluate: Any, params: Any, split: Split) -> dict[str, float]:
+    """Returns the metrics of `params` over the whole split; `evaluate` is from `Trainer.compile_evaluation`."""
     validation = Validation(split.dataset, split.plan, trainer.objective)
     for step in range(split.plan.num_steps):
-        item = materialise(split.dataset, split.plan, step, rows)
-        batch, microbatches = put(trainer, item, split.plan.microbatch_rows, rows)
-        sums, rewards = evaluate(params, batch, microbatches)
+        item = materialize(split.dataset, split.plan, step, split.rows)
+        batch = shard_batch(trainer.mesh, item["batch"], split.plan.microbatch_rows, split.rows)
+        sums, rewards = evaluate(params, batch, item["microbatches"])
         validation.add(step, sums, np.asarray(rewards))
     return validation.metrics()
 
 
-def headline(metrics: dict[str, float]) -> str:
-    """Returns the few validation metrics that a reader wants at a glance."""
-    shown = [("loss", ""), ("accuracy", "accuracy_ceiling"), ("auc", ""), ("mse", "mse_floor"), ("spearman", "")]
-    bounds = {"accuracy_ceiling": "ceiling", "mse_floor": "floor"}
+def summarize(metrics: dict[str, float]) -> str:
+    """Returns the main validation metrics in one line, each with its best reachable value where that is known.
+
+    >>> summarize({"loss": 0.5, "accuracy": 0.75, "accuracy_ceiling": 0.9, "margin": 1.0})
+    'loss 0.5000, accuracy 0.7500 (ceiling 0.9000)'
+    """
     parts = []
-    for name, bound in shown:
+    for name, bound in (("loss", ""), ("accuracy", "ceiling"), ("auc", ""), ("mse", "floor"), ("spearman", "")):
         if name in metrics:
-            known = f" ({bounds[bound]} {metrics[bound]:.4f})" if bound in metrics else ""
-            parts.append(f"{name} {metrics[name]:.4f}{known}")
+            best = metrics.get(f"{name}_{bound}")
+            parts.append(f"{name} {metrics[name]:.4f}" + (f" ({bound} {best:.4f})" if best is not None else ""))
     return ", ".join(parts)
-
-
-def _check_finite(step: int, metrics: dict[str, float], split: Split) -> None:
-    wrong = [name for name in ("loss", "grad_norm") if not np.isfinite(metrics[name])]
-    if wrong:
-        places = [split.dataset.where[i] for i in split.plan.comparisons(step - 1)]
-        shown = ", ".join(places[:8]) + (f" and {len(places) - 8} more" if len(places) > 8 else "")
-        raise InputError(
-            f"step {step}: {wrong[0]} is {metrics[wrong[0]]}; its comparisons: {shown}. Lower optimizer.learning_rate, "
-            "or look at these records; the last checkpoint is intact."
-        )

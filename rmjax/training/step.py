@@ -1,4 +1,7 @@
-"""The train state and the one jitted step over it, on whatever mesh is in force."""
+"""The train state, and the jitted train and evaluation steps over it.
+
+Axis letters: M microbatches, B rows of a microbatch, R readouts, A attributes.
+"""
 
 import dataclasses
 import functools
@@ -16,21 +19,21 @@ from rmjax.core.mesh import ROWS, replicated
 from rmjax.data.schema import PER_TOKEN
 from rmjax.models.decoder import Params, RewardModel
 from rmjax.models.sharding import state_shardings
+from rmjax.training.losses import Batch
 from rmjax.training.objectives import Objective, Sums
 
 State = dict[str, Any]  # step: int32 [], params, opt_state
-Batch = dict[str, jax.Array]  # packed rows, stacked: [M, B, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-    """What a step computes: model, objective, optimizer, and the mesh it runs on."""
+    """Model, objective, optimizer and mesh of the train step; `schedule` only reports the learning rate."""
 
     model: RewardModel
     objective: Objective
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
-    grad_clip: float
+    grad_clip: float  # maximum global norm; 0: no clipping
     mesh: Mesh
 
     def init(self, params: Params) -> State:
@@ -40,20 +43,21 @@ class Trainer:
     def abstract_state(self) -> State:
         """Returns shapes, dtypes and shardings of the whole state."""
         state = jax.eval_shape(lambda: self.init(self.model.init(jax.random.key(0))))
-        return jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            state,
-            state_shardings(self.mesh, state),
-        )
+        with_sharding = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        return jax.tree.map(with_sharding, state, state_shardings(self.mesh, state))
+
+    def shardings(self) -> State:
+        """Returns the sharding of each leaf of the state."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
 
     def compile_step(self, short_length: int) -> Callable[[State, Batch, jax.Array], tuple[State, dict[str, Any]]]:
-        """Returns `step(state, batch, microbatches) -> (state, report)`; the given state is donated.
+        """Returns `step(state, batch, microbatches) -> (state, outputs)`; the given state is donated.
 
-        `microbatches` [2] says which of the M stacked microbatches hold comparisons: those before the first are
-        computed whole, those from there to the second cut to `short_length` tokens. One program serves any numbers.
-        `report` holds the objective's sums, `grad_norm` (before clipping) and `learning_rate`.
+        `batch` is [M, B, ...]; `microbatches`, int32 [2], counts its full and all its used microbatches: those between
+        are truncated to `short_length` tokens, and the rest not computed, so one program serves any number. `outputs`
+        holds the objective's `sums`, `grad_norm` (before clipping) and `learning_rate`.
         """
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
+        shardings = self.shardings()
         return jax.jit(
             functools.partial(self._step, short_length, shardings["params"]),
             donate_argnums=0,
@@ -62,18 +66,18 @@ class Trainer:
         )
 
     def compile_evaluation(self) -> Callable[[Params, Batch, jax.Array], tuple[Sums, jax.Array]]:
-        """Returns `evaluate(params, batch, microbatches)`: the objective's sums, and the rewards [M, B, R, A]."""
+        """Returns `evaluate(params, batch, microbatches) -> (objective's sums, rewards float32 [M, B, R, A])`."""
 
         def evaluate(params: Params, batch: Batch, microbatches: jax.Array) -> tuple[Sums, jax.Array]:
-            def one(i: Any, carry: tuple[Sums, jax.Array]) -> tuple[Sums, jax.Array]:
+            def body(i: Any, carry: tuple[Sums, jax.Array]) -> tuple[Sums, jax.Array]:
                 rows = _microbatch(batch, i)
                 rewards = self.model.rewards(params, rows)
                 sums = jax.tree.map(jnp.add, carry[0], self.objective(rewards, rows))
                 return sums, carry[1].at[i].set(rewards)
 
             rewards = jnp.zeros(batch["labels"].shape, jnp.float32)
-            sums = _zeros(self.objective, rewards[0], _microbatch(batch, 0))
-            return jax.lax.fori_loop(0, microbatches[1], one, (sums, rewards))
+            sums = _zeros_like_result(self.objective, rewards[0], _microbatch(batch, 0))
+            return jax.lax.fori_loop(0, microbatches[1], body, (sums, rewards))
 
         return jax.jit(evaluate, out_shardings=replicated(self.mesh))
 
@@ -81,57 +85,73 @@ class Trainer:
         self, short_length: int, shardings: Params, state: State, batch: Batch, microbatches: jax.Array
     ) -> tuple[State, dict[str, Any]]:
         params = state["params"]
-        # Before the loop: the terms of an objective have different weights, so each is divided by its own.
-        totals = self.objective.totals(batch)
+        # Before accumulation: each loss is divided by its own total weight, so their sum cannot be divided afterwards.
+        total_weights = self.objective.total_weights(batch)
 
-        def gradient(rows: Batch) -> tuple[Sums, Params]:
+        def sums_and_gradients(rows: Batch) -> tuple[Sums, Params]:
             def loss_share(params: Params) -> tuple[jax.Array, Sums]:
                 sums = self.objective(self.model.rewards(params, rows), rows)
-                return self.objective.share(sums, totals), sums
+                return self.objective.loss_share(sums, total_weights), sums
 
             gradients, sums = jax.grad(loss_share, has_aux=True)(params)
-            # The sum over microbatches begins as zeros, which of themselves lie nowhere.
+            # Accumulation starts from zeros, which have no sharding of their own to propagate.
             return sums, jax.lax.with_sharding_constraint(gradients, shardings)
 
-        if next(iter(batch.values())).shape[0] == 1:  # no second set of gradients in memory
-            sums, gradients = gradient(_microbatch(batch, 0))
+        if next(iter(batch.values())).shape[0] == 1:  # without accumulation: one set of gradients in memory, not two
+            sums, gradients = sums_and_gradients(_microbatch(batch, 0))
         else:
-            sums, gradients = _accumulate(gradient, batch, microbatches, short_length)
+            sums, gradients = _accumulate(sums_and_gradients, batch, microbatches, short_length)
         grad_norm = optax.tree.norm(gradients)
         if self.grad_clip > 0:
             scale = jnp.minimum(1.0, self.grad_clip / jnp.maximum(grad_norm, 1e-30))
             gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
         updates, opt_state = self.optimizer.update(gradients, state["opt_state"], params)
         state = {"step": state["step"] + 1, "params": optax.apply_updates(params, updates), "opt_state": opt_state}
-        report = {"sums": sums, "grad_norm": grad_norm, "learning_rate": self.schedule(state["step"] - 1)}
-        return state, report
+        outputs = {"sums": sums, "grad_norm": grad_norm, "learning_rate": self.schedule(state["step"] - 1)}
+        return state, outputs
 
 
 def _accumulate(function: Callable[[Batch], Any], batch: Batch, microbatches: jax.Array, short_length: int) -> Any:
-    """Returns the sum of `function(rows)` over a step's microbatches: the whole ones, then those that are cut."""
-    cut = lambda rows: {name: leaf[:, :short_length] if name in PER_TOKEN else leaf for name, leaf in rows.items()}
+    """Returns the sum of `function(rows)` over a step's full microbatches, then over its truncated ones."""
+    truncate = lambda rows: {name: leaf[:, :short_length] if name in PER_TOKEN else leaf for name, leaf in rows.items()}
     add = lambda rows, total: jax.tree.map(jnp.add, total, function(rows))
-    total = _zeros(function, _microbatch(batch, 0))
-    total = jax.lax.fori_loop(0, microbatches[0], lambda i, total: add(_microbatch(batch, i), total), total)
+    full, used = microbatches[0], microbatches[1]
+    total = _zeros_like_result(function, _microbatch(batch, 0))
+    total = jax.lax.fori_loop(0, full, lambda i, total: add(_microbatch(batch, i), total), total)
     if not short_length:
         return total
-    return jax.lax.fori_loop(*microbatches, lambda i, total: add(cut(_microbatch(batch, i)), total), total)
+    return jax.lax.fori_loop(full, used, lambda i, total: add(truncate(_microbatch(batch, i)), total), total)
 
 
 def _microbatch(batch: Batch, i: Any) -> Batch:
     return {name: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False) for name, leaf in batch.items()}
 
 
-def _zeros(function: Callable, *arguments: Any) -> Any:
+def _zeros_like_result(function: Callable, *arguments: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, *arguments))
 
 
 def local_rows(mesh: Mesh, rows: int) -> np.ndarray:
-    """Returns which of a microbatch's `rows` the devices of this process hold, sorted."""
+    """Returns the indices of a microbatch's `rows` that are on this process's devices, sorted, int64."""
     parts = NamedSharding(mesh, P(ROWS)).addressable_devices_indices_map((rows,)).values()
     return np.unique(np.concatenate([np.arange(rows)[part] for part in parts]))
 
 
-def batch_sharding(mesh: Mesh, name: str) -> NamedSharding:
-    """Returns where a stacked batch's array [M, B, ...] lies: rows split, and tokens too along `sequence`."""
-    return NamedSharding(mesh, P(None, ROWS, "sequence") if name in PER_TOKEN else P(None, ROWS))
+def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray], num_rows: int, rows: np.ndarray) -> Batch:
+    """Returns a step's arrays [M, B, ...] on the mesh, with rows split, and tokens over the axis `sequence`.
+
+    `batch` holds the process's part [M, len(rows), ...], with `rows` from `local_rows`; `num_rows` is B.
+    """
+
+    def place(name: str, local: np.ndarray) -> jax.Array:
+        sharding = NamedSharding(mesh, P(None, ROWS, "sequence") if name in PER_TOKEN else P(None, ROWS))
+        if len(rows) == num_rows:
+            return jax.device_put(local, sharding)
+
+        def shard(index: Any) -> np.ndarray:
+            local_index = np.searchsorted(rows, np.arange(num_rows)[index[1]])
+            return local[index[0]][:, local_index][(slice(None), slice(None), *index[2:])]
+
+        return jax.make_array_from_callback((local.shape[0], num_rows, *local.shape[2:]), sharding, shard)
+
+    return {name: place(name, local) for name, local in batch.items()}

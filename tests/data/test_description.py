@@ -3,7 +3,7 @@ import json
 import pytest
 
 from rmjax.data.description import describe, overlap
-from rmjax.data.tokens.load import Options
+from rmjax.data.tokens.tokenize import DatasetOptions
 from rmjax.data.tokens.tokenizer import Tokenizer
 
 RECORDS = [
@@ -19,13 +19,13 @@ def write(path, records):
     return [str(path)]
 
 
-def test_it_says_what_is_there(tmp_path):
+def test_describe_reports_counts_lengths_duplicates_and_tokens(tmp_path):
     source = write(tmp_path / "in.jsonl", RECORDS)
-    text = describe(source, Tokenizer.load(""), Options(on_bad_record="skip"))
+    text = describe(source, Tokenizer.load(""), DatasetOptions(on_bad_record="skip"))
     for expected in (
         "3 comparisons of 4 records (pairs)",
         "1 skipped (no 'rejected')",
-        "responses a comparison: 2: 3",
+        "responses per comparison: 2: 3",
         "the better response is the longer one in 66.7%",
         "margins 0 to 2",
         "duplicates: 1",
@@ -35,13 +35,17 @@ def test_it_says_what_is_there(tmp_path):
         assert expected in text, text
 
 
-@pytest.mark.parametrize(("format", "expected"), [("regression", "label order: 1,000 of 1,000"),
-                                                  ("process", "label correct: 5,000 of 6,000, 0 to 1")])  # fmt: skip
-def test_labels_have_ranges(format, expected):
-    assert expected in describe(["synthetic"], Tokenizer.load(""), Options(format=format))
+@pytest.mark.parametrize(
+    ("format", "expected"),
+    [("regression", "label order: 1,000 of 1,000"), ("process", "label correct: 5,000 of 6,000, 0 to 1")],
+)
+def test_describe_reports_label_ranges_of_the_built_in_data(format, expected):
+    text = describe(["synthetic"], Tokenizer.load(""), DatasetOptions(format=format))
+    assert f"1,000 comparisons of 1,000 records ({format})" in text
+    assert expected in text
 
 
 def test_overlap_counts_comparisons_and_conversations(tmp_path):
     one = write(tmp_path / "a.jsonl", RECORDS[:2])
     other = write(tmp_path / "b.jsonl", [RECORDS[0], {"prompt": "p", "chosen": " new", "rejected": " bad"}])
-    assert "1 comparisons, 2 conversations" in overlap(one, other, Options())
+    assert "1 comparisons, 2 conversations" in overlap(one, other, DatasetOptions())

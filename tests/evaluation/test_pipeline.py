@@ -8,9 +8,9 @@ import pytest
 
 from rmjax.core.errors import InputError
 from rmjax.core.mesh import make_mesh
-from rmjax.data.records.parsers import ReadOptions
+from rmjax.data.records.options import ReadOptions
 from rmjax.data.tokens.tokenizer import Tokenizer
-from rmjax.evaluation.evaluation import evaluate, read_labelled
+from rmjax.evaluation.evaluate import evaluate, read_evaluation_data
 from rmjax.evaluation.pipeline import load_pipeline
 from rmjax.evaluation.score_file import score_file
 from rmjax.models import artifact
@@ -50,7 +50,7 @@ def score(pipeline, tmp_path, records, name="in.jsonl", **options):
     return [json.loads(line) for line in output.read_text().splitlines()], counts
 
 
-def test_each_format_keeps_its_fields_and_gets_rewards(pipeline, tmp_path):
+def test_lines_have_the_records_fields_and_rewards(pipeline, tmp_path):
     for i, (record, responses) in enumerate([(PAIR, 2), ({"text": "abc", "a": "é"}, 1), ({"messages": MESSAGES}, 1)]):
         (tmp_path / str(i)).mkdir()
         lines, counts = score(pipeline, tmp_path / str(i), [record] * 2, "in.jsonl.gz")
@@ -60,12 +60,12 @@ def test_each_format_keeps_its_fields_and_gets_rewards(pipeline, tmp_path):
         assert lines[0]["rewards"] == pytest.approx(lines[1]["rewards"], abs=1e-5)
 
 
-def test_several_attributes_are_objects(tmp_path):
+def test_rewards_of_several_attributes_are_objects(tmp_path):
     lines, _ = score(make_pipeline(tmp_path / "model", ("good", "short")), tmp_path, [PAIR])
     assert [sorted(rewards) for rewards in lines[0]["rewards"]] == [["good", "short"]] * 2
 
 
-def test_what_cannot_be_scored_says_why_in_its_place(pipeline, tmp_path):
+def test_records_that_cannot_be_scored_have_an_error(pipeline, tmp_path):
     records = [PAIR, "no json", {"chosen": "a"}, PAIR | {"chosen": " y" * 200}, PAIR | {"rejected": ""}, PAIR]
     lines, counts = score(pipeline, tmp_path, records)
     assert counts == (6, 4)
@@ -76,7 +76,7 @@ def test_what_cannot_be_scored_says_why_in_its_place(pipeline, tmp_path):
     assert lines[2]["chosen"] == "a"
 
 
-def test_messages_that_the_template_refuses_fail_alone(pipeline, tmp_path, monkeypatch):
+def test_messages_that_the_template_rejects_do_not_affect_other_records(pipeline, tmp_path, monkeypatch):
     def render(tokenizer, messages):
         if messages[0]["role"] == "clown":
             raise InputError("the chat template refuses these messages")
@@ -89,8 +89,8 @@ def test_messages_that_the_template_refuses_fail_alone(pipeline, tmp_path, monke
     assert "refuses" in lines[1]["error"]
 
 
-def test_a_killed_run_continues_to_the_same_file(pipeline, tmp_path, monkeypatch):
-    monkeypatch.setattr("rmjax.evaluation.pipeline.CHUNK", 2)
+def test_a_killed_run_resumes_and_writes_the_same_file(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr("rmjax.evaluation.pipeline.CHUNK_SIZE", 2)
     records = [{"text": "x" * n} for n in (1, 2, 3, 4, 5)] + [{"other": 1}, {"text": "y"}]
     expected, counts = score(pipeline, tmp_path, records)
     whole = (tmp_path / "out.jsonl").read_bytes()
@@ -103,7 +103,7 @@ def test_a_killed_run_continues_to_the_same_file(pipeline, tmp_path, monkeypatch
             assert a == {k: v for k, v in b.items() if k != "rewards"}
 
 
-def test_another_inputs_output_is_not_continued(pipeline, tmp_path):
+def test_the_output_of_another_input_is_not_continued(pipeline, tmp_path):
     score(pipeline, tmp_path, [{"text": "a"}, {"text": "b"}])
     with pytest.raises(InputError, match=r"out\.jsonl:2: scores a record of another input"):
         score(pipeline, tmp_path, [{"text": "a"}, {"text": "c"}])
@@ -111,8 +111,8 @@ def test_another_inputs_output_is_not_continued(pipeline, tmp_path):
         score(pipeline, tmp_path, [{"text": "a"}])
 
 
-def test_the_best_of_several_responses(pipeline, tmp_path):
-    # The last ones were scored before: their own fields say nothing about this run.
+def test_best_is_the_index_of_the_highest_reward(pipeline, tmp_path):
+    # The last two were scored before; their fields `error`, `best` and `rewards` are not of this run.
     several = {"prompt": "Is it?", "responses": [" No.", " Yes.", " Maybe."]}
     two = several | {"responses": [" No.", " Yes."]}
     records = [
@@ -128,7 +128,7 @@ def test_the_best_of_several_responses(pipeline, tmp_path):
         assert "best" not in lines[2]
         for line in (*lines[:2], *lines[3:]):
             assert line["best"] == int(np.argmax(line["rewards"]))
-    with pytest.raises(InputError, match=r"out\.jsonl:1: was written with --best_of; say so again"):
+    with pytest.raises(InputError, match=r"out\.jsonl:1: was written with --best_of; use the same flag"):
         score(pipeline, tmp_path, records)
     (tmp_path / "out.jsonl").unlink()
     lines, _ = score(pipeline, tmp_path, records[:2])
@@ -137,7 +137,7 @@ def test_the_best_of_several_responses(pipeline, tmp_path):
         score(pipeline, tmp_path, records[:2], best_of=True)
 
 
-def test_the_best_of_several_attributes_is_the_merged_rewards(tmp_path):
+def test_best_of_several_attributes_is_by_the_merged_reward(tmp_path):
     pipeline = make_pipeline(tmp_path / "model", ("good", "short"))
     lines, _ = score(pipeline, tmp_path, [{"text": "one response has no best"}], best_of=True)
     assert "best" not in lines[0]
@@ -148,7 +148,7 @@ def test_the_best_of_several_attributes_is_the_merged_rewards(tmp_path):
 
 def test_evaluate_writes_metrics_predictions_and_report(pipeline, tmp_path):
     records = [PAIR | {"chosen": f" {n}.", "id": n} for n in range(20)] + [PAIR | {"chosen": " long" * 50}]
-    items = read_labelled([write(tmp_path / "in.jsonl", records)], ReadOptions())
+    items = read_evaluation_data([write(tmp_path / "in.jsonl", records)], ReadOptions())
     headline = dict(evaluate(pipeline, items, tmp_path / "out", title="t"))
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
@@ -164,26 +164,26 @@ def test_evaluate_writes_metrics_predictions_and_report(pipeline, tmp_path):
     np.testing.assert_allclose([x["rewards"] for x in scored[:20]], [x["rewards"] for x in lines[:20]], atol=1e-5)
 
 
-def test_evaluate_knows_the_ceiling_of_the_built_in_data(pipeline, tmp_path):
-    evaluate(pipeline, read_labelled(["synthetic"], ReadOptions(), limit=30), tmp_path, title="t")
+def test_evaluation_of_the_built_in_data_has_its_ceiling(pipeline, tmp_path):
+    evaluate(pipeline, read_evaluation_data(["synthetic"], ReadOptions(), limit=30), tmp_path, title="t")
     assert 0.8 < json.loads((tmp_path / "metrics.json").read_text())["accuracy_ceiling"] < 1
 
 
-def test_a_bad_record_ends_evaluation_unless_skipped(tmp_path):
+def test_a_bad_record_is_an_error_unless_skipped(tmp_path):
     source = write(tmp_path / "in.jsonl", [PAIR, {"chosen": "a"}])
     with pytest.raises(InputError, match=r"in\.jsonl:2: no 'rejected'"):
-        read_labelled([source], ReadOptions())
-    assert len(read_labelled([source], ReadOptions(), on_bad_record="skip")) == 2
+        read_evaluation_data([source], ReadOptions())
+    assert len(read_evaluation_data([source], ReadOptions(), on_bad_record="skip")) == 2
 
 
-def test_max_length_cannot_exceed_the_models_positions(pipeline, tmp_path):
+def test_max_length_is_at_most_the_models_positions(pipeline, tmp_path):
     with pytest.raises(InputError, match="513"):
         make_pipeline(tmp_path / "model") and load_pipeline(str(tmp_path / "model"), max_length=513)
 
 
-def test_renamed_columns_are_scored_with_their_prompt(pipeline, tmp_path):
+def test_columns_are_renamed_before_scoring(pipeline, tmp_path):
     source = tmp_path / "in.jsonl"
     source.write_text(json.dumps({"question": "p", "chosen": "a", "rejected": "b"}) + "\n")
-    assert score_file(pipeline, str(source), tmp_path / "lost.jsonl") == (1, 1)  # not without it
+    assert score_file(pipeline, str(source), tmp_path / "lost.jsonl") == (1, 1)  # the prompt is missing
     renamed = dataclasses.replace(pipeline, options=dataclasses.replace(pipeline.options, columns=("question=prompt",)))
     assert score_file(renamed, str(source), tmp_path / "out.jsonl") == (1, 0)

@@ -1,3 +1,5 @@
+"""Scoring in shared rows: rewards do not depend on packing, and non-finite values do not spread."""
+
 import jax
 import numpy as np
 import pytest
@@ -28,13 +30,13 @@ def sequences(lengths, seed=0):
     return [rng.integers(VOCABULARY, size=length) for length in lengths]
 
 
-def test_the_shapes_are_powers_of_two_up_to_the_longest_row(scorer):
+def test_row_lengths_are_powers_of_two_up_to_the_longest_row(scorer):
     assert scorer.row_lengths == (64, 128, 200)
     assert Scorer(scorer.model, None, scorer._mesh, 128, 2).row_lengths == (64, 128)
     assert Scorer(scorer.model, None, scorer._mesh, 10, 2).row_lengths == (10,)
 
 
-def test_a_score_does_not_depend_on_its_company(scorer):
+def test_rewards_do_not_depend_on_the_other_trees_of_a_batch(scorer):
     trees = [make_tree([s]) for s in sequences([3, 200, 64, 65, 1, 17, 150, 40, 90, 5, 33, 128])]
     alone = [scorer.score([tree])[0] for tree in trees]
     assert all(rewards.shape == (1, 2) and rewards.dtype == np.float32 for rewards in alone)
@@ -45,7 +47,7 @@ def test_a_score_does_not_depend_on_its_company(scorer):
         np.testing.assert_allclose(together, [alone[i] for i in order], atol=1e-5)
 
 
-def test_a_shared_prompt_does_not_change_scores_even_where_the_tree_must_be_split(scorer):
+def test_a_shared_prompt_does_not_change_rewards_even_if_the_tree_must_be_split(scorer):
     for lengths in ([20, 30], [120, 130, 90]):  # the second is longer than a row with all its responses
         (prompt,), responses = sequences([40], 1), sequences(lengths, 2)
         whole = [np.concatenate([prompt, response]) for response in responses]
@@ -63,7 +65,7 @@ def test_readouts_keep_their_order_when_a_tree_is_split(scorer):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_nothing_is_compiled_after_warming_up(scorer):
+def test_nothing_is_compiled_after_the_warm_up(scorer):
     scorer.warm_up()
     assert scorer.compiled == set(scorer.row_lengths)
     scorer.score([make_tree([s]) for s in sequences([1, 60, 100, 200])])
@@ -71,20 +73,52 @@ def test_nothing_is_compiled_after_warming_up(scorer):
     assert scorer.score([]) == []
 
 
-def test_a_sequence_longer_than_a_row_is_refused(scorer):
+def test_a_sequence_longer_than_a_row_is_rejected(scorer):
     with pytest.raises(InputError, match=r"201 tokens; at most 200"):
         scorer.score([make_tree([s]) for s in sequences([201, 3])])
 
 
-def test_a_value_that_is_not_finite_stays_with_its_tree(scorer):
+@pytest.fixture(scope="module")
+def broken(scorer):
+    """The same model, except that the embedding of token 7 is NaN."""
     weight = scorer.params["decoder"]["embedding"]["weight"]
     params = jax.tree.map(lambda leaf: leaf, scorer.params)
     params["decoder"]["embedding"]["weight"] = weight.at[7].set(np.nan)
-    broken = Scorer(scorer.model, params, scorer._mesh, LONGEST, rows=2)
+    return Scorer(scorer.model, params, scorer._mesh, LONGEST, rows=2)
+
+
+def test_a_non_finite_tree_does_not_affect_the_others_in_its_row(scorer, broken):
     good, bad, other = (make_tree([s]) for s in ([1, 2, 3], [1, 7], [4, 5]))
     found = broken.score([good, bad, other])
     assert np.isnan(found[1]).all()
     np.testing.assert_allclose([found[0], found[2]], scorer.score([good, other]), atol=1e-5)
+
+
+@pytest.mark.parametrize("others", [[], [[4, 5]]])
+def test_a_non_finite_branch_does_not_affect_the_others_of_its_tree(scorer, broken, others):
+    prefix, responses = [1, 2, 3] * 10, [[4, 5], [6, 7], [8], [9, 7, 9]]
+    tree, *others = [make_tree([prefix + response for response in responses]), *(make_tree([s]) for s in others)]
+    found, expected = broken.score([tree, *others]), scorer.score([tree, *others])
+    assert np.isnan(found[0][[1, 3]]).all()
+    np.testing.assert_allclose(found[0][[0, 2]], expected[0][[0, 2]], atol=1e-5)
+    if others:
+        np.testing.assert_allclose(found[1], expected[1], atol=1e-5)
+
+
+def test_a_non_finite_prefix_affects_all_responses_and_no_other_tree(scorer, broken):
+    (good,), bad = sequences([90]), make_tree([[1, 7, *[8] * 90, k] for k in (1, 2, 3)])
+    found = broken.score([bad, make_tree([good[good != 7]])])
+    assert found[0].shape == (3, 2)
+    assert np.isnan(found[0]).all()
+    np.testing.assert_allclose(found[1], scorer.score([make_tree([good[good != 7]])])[0], atol=1e-5)
+
+
+def test_readouts_keep_their_order_when_responses_are_scored_alone(scorer, broken):
+    prefix, branches = np.array([1, 2], np.int32), (np.array([3, 4, 5], np.int32), np.array([6, 7], np.int32))
+    tree = Tree(prefix, branches, ((1, 0), (0, 2), (1, 1), (0, 0)))
+    found, expected = broken.score([tree])[0], scorer.score([tree])[0]
+    assert np.isnan(found[[0, 2]]).all()
+    np.testing.assert_allclose(found[[1, 3]], expected[[1, 3]], atol=1e-5)
 
 
 def test_rows_must_divide_over_the_mesh(scorer):

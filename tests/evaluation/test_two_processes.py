@@ -1,4 +1,4 @@
-"""Two real processes score a file together."""
+"""Scoring a file in two processes."""
 
 import json
 
@@ -9,7 +9,7 @@ from tests.evaluation.test_pipeline import PAIR, make_pipeline, write
 from tests.pair import Pair, own_lines
 
 
-def test_they_write_what_one_process_writes_and_continue_it(tmp_path):
+def test_two_processes_write_and_continue_what_one_process_writes(tmp_path):
     pipeline = make_pipeline(tmp_path / "model")
     records = [{"text": "x" * (1 + 7 * n % 90)} for n in range(300)] + [{"other": 1}, PAIR, {"text": "y" * 200}]
     source, output = write(tmp_path / "in.jsonl", records), tmp_path / "out.jsonl"
@@ -38,7 +38,7 @@ def model(tmp_path_factory):
     return directory
 
 
-def test_what_ends_one_ends_the_other(model, tmp_path):
+def test_an_error_in_one_process_ends_both(model, tmp_path):
     source, output = write(tmp_path / "in.jsonl", [{"text": "abc"}] * 5), tmp_path / "out.jsonl"
     command = ["rmjax.score", f"--model={model}", f"--input={source}", f"--output={output}"]
     write(output, [{"text": "of another input", "rewards": [0.0]}])
@@ -46,16 +46,16 @@ def test_what_ends_one_ends_the_other(model, tmp_path):
         pair.wait()
         assert [process.returncode for process in pair.processes] == [2, 2]
         assert "out.jsonl:1: scores a record of another input" in pair.text(0, "err")
-        assert "another process cannot go on; see its message" in pair.text(1, "err")
+        assert "another process failed; see its error message" in pair.text(1, "err")
     output.unlink()
     with Pair(command, tmp_path / "second", [[], [f"--input={tmp_path / 'missing.jsonl'}"]]) as pair:
         pair.wait()
         assert [process.returncode for process in pair.processes] == [2, 2]
-        assert "another process cannot go on" in pair.text(0, "err")
+        assert "another process failed" in pair.text(0, "err")
         assert "missing.jsonl" in pair.text(1, "err")
 
 
-def test_processes_that_read_different_records_are_told(model, tmp_path):
+def test_different_records_in_the_processes_are_an_error(model, tmp_path):
     sources = [write(tmp_path / f"in{i}.jsonl", [{"text": text}]) for i, text in enumerate(("abc", "abd"))]
     command = ["rmjax.score", f"--model={model}", f"--output={tmp_path / 'out.jsonl'}"]
     with Pair(command, tmp_path / "pair", [[f"--input={source}"] for source in sources]) as pair:

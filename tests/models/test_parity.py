@@ -1,21 +1,25 @@
-"""Our decoder against transformers' on tiny random Llamas."""
+"""Parity with transformers on tiny random Llama models, and strict reading of their files."""
 
 import dataclasses
 import json
+import math
 
+import chex
 import jax
 import numpy as np
 import pytest
-import torch
 import transformers
 
 from rmjax.core.errors import InputError
 from rmjax.core.mesh import make_mesh
 from rmjax.models import weights
-from rmjax.models.architecture import DecoderConfig, HeadConfig, RopeScaling
+from rmjax.models.architecture import HeadConfig
+from rmjax.models.attention import KERNELS
 from rmjax.models.decoder import RewardModel
-from rmjax.models.families.llama import from_hugging_face, to_hugging_face
-from rmjax.models.sharding import state_shardings
+from rmjax.models.families import read_config
+from tests.models.rows import whole_rows
+
+torch = pytest.importorskip("torch")
 
 ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 16, "rope_theta": 1e4}  # fmt: skip
@@ -31,7 +35,7 @@ VARIANTS = {
 
 
 def make_directory(path, classifier=True, shards=False, **options):
-    """Writes a tiny random Llama as transformers does and returns the torch model."""
+    """Saves a tiny random Llama by transformers and returns the torch model."""
     values = {
         "vocab_size": 97,
         "hidden_size": 64,
@@ -52,22 +56,14 @@ def make_directory(path, classifier=True, shards=False, **options):
     return model
 
 
-def load(path, fresh_head=None):
-    model = RewardModel(from_hugging_face(path / "config.json"), HeadConfig())
-    mesh = make_mesh(devices=jax.devices()[:1])
-    shardings = state_shardings(mesh, jax.eval_shape(model.init, jax.random.key(0)))
-    return model, weights.load(path, model, shardings, fresh_head=fresh_head), mesh
+def load(path, mesh_sizes=(1, 1, 1, 1), initial_head=None):
+    family, decoder = read_config(path / "config.json")
+    model = RewardModel(decoder, HeadConfig(), family=family)
+    mesh = make_mesh(mesh_sizes, devices=jax.devices()[: math.prod(mesh_sizes)])
+    return model, weights.load(path, model, mesh, initial_head=initial_head), mesh
 
 
-def whole_rows(tokens):
-    """A batch in which each row is one conversation."""
-    ones = np.ones_like(tokens)
-    position = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
-    last = np.full((len(tokens), 1), tokens.shape[1] - 1, np.int32)
-    return {"tokens": tokens, "group": ones, "branch": ones, "position": position, "readout_index": last}
-
-
-@pytest.mark.parametrize("attention", ["dense", "blocks"])
+@pytest.mark.parametrize("attention", KERNELS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_hidden_states_and_rewards_equal_transformers(tmp_path, variant, attention):
     reference = make_directory(tmp_path, **VARIANTS[variant])
@@ -84,31 +80,23 @@ def test_hidden_states_and_rewards_equal_transformers(tmp_path, variant, attenti
     np.testing.assert_allclose(rewards[:, 0], logits, atol=1e-4)
 
 
-def test_a_causal_lm_gets_a_fresh_head_and_loses_its_own(tmp_path):
+def test_causal_lm_gets_the_initial_head_and_its_lm_head_is_ignored(tmp_path):
     make_directory(tmp_path, classifier=False, shards=True)
     assert (tmp_path / "model.safetensors.index.json").exists()
     head = jax.numpy.ones((64, 1))
-    _, params, _ = load(tmp_path, fresh_head=head)
+    _, params, _ = load(tmp_path, initial_head=head)
     np.testing.assert_array_equal(params["head"]["kernel"], head)
     with pytest.raises(InputError, match=r"'score.weight' is missing; a reward model needs its head"):
         load(tmp_path)
 
 
-def test_sharded_loading_reads_the_same(tmp_path):
+def test_sharded_loading_gives_the_same_parameters(tmp_path):
     make_directory(tmp_path, num_key_value_heads=2)
-    model, params, _ = load(tmp_path)
-    mesh = make_mesh((1, 4, 2, 1))
-    shardings = state_shardings(mesh, jax.eval_shape(model.init, jax.random.key(0)))
-    sharded = weights.load(tmp_path, model, shardings, fresh_head=None)
+    _, params, _ = load(tmp_path)
+    _, sharded, _ = load(tmp_path, (1, 4, 2, 1))
     query = sharded["decoder"]["layers"]["attention"]["query"]["kernel"]
     assert query.addressable_shards[0].data.shape == (3, 16, 32)
-    jax.tree.map(np.testing.assert_array_equal, params, sharded)
-
-
-def test_the_config_survives_both_ways(tmp_path):
-    config = DecoderConfig(97, 64, 96, 3, 4, 2, 16, 1e-5, 5e5, RopeScaling(8.0, 1.0, 4.0, 64), True, False, 512, 0.02)
-    (tmp_path / "config.json").write_text(json.dumps(to_hugging_face(config)))
-    assert from_hugging_face(tmp_path / "config.json") == config
+    chex.assert_trees_all_equal(params, sharded)
 
 
 def change(path, **values):
@@ -119,7 +107,7 @@ def change(path, **values):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model_type": "mamba"}, "model_type is 'mamba'"),
+        ({"model_type": "mamba"}, "model_type is 'mamba'; supported model families: llama"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; only 'silu'"),
         ({"hidden_size": "remove"}, "the key 'hidden_size' is missing"),
         ({"sliding_window": 7}, "the key 'sliding_window' = 7 is not known"),
@@ -129,14 +117,14 @@ def change(path, **values):
         ({"num_hidden_layers": 2}, r"'model.layers.2.\S+' .* is not known"),
     ],
 )
-def test_a_wrong_config_names_the_key_or_tensor(tmp_path, values, message):
+def test_errors_name_the_key_of_config_json_or_the_tensor(tmp_path, values, message):
     make_directory(tmp_path)
     change(tmp_path, **values)
     with pytest.raises(InputError, match=message):
         load(tmp_path)
 
 
-def test_damaged_weights_are_named(tmp_path):
+def test_errors_name_the_damaged_or_missing_shard(tmp_path):
     make_directory(tmp_path, shards=True)
     shard = sorted(tmp_path.glob("*.safetensors"))[1]
     whole = shard.read_bytes()
@@ -144,42 +132,5 @@ def test_damaged_weights_are_named(tmp_path):
     with pytest.raises(InputError, match=f"{shard.name}: truncated"):
         load(tmp_path)
     shard.unlink()
-    with pytest.raises(InputError, match=f"{shard.name}: this shard is named by"):
+    with pytest.raises(InputError, match=f"{shard.name}: missing; copy it again"):
         load(tmp_path)
-
-
-CONFIG = DecoderConfig(97, 32, 48, 2, 4, 2, 8, 1e-5, 1e4, RopeScaling(8.0, 1.0, 4.0, 16), True, True, 512, 0.3)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"norm_eps": 1.0}, {"rope_theta": 100.0}, {"rope_scaling": None}, {"initializer_range": 0.1},
-        {"rope_scaling": RopeScaling(2.0, 1.0, 4.0, 16)}, {"rope_scaling": RopeScaling(8.0, 2.0, 4.0, 16)},
-        {"rope_scaling": RopeScaling(8.0, 1.0, 2.0, 16)}, {"rope_scaling": RopeScaling(8.0, 1.0, 4.0, 64)},
-        {"num_layers": 3}, {"num_kv_heads": 4}, {"intermediate_size": 64}, {"head_dim": 4}, {"hidden_size": 48},
-    ],
-)  # fmt: skip
-def test_every_constant_changes_the_output(change):
-    tokens = np.random.default_rng(0).integers(1, 97, (1, 24)).astype(np.int32)
-
-    def rewards(config):
-        model = RewardModel(config, HeadConfig(init=1.0))
-        with jax.set_mesh(make_mesh(devices=jax.devices()[:1])):
-            return jax.jit(lambda key: model.rewards(model.init(key), whole_rows(tokens)))(jax.random.key(1))
-
-    assert abs(float((rewards(dataclasses.replace(CONFIG, **change)) - rewards(CONFIG))[0, 0, 0])) > 1e-4
-
-
-@pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
-def test_the_head_is_float32_whatever_the_models_dtype(param_dtype):
-    model = RewardModel(CONFIG, HeadConfig(init=1.0), dtype="bfloat16", param_dtype=param_dtype)
-    tokens = np.random.default_rng(0).integers(1, 97, (1, 24)).astype(np.int32)
-    with jax.set_mesh(make_mesh(devices=jax.devices()[:1])):
-        params = model.init(jax.random.key(0))
-        hidden, rewards = model.hidden(params, whole_rows(tokens)), model.rewards(params, whole_rows(tokens))
-    assert params["head"]["kernel"].dtype == np.float32
-    assert hidden.dtype == jax.numpy.bfloat16
-    assert rewards.dtype == np.float32
-    expected = np.asarray(hidden[0, -1], np.float32) @ np.asarray(params["head"]["kernel"])
-    np.testing.assert_allclose(rewards[0, 0], expected, rtol=1e-6)

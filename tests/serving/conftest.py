@@ -1,4 +1,4 @@
-"""Servers in a thread of the test process: of a tiny random model, or of a score that is a plain function."""
+"""Servers in a thread of the test process, of a tiny random model or of a fake model."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ from rmjax.evaluation.scoring import Scorer
 from rmjax.models.architecture import DecoderConfig, HeadConfig
 from rmjax.models.decoder import RewardModel
 from rmjax.serving.app import Server
-from rmjax.serving.engine.offload import Memory
+from rmjax.serving.engine.offload import DeviceMemory
 from rmjax.serving.engine.queue import Engine
 from rmjax.serving.registry import ModelRegistry
 from rmjax.serving.services.critic import critic_loaders
@@ -30,7 +30,7 @@ MAX_LENGTH, QUEUE = 64, 8
 
 
 class Loop:
-    """An event loop in a thread; `call` runs a coroutine in it."""
+    """An event loop in a thread; `call` runs a coroutine in it and returns its result."""
 
     def __init__(self):
         self.loop = asyncio.new_event_loop()
@@ -56,7 +56,7 @@ def tiny_scorer():
 
 
 def start(stack, loaders, *, warm=True, security=None, paths=None, host="127.0.0.1"):
-    """Starts a server of `loaders` ({name: metrics -> RewardService}) on free ports; `stack` stops it."""
+    """Starts a server of `loaders` ({name: metrics -> model}) on free ports; `stack` stops it."""
     loop = Loop()
     stack.callback(loop.close)
 
@@ -94,7 +94,7 @@ def start(stack, loaders, *, warm=True, security=None, paths=None, host="127.0.0
 
 
 def load_tiny(scorer, tokenizer, memory, metrics):
-    on_device = memory.using(memory.hold(scorer, "params", metrics))
+    on_device = memory.resident(memory.register(scorer, "params", metrics))
     engine = Engine(
         on_device(scorer.score),
         on_device(scorer.warm_up),
@@ -107,7 +107,7 @@ def load_tiny(scorer, tokenizer, memory, metrics):
 
 
 def make_critic(scorer, directory, **options):
-    """A critic of the tiny model, newly initialised; it saves in `directory`."""
+    """Returns a newly initialized critic of the tiny model, with its checkpoints in `directory`."""
     mesh = make_mesh()
     with jax.set_mesh(mesh):
         params = scorer.model.init(jax.random.key(0))
@@ -116,26 +116,30 @@ def make_critic(scorer, directory, **options):
 
 
 def start_with_critic(stack, running, directory, memory=None):
-    """Starts a server of the tiny model and of a critic that is combined with it, both with arrays that it may move."""
+    """Starts a server of the tiny model and of a critic combined with it, which share `memory`."""
 
     def load(metrics):
         critic = make_critic(running.scorer, directory, memory=memory, metrics=metrics)
         return critic, InputReader(running.tokenizer, len(running.tokenizer), MAX_LENGTH)
 
-    loaders = {"reward_model": functools.partial(load_tiny, running.scorer, running.tokenizer, memory or Memory())}
-    loaders |= critic_loaders(load, lambda: made.registry.use("reward_model"))
+    loaders = {
+        "reward_model": functools.partial(load_tiny, running.scorer, running.tokenizer, memory or DeviceMemory())
+    }
+    loaders |= critic_loaders(load, lambda: made.registry.acquire("reward_model"))
     made = start(stack, loaders)
     return made
 
 
 class Fake:
-    """A model of bytes: the reward of a text is the sum of its bytes; `gate` holds it, 0 is NaN.
+    """A tokenizer and model of bytes: the reward is the sum of a text's bytes, NaN if it contains a 0.
 
     Attributes:
-      scored: every sequence that reached it, as bytes.
+      scored: every scored sequence, as bytes.
+      gate: while it is not set, scoring waits.
+      began: set when a batch is being scored.
     """
 
-    opening, around = "", ()
+    bos_prefix, pad_and_eos = "", ()
 
     def __init__(self, **options):
         self.options = {"max_length": 256, "batch_tokens": 1024, "queue_size": 64, "queue_tokens": 1 << 14} | options
@@ -153,11 +157,11 @@ class Fake:
             for tree, one in zip(whole, sums, strict=True)
         ]
 
-    def encode(self, texts, close):
-        closed = [
-            text + "\x01" * close if isinstance(text, str) else "".join(m["content"] for m in text) for text in texts
+    def encode(self, texts, add_eos):
+        strings = [
+            text + "\x01" * add_eos if isinstance(text, str) else "".join(m["content"] for m in text) for text in texts
         ]
-        return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in closed]
+        return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in strings]
 
     def load(self, metrics):
         engine = Engine(self.score, lambda: None, metrics=metrics, **self.options)
@@ -166,7 +170,7 @@ class Fake:
 
 @pytest.fixture
 def fakes():
-    """Starts servers of fakes: `fakes(**options)` gives one with its `fake`."""
+    """Starts servers of fake models: `fakes(**options)` returns one, with its model as attribute `fake`."""
     with contextlib.ExitStack() as stack:
 
         def make(security=None, **options):
@@ -181,9 +185,9 @@ def fakes():
 
 @pytest.fixture(scope="module")
 def running(tiny_scorer):
-    """A server of the tiny model."""
+    """A server of the tiny model, with its scorer, tokenizer and loader."""
     scorer, tokenizer = tiny_scorer
-    load = functools.partial(load_tiny, scorer, tokenizer, Memory())
+    load = functools.partial(load_tiny, scorer, tokenizer, DeviceMemory())
     with contextlib.ExitStack() as stack:
         made = start(stack, {"reward_model": load})
         made.scorer, made.tokenizer, made.load = scorer, tokenizer, load

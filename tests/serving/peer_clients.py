@@ -1,8 +1,8 @@
-"""Runs unmodified Triton clients against a server and prints what they got as JSON.
+"""Runs unmodified Triton clients against a server and prints the rewards they receive as JSON.
 
     python peer_clients.py HTTP_PORT GRPC_PORT
 
-It is a program of its own because PyTriton wants another NumPy than rmjax does.
+A separate program, since PyTriton requires another version of NumPy than rmjax.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ def by_tritonclient(module, url):
 
 
 def tritonclient_json(url):
-    """HTTP without the binary extension."""
+    """Returns rewards received over HTTP without the binary extension."""
     import tritonclient.http as module
 
     client = module.InferenceServerClient(url)
@@ -77,8 +77,8 @@ def pytriton_clients(url):
         batch = client.infer_batch(sentences=column(TEXTS))["rewards"]
         sample = client.infer_sample(sentences=np.array([TEXTS[0].encode()], np.object_))["rewards"]
     assert sample.shape == (1,)
-    if url.startswith("http"):  # its threads forget the scheme and would speak HTTP to the gRPC port
-        # As NeMo-Aligner's clients do: several threads, tokens and lengths.
+    if url.startswith("http"):  # FuturesModelClient ignores the scheme and would use HTTP on the gRPC port
+        # Like the clients of NeMo-Aligner: several threads, tokens and lengths.
         with FuturesModelClient(url, "reward_model", max_workers=4) as client:
             futures = [client.infer_batch(sentences=column([text])) for text in TEXTS]
             one = [float(future.result()["rewards"][0, 0]) for future in futures]
@@ -86,11 +86,11 @@ def pytriton_clients(url):
             client.infer_batch(tokens=tokens, sequence_lengths=lengths).result()
         np.testing.assert_allclose(one, batch[:, 0], atol=1e-5)
 
-    async def alone():
+    async def infer_async():
         async with AsyncioModelClient(url, "reward_model") as client:
             return (await client.infer_batch(sentences=column(TEXTS)))["rewards"]
 
-    np.testing.assert_allclose(asyncio.run(alone()), batch, atol=1e-5)
+    np.testing.assert_allclose(asyncio.run(infer_async()), batch, atol=1e-5)
     return batch[:, 0].tolist()
 
 

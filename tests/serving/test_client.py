@@ -26,11 +26,11 @@ def test_texts_messages_and_prompts(fakes):
         assert client.rewards([]).shape == (0,)
         chat = [{"role": "user", "content": "ab"}]
         assert client.rewards([[*chat, {"role": "assistant", "content": "c"}]]).tolist() == [total("abc")]
-        # The fake closes strings with a byte 1, and renders messages by joining them.
+        # The EOS of the fake tokenizer is a byte 1; it renders messages by concatenating them.
         assert client.rewards(["c", "d"], prompts=["ab", "ab"]).tolist() == [total("abc") + 1, total("abd") + 1]
         assert client.reward_function([chat], ["c"], labels=[1]) == [total("abc")]
         assert client.reward_function([chat], [[{"role": "assistant", "content": "c"}]]) == [total("abc")]
-        with pytest.warns(UserWarning, match="1 of 1 conversations were longer than the server takes"):
+        with pytest.warns(UserWarning, match="1 of 1 conversations were longer than the model's maximum"):
             assert client.rewards(["a" * 300], truncate=True).tolist() == [total("a" * 256)]
         with pytest.raises(ServerError, match=r"400: .*300 tokens; at most 256"):
             client.rewards(["a" * 300])
@@ -40,7 +40,7 @@ def test_texts_messages_and_prompts(fakes):
         client.rewards(["a"])
 
 
-def test_many_tasks_of_one_loop(fakes):
+def test_concurrent_calls_of_one_event_loop(fakes):
     running = fakes()
 
     async def body():
@@ -51,7 +51,7 @@ def test_many_tasks_of_one_loop(fakes):
     asyncio.run(body())
 
 
-def test_overload_is_waited_out(fakes):
+def test_overloaded_requests_are_retried(fakes):
     running = fakes(queue_size=4)
     with concurrent.futures.ThreadPoolExecutor() as pool, Client(url(running), batch=2, timeout=60) as client:
         held = hold(running, pool)
@@ -64,7 +64,7 @@ def test_overload_is_waited_out(fakes):
         held.result()
 
 
-def test_what_stays_refused_ends_in_time(fakes):
+def test_retries_end_at_the_timeout(fakes):
     running = fakes()
     running.stop()
     with (
@@ -74,7 +74,7 @@ def test_what_stays_refused_ends_in_time(fakes):
         client.rewards(["a"])
 
 
-def test_the_token_is_sent(fakes):
+def test_bearer_token(fakes):
     running = fakes(security=Security(token="0123456789abcdef"))
     with Client(url(running), token="0123456789abcdef") as client:
         assert client.rewards(["a"]).tolist() == [97]
@@ -82,6 +82,6 @@ def test_the_token_is_sent(fakes):
         client.rewards(["a"])
 
 
-def test_retry_after_may_be_a_date():
+def test_retry_after_with_a_date_is_ignored():
     assert _seconds("3") == 3
     assert _seconds("Wed, 21 Oct 2026 07:28:00 GMT") == _seconds("") == 0

@@ -1,5 +1,9 @@
-"""What goes wrong around a server: overload, time, clients, signals. Bad input is in test_http and test_grpc."""
+"""Overload, deadlines, disconnects, limits, authentication, reloads and shutdown of a server.
 
+Invalid requests are tested in http/test_server.py and grpc/test_server.py.
+"""
+
+import asyncio
 import concurrent.futures
 import contextlib
 import pathlib
@@ -17,7 +21,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from rmjax.core.errors import InputError
+from rmjax.serving.grpc import server as grpc_server
 from rmjax.serving.http import connection, server
+from rmjax.serving.metrics import ModelMetrics
 from rmjax.serving.security import Security
 from tests.serving.conftest import Fake
 
@@ -54,7 +60,7 @@ def until(condition):
 
 
 def hold(running, pool):
-    """Keeps the model busy with one request until its gate is opened."""
+    """Occupies the model with one request until its gate opens."""
     running.fake.gate.clear()
     running.fake.began.clear()
     future = pool.submit(running.http.post, INFER, json=body("held"))
@@ -72,7 +78,7 @@ def pool():
         yield made
 
 
-def test_overload_says_when_to_come_back(fakes, pool):
+def test_overload_responses_have_a_retry_time(fakes, pool):
     running = fakes(queue_size=4)
     held = hold(running, pool)
     others = [pool.submit(running.http.post, INFER, json=body("a", "b")) for _ in range(2)]
@@ -80,7 +86,7 @@ def test_overload_says_when_to_come_back(fakes, pool):
     for path, given in ((INFER, body("c")), ("/get_reward", {"query": ["c"]})):
         answer = running.http.post(path, json=given)
         assert answer.status_code == 503
-        assert "wait" in answer.json()["error"]
+        assert "are queued" in answer.json()["error"]
         assert int(answer.headers["retry-after"]) >= 1
     with pytest.raises(grpc.RpcError) as raised:
         stub(running).ModelInfer(message("c"))
@@ -106,21 +112,23 @@ def test_expired_requests_are_never_executed(fakes, pool):
     running.fake.gate.set()
     assert held.result().status_code == 200
     assert running.fake.scored == [b"held"]
+    # The label is read by dashboards and independent of the class name. gRPC may cancel the last call by itself.
+    assert running.metric("refused_total", model="reward_model", reason="DeadlinePassed") in (2, 3)
 
 
-def test_cancelled_and_vanished_clients_are_never_executed(fakes, pool):
+def test_requests_of_cancelled_and_disconnected_clients_are_never_executed(fakes, pool):
     running = fakes()
     held = hold(running, pool)
     call = stub(running).ModelInfer.future(message("gone"))
     stream = stub(running).ModelStreamInfer(iter([message("gone"), message("gone")]))
-    vanishing = socket.create_connection(("127.0.0.1", running.http_port))
+    disconnecting = socket.create_connection(("127.0.0.1", running.http_port))
     content = b'{"query": ["gone"]}'
     head = b"POST /get_reward HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(content)
-    vanishing.sendall(head + content)
+    disconnecting.sendall(head + content)
     until(lambda: waiting(running) == 4)
     call.cancel()
     stream.cancel()
-    vanishing.close()
+    disconnecting.close()
     until(lambda: waiting(running) == 0)
     running.fake.gate.set()
     assert held.result().status_code == 200
@@ -128,7 +136,7 @@ def test_cancelled_and_vanished_clients_are_never_executed(fakes, pool):
     assert running.metric("refused_total", model="reward_model", reason="CancelledError") == 4
 
 
-def test_one_poisoned_request_among_32(fakes, pool):
+def test_of_32_requests_only_the_poisoned_one_fails(fakes, pool):
     running = fakes()
     held = hold(running, pool)
     texts = [f"text {i}" for i in range(31)]
@@ -150,7 +158,7 @@ def test_a_failing_model_leaks_nothing(fakes):
     def fail(*_):
         raise RuntimeError(secret)
 
-    running.registry.service("reward_model").engine._score = fail
+    running.registry.get("reward_model").engine._score = fail
     answer = running.http.post(INFER, json=body("a"))
     assert answer.status_code == 500
     assert secret not in answer.text
@@ -187,7 +195,7 @@ def test_large_and_slow_requests(fakes, monkeypatch):
     assert running.http.post("/get_reward", json={"query": ["fine"]}).status_code == 200
 
 
-def test_a_page_of_another_site_cannot_ask(fakes):
+def test_cross_site_requests_are_refused(fakes):
     running = fakes()
     load = "/v2/repository/models/reward_model/load"
     assert running.http.post(load, headers={"sec-fetch-site": "cross-site"}).status_code == 403
@@ -195,7 +203,7 @@ def test_a_page_of_another_site_cannot_ask(fakes):
     assert running.http.post(load, json={"parameters": {"config": "{}"}}).status_code == 400
 
 
-def test_a_token_is_asked_for(fakes, tmp_path):
+def test_bearer_token(fakes, tmp_path):
     (tmp_path / "token").write_text("0123456789abcdef\n")
     running = fakes(security=Security.read(str(tmp_path / "token")))
     good, bad = {"authorization": "Bearer 0123456789abcdef"}, {"authorization": "Bearer 0123456789abcdeF"}
@@ -224,19 +232,40 @@ def test_a_token_is_asked_for(fakes, tmp_path):
             Security.read(str(path))
 
 
+# The extensions that VERIFY_X509_STRICT requires, which Python 3.13 sets by default.
+OPENSSL_CONFIG = """
+[req]
+distinguished_name = name
+[name]
+[authority]
+basicConstraints = critical, CA:TRUE
+keyUsage = critical, keyCertSign, cRLSign
+subjectKeyIdentifier = hash
+authorityKeyIdentifier = keyid:always
+[peer]
+basicConstraints = critical, CA:FALSE
+keyUsage = critical, digitalSignature
+extendedKeyUsage = serverAuth, clientAuth
+subjectAltName = IP:127.0.0.1, DNS:localhost
+subjectKeyIdentifier = hash
+authorityKeyIdentifier = keyid:always
+"""
+
+
 def certificate(directory, name, authority=None):
-    """Makes a key and a certificate signed by `authority`, or by itself."""
-    key, path = directory / f"{name}.key", directory / f"{name}.pem"
+    """Creates a key and a certificate: of a certificate authority, or signed by `authority`."""
+    key, path, config = directory / f"{name}.key", directory / f"{name}.pem", directory / "openssl.cnf"
+    config.write_text(OPENSSL_CONFIG)
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    command += ["-days", "2", "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
-    command += ["-keyout", str(key), "-out", str(path)]
+    command += ["-days", "2", "-subj", f"/CN={name}", "-keyout", str(key), "-out", str(path), "-config", str(config)]
+    command += ["-extensions", "peer" if authority else "authority"]
     if authority:
         command += ["-CA", str(directory / f"{authority}.pem"), "-CAkey", str(directory / f"{authority}.key")]
     subprocess.run(command, check=True, capture_output=True)
     return str(path), str(key)
 
 
-@pytest.mark.skipif(not shutil.which("openssl"), reason="the program openssl makes the certificates")
+@pytest.mark.skipif(not shutil.which("openssl"), reason="certificates are created with the program openssl")
 def test_mutual_tls(fakes, tmp_path):
     authority, _ = certificate(tmp_path, "authority")
     own, mine, strange = (
@@ -247,6 +276,7 @@ def test_mutual_tls(fakes, tmp_path):
 
     def http(pair):
         context = ssl.create_default_context(cafile=authority)
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
         if pair:
             context.load_cert_chain(*pair)
         with httpx2.Client(verify=context, trust_env=False) as client:
@@ -296,9 +326,43 @@ def test_a_reload_loses_no_request(fakes, pool):
     running.registry._loaders["reward_model"] = broken
     answer = running.http.post("/v2/repository/models/reward_model/load")
     assert answer.status_code == 400
-    assert "the old one goes on: config.json is missing" in answer.json()["error"]
+    assert "the old one continues to serve: config.json is missing" in answer.json()["error"]
     assert running.http.post(INFER, json=body("still")).status_code == 200
     assert running.http.post("/v2/repository/models/other/load").status_code == 404
+
+
+@pytest.mark.parametrize("frontend", ["http", "grpc"])
+def test_a_request_is_parsed_and_scored_by_one_model(fakes, pool, monkeypatch, frontend):
+    """A model that is replaced between parsing and inference scores the request, and is closed only afterwards."""
+    running, second = fakes(), Fake()
+    first, registry = running.fake, running.registry
+    old = registry._models["reward_model"]
+    new = type(old)(second.load(ModelMetrics(registry.metrics, "reward_model")))
+    running.call(new.model.start())
+    module = server if frontend == "http" else grpc_server
+    name = "read_infer" if frontend == "http" else "read_inputs"
+    read = getattr(module, name)
+
+    def read_and_replace(*arguments):
+        found = read(*arguments)
+        registry._models["reward_model"] = new
+        return found
+
+    monkeypatch.setattr(module, name, read_and_replace)
+    first.gate.clear()
+    infer = lambda text: (
+        running.http.post(INFER, json=body(text)) if frontend == "http" else stub(running).ModelInfer(message(text))
+    )
+    response = pool.submit(infer, "a")
+    assert first.began.wait(10)
+    closing = asyncio.run_coroutine_threadsafe(old.close(), running.loop)
+    infer("b")
+    assert not closing.done()
+    first.gate.set()
+    response.result()
+    closing.result(10)
+    assert (first.scored, second.scored) == ([b"a"], [b"b"])
+    assert running.metric("requests_total", model="reward_model") == 2
 
 
 def test_grpc_cancels_none_of_1500_calls_at_once(fakes):
@@ -308,7 +372,7 @@ def test_grpc_cancels_none_of_1500_calls_at_once(fakes):
     assert all(len(call.result().outputs) == 2 for call in calls)
 
 
-def test_draining_answers_200_in_flight(fakes):
+def test_draining_answers_200_requests_in_flight(fakes):
     running = fakes(queue_size=256)
     with (
         concurrent.futures.ThreadPoolExecutor(201) as pool,
@@ -337,34 +401,34 @@ def accepts(port):
     return True
 
 
-def test_a_panic_of_the_tokenizer_fails_its_request_alone(fakes):
+def test_a_panic_of_the_tokenizer_fails_only_its_request(fakes):
     class Panic(BaseException):
-        """As the tokenizers' own, which is no Exception."""
+        """As the tokenizers library's own, not a subclass of Exception."""
 
     running = fakes()
     encode = running.fake.encode
 
-    def panics(texts, close):
+    def panics(texts, add_eos):
         if "bad" in texts:
             raise Panic
-        return encode(texts, close)
+        return encode(texts, add_eos)
 
     running.fake.encode = panics
     assert running.http.post(INFER, json=body("bad")).status_code == 500
     assert running.http.post(INFER, json=body("good")).status_code == 200
 
 
-def test_a_deadline_holds_at_the_tokenizer_too(fakes):
+def test_deadlines_apply_to_requests_queued_for_the_tokenizer(fakes):
     running, going = fakes(), threading.Event()
     encode = running.fake.encode
-    running.fake.encode = lambda texts, close: going.wait(10) and encode(texts, close)
+    running.fake.encode = lambda texts, add_eos: going.wait(10) and encode(texts, add_eos)
     assert running.http.post(INFER, json=body("late", timeout=20_000)).status_code == 504
     going.set()
     assert running.http.post(INFER, json=body("next")).status_code == 200
     assert b"late" not in running.fake.scored
 
 
-def test_open_streams_and_watches_do_not_hold_up_the_end(fakes):
+def test_open_streams_and_health_watches_do_not_delay_shutdown(fakes):
     running, more = fakes(), threading.Event()
 
     def requests():
@@ -381,7 +445,7 @@ def test_open_streams_and_watches_do_not_hold_up_the_end(fakes):
     more.set()
 
 
-def test_a_vanished_stream_leaves_nothing_behind(fakes):
+def test_the_requests_of_a_cancelled_stream_leave_the_queue(fakes):
     running = fakes(queue_size=256)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         held = hold(running, pool)
@@ -394,7 +458,7 @@ def test_a_vanished_stream_leaves_nothing_behind(fakes):
     assert not any(text.startswith(b"gone") for text in running.fake.scored)
 
 
-def test_announced_bodies_shut_nobody_out(fakes):
+def test_announced_bodies_do_not_exclude_other_clients(fakes):
     running = fakes()
     head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (INFER.encode(), 128 << 20)
     with contextlib.ExitStack() as stack:
@@ -404,7 +468,7 @@ def test_announced_bodies_shut_nobody_out(fakes):
         assert running.http.post(INFER, json=body("a")).status_code == 200
 
 
-def test_a_load_goes_on_though_its_caller_gives_up(fakes):
+def test_a_load_continues_after_its_client_timed_out(fakes):
     running, going, begun = fakes(), threading.Event(), []
     load, first = running.fake.load, running.fake
 
@@ -414,11 +478,11 @@ def test_a_load_goes_on_though_its_caller_gives_up(fakes):
         return load(metrics)
 
     running.registry._loaders["reward_model"] = slow
-    path, before = "/v2/repository/models/reward_model/load", running.registry.service("reward_model")
+    path, before = "/v2/repository/models/reward_model/load", running.registry.get("reward_model")
     for _ in range(2):
         with pytest.raises(httpx2.TimeoutException):
             running.http.post(path, timeout=0.2)
     going.set()
-    until(lambda: running.registry.service("reward_model") is not before)
+    until(lambda: running.registry.get("reward_model") is not before)
     assert begun == [1]
     assert first.gate.is_set()

@@ -3,7 +3,7 @@ import importlib.util
 from tests.conftest import ROOT
 
 
-def test_no_mutation_harms_the_server():
+def test_mutated_requests_cause_no_server_error():
     spec = importlib.util.spec_from_file_location("fuzz_serve", ROOT / "experiments" / "fuzz_serve.py")
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)

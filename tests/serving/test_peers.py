@@ -1,4 +1,4 @@
-"""Unmodified clients of the peers, in the interpreters that have them."""
+"""Unmodified clients of other projects, in the interpreters that have them installed."""
 
 import importlib.util
 import json
@@ -13,14 +13,14 @@ import pytest
 from rmjax.data.tokens.trees import make_tree
 from tests.serving.peer_clients import TEXTS
 
-# Interpreters with nvidia-pytriton, separated by colons; this one too if it has tritonclient's HTTP side.
+# Interpreters with nvidia-pytriton, separated by colons; also this one if it has the HTTP client of tritonclient.
 INTERPRETERS = [path for path in os.environ.get("RMJAX_PEERS", "").split(":") if path]
 if importlib.util.find_spec("geventhttpclient"):
     INTERPRETERS.append(sys.executable)
 
 
 @pytest.mark.parametrize("interpreter", INTERPRETERS or [""])
-def test_unmodified_clients_get_the_scorers_rewards(running, interpreter):
+def test_unmodified_clients_get_the_rewards_of_the_scorer(running, interpreter):
     if not interpreter:
         pytest.skip("no interpreter with tritonclient[http]; name some with nvidia-pytriton in RMJAX_PEERS")
     program = pathlib.Path(__file__).with_name("peer_clients.py")

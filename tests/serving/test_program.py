@@ -1,4 +1,4 @@
-"""The program itself: flags, ports, signals."""
+"""The program rmjax.serve: flags, ports, signals."""
 
 import concurrent.futures
 import contextlib
@@ -32,7 +32,7 @@ def model(tiny_scorer, tmp_path_factory):
 
 @pytest.fixture
 def programs():
-    """Starts servers: `programs(*flags)` returns (process, gRPC port, HTTP port) of one that is warm."""
+    """Starts servers: `programs(*flags)` returns (process, gRPC port, HTTP port) after warm-up."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     with contextlib.ExitStack() as stack:
 
@@ -59,7 +59,7 @@ def programs():
         yield run
 
 
-def test_a_killed_server_is_started_again_and_its_clients_finish(programs, model, tmp_path):
+def test_clients_survive_the_restart_of_a_killed_server(programs, model, tmp_path):
     first, _, port = programs(f"--model={model}", "--grpc_port=0", "--http_port=0")
     texts = [f"text {i}" for i in range(200)]
     with concurrent.futures.ThreadPoolExecutor() as pool, Client(f"http://127.0.0.1:{port}", batch=2) as client:
@@ -74,7 +74,7 @@ def test_a_killed_server_is_started_again_and_its_clients_finish(programs, model
         second, _, _ = programs(models, "--grpc_port=0", f"--http_port={port}", "--truncate", *critic)
         assert rewards.result(60).reshape(4, -1) == pytest.approx(expected[None].repeat(4, 0), abs=1e-5)
 
-    # The second server has several models, and was told to truncate.
+    # The second server has several models, and runs with --truncate.
     with httpx2.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as http:
         metadata = http.get("/v2/models/two").json()
         assert metadata["parameters"]["max_length"] == 64
@@ -98,7 +98,7 @@ def test_a_killed_server_is_started_again_and_its_clients_finish(programs, model
 @pytest.mark.parametrize(
     ("flags", "words"), [(("--model=/no/such/place",), "no such directory"), (("--critic=x",), "needs --critic_dir")]
 )
-def test_bad_flags_end_in_one_line(flags, words):
+def test_bad_flags_give_a_one_line_error(flags, words):
     command = [sys.executable, "-m", "rmjax.serve", *flags]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 2

@@ -15,7 +15,7 @@ from tests.serving.conftest import start_with_critic
 
 @pytest.fixture
 def programs(monkeypatch):
-    """Returns what imports a program of experiments/."""
+    """Returns the function that imports a program of experiments/."""
     monkeypatch.syspath_prepend(ROOT / "experiments")
     return importlib.import_module
 
@@ -33,7 +33,7 @@ def test_the_policy_starts_with_every_order_of_different_digits(programs):
     assert [policy.gold([0], up), policy.gold([2], up), policy.gold([3], down)] == [5, -5, 5]
 
 
-def test_what_an_answer_gained_by_hand(programs):
+def test_advantages_equal_values_computed_by_hand(programs):
     found = programs("reinforce").leave_one_out(np.array([[1.0, 2.0, 6.0]]))
     np.testing.assert_allclose(found, [[-3, -1.5, 4.5]])
     ppo = programs("ppo_toy")
@@ -41,14 +41,14 @@ def test_what_an_answer_gained_by_hand(programs):
     np.testing.assert_allclose(found, [[1 + ppo.LAMBDA * (2 - ppo.LAMBDA), 2 - ppo.LAMBDA, -1]])
 
 
-def test_reinforce_raises_the_reward_with_the_reward_server_alone(programs, fakes):
+def test_reinforce_raises_the_reward(programs, fakes):
     served = fakes(queue_tokens=1 << 16, queue_size=1024)
     with Client(f"http://127.0.0.1:{served.http_port}") as client:
         rewards = [reward for reward, _ in programs("reinforce").reinforce(client, 15)]
-    assert rewards[-1] > rewards[0] + 5  # the fake's reward is the sum of the bytes: at most 12 above the mean
+    assert rewards[-1] > rewards[0] + 5  # the fake reward, a sum of bytes, is at most 12 above its mean
 
 
-def test_ppo_asks_both_servers_over_the_wire(programs, running, tmp_path):
+def test_ppo_uses_reward_model_and_critic(programs, running, tmp_path):
     ppo = programs("ppo_toy")
     with contextlib.ExitStack() as stack:
         made = start_with_critic(stack, running, tmp_path)

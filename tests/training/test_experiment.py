@@ -1,4 +1,4 @@
-"""Whole runs: meshes, accumulation, resuming, stopping, and what goes wrong."""
+"""Whole training runs: meshes, gradient accumulation, resuming, stopping, and errors."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -17,8 +18,8 @@ from rmjax.core.errors import InputError
 from rmjax.data.tokens.tokenizer import Tokenizer
 from rmjax.models import loading
 from rmjax.models.workdir import Workdir
-from rmjax.training import loop
 from rmjax.training.experiment import train
+from rmjax.training.step import Trainer
 
 TIMINGS = ("tokens_per_second", "comparisons_per_second", "step_time")
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -51,7 +52,7 @@ def reference(tmp_path_factory):
     return workdir
 
 
-def test_a_run_leaves_what_the_contract_says(reference):
+def test_a_run_writes_the_files_and_metrics_of_the_contract(reference):
     assert {path.name for path in reference.iterdir()} >= {"config.json", "metrics.jsonl", "tensorboard", "checkpoints"}
     written = lines(reference)
     assert [(line["step"], line["split"]) for line in written if line["split"] == "validation"] == [
@@ -67,7 +68,7 @@ def test_a_run_leaves_what_the_contract_says(reference):
     assert all(full[name] > 0 for name in TIMINGS)
 
 
-def test_a_zero_head_starts_at_ln_2_with_every_comparison_a_tie(reference):
+def test_a_zero_head_starts_at_loss_ln_2_with_all_rewards_tied(reference):
     start = lines(reference, "validation")[0]
     assert abs(start["loss"] - np.log(2)) < 1e-6
     assert start["accuracy"] == 0.5
@@ -77,7 +78,7 @@ MESHES = [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 2, 1), (1, 1, 1, 8), (2, 2, 2, 1), 
 
 
 @pytest.mark.parametrize(("mesh", "attention"), [(mesh, "dense") for mesh in MESHES] + [((1, 2, 2, 2), "blocks")])
-def test_every_mesh_gives_the_one_device_losses(tiny, reference, tmp_path, mesh, attention):
+def test_losses_on_every_mesh_equal_those_on_one_device(tiny, reference, tmp_path, mesh, attention):
     for axis, size in zip(("data", "fsdp", "tensor", "sequence"), mesh, strict=True):
         tiny.mesh[axis] = size
     tiny.model.attention = attention
@@ -90,7 +91,7 @@ def test_every_mesh_gives_the_one_device_losses(tiny, reference, tmp_path, mesh,
     [{"train.rows_per_device": 1}, {"train.rows_per_device": 16}, {"data.row_length": 512}, {"model.remat": "layer"},
      {"model.remat": "none"}, {"model.scan_layers": False}],
 )  # fmt: skip
-def test_layout_changes_no_result(tiny, reference, tmp_path, change):
+def test_memory_layout_does_not_change_losses(tiny, reference, tmp_path, change):
     for key, value in change.items():
         section, name = key.split(".")
         tiny[section][name] = value
@@ -99,14 +100,17 @@ def test_layout_changes_no_result(tiny, reference, tmp_path, change):
 
 
 @pytest.mark.parametrize(("row_length", "devices"), [(128, 1), (192, 2)])
-def test_microbatches_that_are_cut_change_no_result(tiny, reference, tmp_path, monkeypatch, row_length, devices):
-    counts, put = [], loop.put
-    monkeypatch.setattr(
-        loop, "put", lambda trainer, item, *rest: (counts.append(item["microbatches"]), put(trainer, item, *rest))[1]
-    )
+def test_truncated_microbatches_do_not_change_losses(tiny, reference, tmp_path, monkeypatch, row_length, devices):
+    counts, compile_step = [], Trainer.compile_step
+
+    def recording(trainer, short_length):
+        step = compile_step(trainer, short_length)
+        return lambda state, batch, microbatches: (counts.append(microbatches), step(state, batch, microbatches))[1]
+
+    monkeypatch.setattr(Trainer, "compile_step", recording)
     tiny.data.row_length, tiny.train.rows_per_device, tiny.mesh.data = row_length, 1, devices
     train(tiny, tmp_path / "run")
-    assert any(0 < whole < every for whole, every in counts)
+    assert any(0 < full < used for full, used in counts)
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(reference), atol=1e-5)
 
 
@@ -124,20 +128,20 @@ def test_the_best_and_the_last_checkpoints_are_kept(tiny, tmp_path):
     assert Workdir(workdir).metadata()["validation"]["accuracy"] == accuracy[best]
 
 
-def test_an_interrupted_run_continues_bit_for_bit(tiny, reference, tmp_path):
-    """The metrics of work that is done again, and a line torn by the kill, are dropped."""
+def test_an_interrupted_run_resumes_bit_for_bit(tiny, reference, tmp_path):
+    """Metrics of the steps that are repeated, and a line that a kill left incomplete, are removed."""
     workdir = tmp_path / "run"
     train(tiny, workdir)
     shutil.rmtree(workdir / "checkpoints" / "6")
     with open(workdir / "metrics.jsonl", "a") as file:
         file.write('{"step": 7, "spl')
-    outcome = train(tiny, workdir)
-    assert (outcome.step, outcome.stopped) == (6, False)
+    result = train(tiny, workdir)
+    assert (result.step, result.stopped) == (6, False)
     assert lines(workdir) == lines(reference)
-    jax.tree.map(np.testing.assert_array_equal, final_params(workdir), final_params(reference))
+    chex.assert_trees_all_equal(final_params(workdir), final_params(reference))
 
 
-def test_a_checkpoint_of_another_number_of_processes_continues(tiny, reference, tmp_path):
+def test_a_checkpoint_of_another_number_of_processes_is_resumed(tiny, reference, tmp_path):
     workdir = tmp_path / "run"
     train(tiny, workdir)
     shutil.rmtree(workdir / "checkpoints" / "6")
@@ -174,7 +178,7 @@ def wait_for_step(process, workdir, step):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_process_continues_bit_for_bit(tiny, tmp_path, number):
+def test_a_killed_process_resumes_bit_for_bit(tiny, tmp_path, number):
     tiny.train.steps = 40
     tiny.evaluation.every = 5
     train(tiny, tmp_path / "whole")
@@ -191,10 +195,10 @@ def test_a_killed_process_continues_bit_for_bit(tiny, tmp_path, number):
     assert process.returncode == 0, output
     assert "resuming" in output
     assert lines(workdir) == lines(tmp_path / "whole")
-    jax.tree.map(np.testing.assert_array_equal, final_params(workdir), final_params(tmp_path / "whole"))
+    chex.assert_trees_all_equal(final_params(workdir), final_params(tmp_path / "whole"))
 
 
-def test_labels_swapped_mirror_the_accuracy(reference, tmp_path, tiny):
+def test_swapped_labels_mirror_the_accuracy(reference, tmp_path, tiny):
     """A model scored on swapped labels has accuracy 1 - a."""
     from rmjax.data.records import synthetic
 
@@ -215,7 +219,7 @@ def test_labels_swapped_mirror_the_accuracy(reference, tmp_path, tiny):
     assert accuracy["right"] + accuracy["swapped"] == pytest.approx(1.0)
 
 
-def test_one_batch_can_be_overfit(tiny, tmp_path):
+def test_one_batch_is_overfit(tiny, tmp_path):
     tiny.data.train_limit = 16
     tiny.train.steps = 120
     tiny.evaluation.every = 120
@@ -228,17 +232,17 @@ def test_non_finite_loss_stops_and_names_the_comparisons(tiny, tmp_path):
     tiny.optimizer.learning_rate = 1e30
     tiny.optimizer.warmup_steps = 0
     tiny.optimizer.grad_clip = 0.0
-    with pytest.raises(InputError, match=r"step \d: \w+ is (nan|inf); its comparisons: synthetic-train:\d+"):
+    with pytest.raises(InputError, match=r"step \d: \w+ is (nan|inf), .* comparisons: synthetic-train:\d+"):
         train(tiny, tmp_path / "run")
 
 
-def test_a_workdir_of_another_config_is_refused(tiny, reference):
+def test_a_workdir_of_another_configuration_is_refused(tiny, reference):
     tiny.optimizer.learning_rate = 0.5
     with pytest.raises(InputError, match=r"another configuration \(optimizer.learning_rate: 0.001 there, 0.5 here\)"):
         train(tiny, reference)
 
 
-def test_a_damaged_checkpoint_is_named(tiny, tmp_path):
+def test_a_damaged_checkpoint_is_named_in_the_error(tiny, tmp_path):
     workdir = tmp_path / "run"
     train(tiny, workdir)
     for path in (workdir / "checkpoints" / "6" / "state").rglob("*"):
@@ -248,12 +252,12 @@ def test_a_damaged_checkpoint_is_named(tiny, tmp_path):
         train(tiny, workdir)
 
 
-def test_a_tokenizer_beyond_the_models_vocabulary_is_refused(tiny, reference, tmp_path):
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tiny, reference, tmp_path):
     base = Tokenizer.load("").base
     base.add_tokens(["<extra>"])
     base.save_pretrained(tmp_path / "tokenizer")
     tiny.model.path, tiny.data.tokenizer = str(reference), str(tmp_path / "tokenizer")
-    with pytest.raises(InputError, match="use the tokenizer that belongs to the model"):
+    with pytest.raises(InputError, match="use the model's own tokenizer"):
         train(tiny, tmp_path / "run")
 
 
@@ -269,7 +273,7 @@ def test_a_tokenizer_beyond_the_models_vocabulary_is_refused(tiny, reference, tm
         ({"model.path": "/nowhere/at/all"}, "no such directory"),
     ],
 )
-def test_a_wrong_value_is_named(tiny, tmp_path, change, message):
+def test_a_wrong_value_is_named_in_the_error(tiny, tmp_path, change, message):
     for key, value in change.items():
         section, name = key.split(".")
         tiny[section][name] = value
@@ -286,7 +290,7 @@ def test_a_wrong_value_is_named(tiny, tmp_path, change, message):
         ([], "--config is missing"),
     ],
 )
-def test_wrong_flags_end_in_one_line(arguments, message):
+def test_wrong_flags_print_one_line(arguments, message):
     result = subprocess.run([sys.executable, "-m", "rmjax.train", *arguments], cwd=ROOT, capture_output=True, text=True)
     errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert result.returncode == 2
@@ -295,8 +299,8 @@ def test_wrong_flags_end_in_one_line(arguments, message):
     assert "Traceback" not in result.stderr
 
 
-def test_a_model_says_how_it_read_its_data(reference, tmp_path):
-    reading, longest = loading.data_options(str(reference))
-    assert (reading["strings"], reading["step_labels"], longest) == ("joined", "auto", 1024)
+def test_data_options_are_stored_with_the_model(reference):
+    options, max_length = loading.data_options(str(reference))
+    assert (options["strings"], options["step_labels"], max_length) == ("joined", "auto", 1024)
     metadata = Workdir(reference).metadata()
-    assert (metadata["data_options"], metadata["validation_data"]) == (reading, ["synthetic"])
+    assert (metadata["data_options"], metadata["validation_data"]) == (options, ["synthetic"])

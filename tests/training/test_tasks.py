@@ -1,4 +1,4 @@
-"""The other tasks through every layer: train, validate, evaluate, export."""
+"""K-wise, regression and process tasks end to end: train, validate, evaluate, export."""
 
 import json
 import math
@@ -8,8 +8,9 @@ import pytest
 
 from rmjax.core.errors import InputError
 from rmjax.data.records import synthetic
-from rmjax.data.records.parsers import NEMO, ReadOptions
-from rmjax.evaluation.evaluation import evaluate, read_labelled
+from rmjax.data.records.options import ReadOptions
+from rmjax.data.records.single import NEMO
+from rmjax.evaluation.evaluate import evaluate, read_evaluation_data
 from rmjax.evaluation.pipeline import load_pipeline
 from rmjax.evaluation.score_file import score_file
 from rmjax.training.experiment import train
@@ -22,13 +23,13 @@ def lines(workdir, split="validation"):
 
 
 def write(path, format, size=24, **options):
-    """Writes built-in comparisons as a file of their format."""
+    """Writes built-in comparisons as a file in the given format and returns its path."""
     records = [item.record for item in synthetic.comparisons("train", size, format)]
     path.write_text("".join(json.dumps(record | options) + "\n" for record in records))
     return str(path)
 
 
-def options_of(config, format, objective, **more):
+def with_objective(config, format, objective, **more):
     config.data.format, config.objective.name = format, objective
     for key, value in more.items():
         config.objective[key] = value
@@ -47,17 +48,17 @@ def options_of(config, format, objective, **more):
     ],
 )  # fmt: skip
 def test_each_task_trains_and_reports(tiny, tmp_path, format, objective, options, metrics, at_zero):
-    tiny = options_of(tiny, format, objective, **options)
-    outcome = train(tiny, tmp_path / "run")
-    assert metrics <= set(outcome.validation)
-    if at_zero is None:  # standardised labels have variance 1, and the head starts at their mean
+    tiny = with_objective(tiny, format, objective, **options)
+    result = train(tiny, tmp_path / "run")
+    assert metrics <= set(result.validation)
+    if at_zero is None:  # standardized labels have variance 1, and a zero head predicts their mean
         assert lines(tmp_path / "run", "train")[0]["loss"] == pytest.approx(1, abs=0.4)
-    else:  # a head of zeros knows nothing
+    else:  # all rewards of a zero head are 0
         assert lines(tmp_path / "run")[0]["loss"] == pytest.approx(at_zero, abs=1e-5)
 
-    # The same model, evaluated on the same data by the other path, gives the same figures.
+    # Evaluation of the same model on the same data gives the same metrics.
     pipeline = load_pipeline(str(tmp_path / "run"))
-    items = read_labelled(["synthetic"], ReadOptions(format=format), limit=40)
+    items = read_evaluation_data(["synthetic"], ReadOptions(format=format), limit=40)
     best = max(lines(tmp_path / "run"), key=lambda line: line.get("accuracy", line.get("spearman", 0)))
     evaluate(pipeline, items, tmp_path / "report", title="t")
     found = json.loads((tmp_path / "report" / "metrics.json").read_text())
@@ -68,10 +69,10 @@ def test_each_task_trains_and_reports(tiny, tmp_path, format, objective, options
 @pytest.mark.parametrize("change", [
     {"data.row_length": 256}, {"train.rows_per_device": 1}, {"mesh.data": 2, "mesh.fsdp": 2},
 ])  # fmt: skip
-def test_layout_changes_no_result_of_a_mixture(tiny, tmp_path, change):
-    """Two terms with different weights: each is divided by its own, however the step is laid out."""
+def test_memory_layout_does_not_change_the_losses_of_a_mixture(tiny, tmp_path, change):
+    """Each of two terms is divided by its own total weight, for any microbatches and devices."""
     sources = (write(tmp_path / "r.jsonl", "regression"), write(tmp_path / "p.jsonl", "pairs"))
-    tiny = options_of(tiny, "auto", "regression+regression_bt", reward_attribute="order", weights=(0.3, 1.0))
+    tiny = with_objective(tiny, "auto", "regression+regression_bt", reward_attribute="order", weights=(0.3, 1.0))
     tiny.data.train = tiny.data.validation = sources
     train(tiny, tmp_path / "one")
     for key, value in change.items():
@@ -84,87 +85,91 @@ def test_layout_changes_no_result_of_a_mixture(tiny, tmp_path, change):
             assert a[name] == pytest.approx(b[name], rel=1e-4), name
 
 
-def test_sources_are_mixed_by_weight_and_validation_sets_are_reported_by_name(tiny, tmp_path, capsys):
+def test_sources_are_mixed_by_weight_and_named_validation_sources_have_metrics(tiny, tmp_path, capsys):
     first, second = write(tmp_path / "a.jsonl", "pairs", 40), write(tmp_path / "b.jsonl", "pairs", 20)
     tiny.data.train, tiny.data.weights = (first, second), (1.0, 3.0)
     tiny.data.validation = (f"one={first}", f"two={second}")
-    outcome = train(tiny, tmp_path / "run")
+    result = train(tiny, tmp_path / "run")
     assert "warning: 60 of 60 validation comparisons are in the training data too" in capsys.readouterr().out
-    assert {"one/accuracy", "two/accuracy"} <= set(outcome.validation)
-    whole = (40 * outcome.validation["one/accuracy"] + 20 * outcome.validation["two/accuracy"]) / 60
-    assert outcome.validation["accuracy"] == pytest.approx(whole)
+    assert {"one/accuracy", "two/accuracy"} <= set(result.validation)
+    whole = (40 * result.validation["one/accuracy"] + 20 * result.validation["two/accuracy"]) / 60
+    assert result.validation["accuracy"] == pytest.approx(whole)
     tiny.data.weights = (1.0,)
     with pytest.raises(InputError, match=r"data.weights has 1 entries, config.data.train 2 sources"):
         train(tiny, tmp_path / "wrong")
 
 
-def test_data_that_says_nothing_to_the_objective_is_named(tiny, tmp_path):
+def test_data_without_the_labels_of_the_objective_is_refused(tiny, tmp_path):
     tiny.data.train = tiny.data.validation = (write(tmp_path / "a.jsonl", "pairs"),)
     tiny.objective.name = "regression"
-    with pytest.raises(InputError, match=r"no record has a label of the head's attributes, which 'regression' learns"):
+    with pytest.raises(
+        InputError, match=r"no record has a label of the head's attributes, which objective 'regression' needs"
+    ):
         train(tiny, tmp_path / "run")
-    tiny = options_of(tiny, "auto", "bradley_terry")
+    tiny = with_objective(tiny, "auto", "bradley_terry")
     tiny.data.train = tiny.data.validation = (write(tmp_path / "b.jsonl", "regression"),)
-    with pytest.raises(InputError, match=r"no record has a preference, which 'bradley_terry' learns from"):
+    with pytest.raises(InputError, match=r"no record has a preference, which objective 'bradley_terry' needs"):
         train(tiny, tmp_path / "run")
     tiny.data.train = (write(tmp_path / "c.jsonl", "pairs"), write(tmp_path / "b.jsonl", "regression"))
-    with pytest.raises(InputError, match=r"b.jsonl:1: it has no preference"):
+    with pytest.raises(InputError, match=r"b.jsonl:1: the record has no preference"):
         train(tiny, tmp_path / "run")
     tiny.data.validation = ("synthetic",)
     with pytest.raises(InputError, match=r"config.data.validation is the built-in data, 'synthetic', and"):
         train(tiny, tmp_path / "run")
     soft = [item.record | {"probability": 0.8} for item in synthetic.comparisons("train", 24)]
     (tmp_path / "soft.jsonl").write_text("".join(json.dumps(record) + "\n" for record in soft))
-    tiny = options_of(tiny, "pairs", "plackett_luce")
+    tiny = with_objective(tiny, "pairs", "plackett_luce")
     tiny.data.train = tiny.data.validation = (str(tmp_path / "soft.jsonl"),)
-    with pytest.raises(InputError, match=r"only 0.8 probable, and plackett_luce knows no soft labels"):
+    with pytest.raises(
+        InputError, match=r"probability 0.8, and objective 'plackett_luce' does not support soft labels"
+    ):
         train(tiny, tmp_path / "run")
 
 
-def test_the_configuration_names_labels_that_have_no_names(tiny, tmp_path):
+def test_the_configuration_names_unnamed_labels(tiny, tmp_path):
     texts = [item.record["prompt"] + item.record["chosen"] for item in synthetic.comparisons("train", 24)]
     lines = [json.dumps({"text": text, "label": [i % 3, i % 2]}) + "\n" for i, text in enumerate(texts)]
     (tmp_path / "a.jsonl").write_text("".join(lines))
-    tiny = options_of(tiny, "auto", "regression")
+    tiny = with_objective(tiny, "auto", "regression")
     tiny.objective.attributes = ("helpfulness", "length")
     tiny.data.train = tiny.data.validation = (str(tmp_path / "a.jsonl"),)
     assert {"mse/helpfulness", "mse/length"} <= set(train(tiny, tmp_path / "run").validation)
 
 
-def test_other_data_or_another_head_is_refused(tiny, tmp_path):
+def test_changed_data_or_another_head_is_refused(tiny, tmp_path):
     source = tmp_path / "a.jsonl"
     tiny.data.train = tiny.data.validation = (write(source, "pairs"),)
     train(tiny, tmp_path / "run")
     write(source, "pairs", 25)
-    with pytest.raises(InputError, match=r"holds a run whose training data was other"):
+    with pytest.raises(InputError, match=r"holds a run with other training data"):
         train(tiny, tmp_path / "run")
-    tiny = options_of(tiny, "regression", "regression", standardize=True)
+    tiny = with_objective(tiny, "regression", "regression", standardize=True)
     tiny.data.train = tiny.data.validation = ("synthetic",)
     tiny.model.path = str(tmp_path / "run")
-    with pytest.raises(InputError, match=r"its head gives reward with scale"):
+    with pytest.raises(InputError, match=r"the reward head predicts reward \(scale"):
         train(tiny, tmp_path / "other")
 
 
-def test_nemos_preferences_are_trained_on_and_evaluated(tiny, tmp_path):
+def test_nemo_aligner_preferences_are_trained_and_evaluated(tiny, tmp_path):
     pairs = [item.record for item in synthetic.comparisons("train", 24)]
     label = [-2, *[-100] * 8]  # the first of two lines is the better one
     texts = [record["prompt"] + record[key] for record in pairs for key in ("chosen", "rejected")]
     source = tmp_path / "nemo.jsonl"
     source.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text in texts))
-    tiny = options_of(tiny, "auto", "regression_bt", strength=True)
+    tiny = with_objective(tiny, "auto", "regression_bt", strength=True)
     tiny.data.train = tiny.data.validation = (str(source),)
-    outcome = train(tiny, tmp_path / "run")
+    result = train(tiny, tmp_path / "run")
     pipeline = load_pipeline(str(tmp_path / "run"))
     assert pipeline.attributes == NEMO
-    evaluate(pipeline, read_labelled([str(source)], pipeline.options), tmp_path / "report", title="t")
+    evaluate(pipeline, read_evaluation_data([str(source)], pipeline.options), tmp_path / "report", title="t")
     found = json.loads((tmp_path / "report" / "metrics.json").read_text())["accuracy"]
     best = max(line["accuracy"] for line in lines(tmp_path / "run"))
     assert found == pytest.approx(best)
-    assert outcome.validation["loss"] < 2 * math.log(2)
+    assert result.validation["loss"] < 2 * math.log(2)
 
 
-def test_an_artifact_can_merge_attributes_and_standardise(tiny, tmp_path):
-    tiny = options_of(tiny, "regression", "regression", standardize=True)
+def test_export_merges_attributes(tiny, tmp_path):
+    tiny = with_objective(tiny, "regression", "regression", standardize=True)
     train(tiny, tmp_path / "run")
     export(tmp_path / "run", tmp_path / "both")
     export(tmp_path / "run", tmp_path / "merged", merge=["order=2", "start=-0.5"])
@@ -181,17 +186,17 @@ def test_an_artifact_can_merge_attributes_and_standardise(tiny, tmp_path):
         export(tmp_path / "run", tmp_path / "wrong", standardize=True)
 
 
-def test_standardised_rewards_have_mean_0_and_std_1_on_the_validation_data(tiny, tmp_path):
+def test_standardized_rewards_have_mean_0_and_std_1_on_the_validation_data(tiny, tmp_path):
     train(tiny, tmp_path / "run")
     export(tmp_path / "run", tmp_path / "artifact", standardize=True)
     pipeline = load_pipeline(str(tmp_path / "artifact"))
-    evaluate(pipeline, read_labelled(["synthetic"], ReadOptions(), limit=40), tmp_path / "report", title="t")
+    evaluate(pipeline, read_evaluation_data(["synthetic"], ReadOptions(), limit=40), tmp_path / "report", title="t")
     metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert metrics["reward_mean"] == pytest.approx(0, abs=1e-3)
     assert metrics["reward_std"] == pytest.approx(1, abs=1e-3)
 
 
-def test_a_resumed_run_of_another_head_is_refused(tiny, tmp_path):
+def test_resuming_with_another_objective_is_refused(tiny, tmp_path):
     train(tiny, tmp_path / "run")
     with pytest.raises(InputError, match=r"objective.name: 'bradley_terry' there, 'plackett_luce' here"):
-        train(options_of(tiny, "auto", "plackett_luce"), tmp_path / "run")
+        train(with_objective(tiny, "auto", "plackett_luce"), tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Two real processes, joined by jax.distributed over loopback, train as one."""
+"""A training run of two processes, connected by jax.distributed over loopback."""
 
 import signal
 
@@ -19,7 +19,7 @@ def pair_of(config_file, workdir):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A configuration file for two processes, the same in this one, and a whole run of two processes."""
+    """A configuration file for two processes, its configuration, and workdir and outputs of an uninterrupted run."""
     path = tmp_path_factory.mktemp("pair")
     config = tiny_config.__wrapped__()
     config.mesh.data, config.mesh.fsdp = -1, 2
@@ -35,14 +35,14 @@ def made(tmp_path_factory):
     return file, config, path / "whole", outputs
 
 
-def test_the_losses_are_those_of_one_device(made, tmp_path):
+def test_losses_equal_those_on_one_device(made, tmp_path):
     _, config, whole, _ = made
     config.mesh.data, config.mesh.fsdp = 1, 1
     train(config, tmp_path / "alone")
     np.testing.assert_allclose(losses(whole), losses(tmp_path / "alone"), atol=1e-5)
 
 
-def test_the_first_process_alone_writes_and_prints(made):
+def test_only_the_first_process_writes_and_prints(made):
     _, _, whole, (first, second) = made
     assert [line["step"] for line in lines(whole, "train")] == list(range(1, STEPS + 1))
     assert [line["step"] for line in lines(whole, "validation")] == [0, STEPS // 3, 2 * STEPS // 3, STEPS]
@@ -51,15 +51,15 @@ def test_the_first_process_alone_writes_and_prints(made):
     assert own_lines(second) == []
 
 
-def test_a_signal_to_one_or_to_both_saves_and_the_run_continues_bit_for_bit(made, tmp_path):
-    """The signal comes before the first step; JAX notices within a second, and both agree on a step soon after."""
+def test_a_signal_to_one_or_both_processes_saves_and_the_run_resumes_bit_for_bit(made, tmp_path):
+    """The signal is sent before the first step; JAX sees it within a second, and both processes stop at one step."""
     file, _, whole, _ = made
     workdir = tmp_path / "stopped"
     saved = [0]
-    for told in ([1], [0, 1]):
+    for signaled in ([1], [0, 1]):
         with pair_of(file, workdir) as pair:
             pair.wait_until_joined()
-            for number in told:
+            for number in signaled:
                 pair.processes[number].send_signal(signal.SIGTERM)
             assert "stopped at step" in pair.finish()[0]
         saved.append(max(int(path.name) for path in (workdir / "checkpoints").iterdir()))

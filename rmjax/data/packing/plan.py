@@ -1,7 +1,7 @@
-"""The batch plan: which comparisons make step n, in which rows, in which microbatches.
+"""The batch plan: the comparisons of each step, their rows and microbatches.
 
-A pure function of (seed, token lengths), computed alike on every host. Which comparisons a step takes depends on the
-seed and their number alone; how they are packed changes the order of additions and nothing else.
+The plan is a pure function of the seed and the token lengths, so every host computes the same one. The comparisons of a
+step depend only on the seed and the number of comparisons; packing changes only the order of additions.
 """
 
 import dataclasses
@@ -17,19 +17,19 @@ from rmjax.data.packing.rows import pack
 
 @dataclasses.dataclass(frozen=True)
 class BatchPlan:
-    """The plan of a run.
+    """The plan of a run over n comparisons.
 
     Attributes:
       lengths: unique tokens of each comparison, int [n].
-      readouts, edges: how many each comparison has, int [n].
-      batch_size: comparisons a step, exactly; only a plan by epochs may end on a shorter step.
+      readouts, edges: number of readouts and of edges of each comparison, int [n].
+      batch_size: comparisons a step, exactly; only the last step of a plan by epochs may have fewer.
       num_steps: steps of the run.
-      total: comparisons over all steps; beyond one epoch's n the order is drawn anew.
+      total: comparisons over all steps; each epoch has a new order.
       row_length: tokens of a row.
-      short_length: tokens to which a microbatch is cut whose rows all fit; 0: none is.
+      short_length: tokens of a row in microbatches all of whose rows fit in it; 0: no short microbatches.
       microbatch_rows: rows of a microbatch, over all devices.
-      seed: of the order; None keeps the data's own order (evaluation).
-      mixture: (size, draws an epoch) of each source, in the data's order; () draws each comparison once an epoch.
+      seed: of the order; None keeps the dataset's order (evaluation).
+      mixture: (size, draws an epoch) of each source, in the dataset's order; () draws each comparison once an epoch.
     """
 
     lengths: np.ndarray
@@ -45,7 +45,7 @@ class BatchPlan:
     mixture: tuple[tuple[int, int], ...] = ()
 
     def comparisons(self, step: int) -> np.ndarray:
-        """Returns the indices of the comparisons of `step` (from 0), int64."""
+        """Returns the indices of the comparisons of `step` (from 0), int64 [batch_size]."""
         mixture = self.mixture or ((len(self.lengths), len(self.lengths)),)
         n = sum(draws for _, draws in mixture)
         first = step * self.batch_size
@@ -54,28 +54,25 @@ class BatchPlan:
         while first < last:
             epoch, offset = divmod(first, n)
             take = min(n - offset, last - first)
-            parts.append(_order(self.seed, epoch, mixture)[offset : offset + take])
+            parts.append(_epoch_order(self.seed, epoch, mixture)[offset : offset + take])
             first += take
         return np.concatenate(parts)
 
     def rows(self, step: int) -> list[list[int]]:
-        """Returns the step's comparisons packed into rows, first-fit decreasing, and short rows last."""
+        """Returns the comparisons of each row of a step, packed first-fit decreasing, short rows last."""
         chosen = self.comparisons(step)
         packed = pack_for_step(self.lengths[chosen], self.row_length, self.short_length)
         return [[int(chosen[i]) for i in row] for row in packed]
 
-    def microbatches(self, step: int) -> np.ndarray:
-        """Returns how many microbatches the step's rows fill: before the first short one, and in all; int32 [2]."""
-        return self.count(self.rows(step))
-
-    def count(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
-        """Returns what `microbatches` does, of a step's rows."""
+    def microbatches(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+        """Returns the number of full-length microbatches and of all microbatches of a step's rows, int32 [2]."""
         return count_microbatches([self.lengths[row].sum() for row in rows], self.short_length, self.microbatch_rows)
 
-    def slots(self, steps: Iterable[int]) -> int:
-        """Returns the token slots that are computed in these steps."""
-        counts = [self.microbatches(step) for step in steps]
-        return _slots(counts, self.sizes.microbatches, self.row_length, self.short_length) * self.microbatch_rows
+    def padded_tokens(self, steps: Iterable[int]) -> int:
+        """Returns the number of tokens computed in these steps, padding included."""
+        counts = [self.microbatches(self.rows(step)) for step in steps]
+        tokens = _padded_tokens_per_row(counts, self.sizes.microbatches, self.row_length, self.short_length)
+        return tokens * self.microbatch_rows
 
     @functools.cached_property
     def sizes(self) -> "PlanSizes":
@@ -84,13 +81,13 @@ class BatchPlan:
         counts = []
         for step in range(self.num_steps):
             rows = self.rows(step)
-            counts.append(self.count(rows))
+            counts.append(self.microbatches(rows))
             readouts = max(readouts, *(int(self.readouts[row].sum()) for row in rows))
             edges = max(edges, *(int(self.edges[row].sum()) for row in rows))
             tokens += sum(int(self.lengths[row].sum()) for row in rows)
         most = int(np.max(counts))
-        slots = _slots(counts, most, self.row_length, self.short_length) * self.microbatch_rows
-        return PlanSizes(most, readouts, edges, tokens, slots)
+        padded = _padded_tokens_per_row(counts, most, self.row_length, self.short_length) * self.microbatch_rows
+        return PlanSizes(most, readouts, edges, tokens, padded)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,69 +95,55 @@ class PlanSizes:
     """Sizes over a whole plan.
 
     Attributes:
-      microbatches: the most that a step needs.
-      readouts, edges: of the largest tables of a row.
-      tokens, slots: unique tokens, and the token slots that are computed for them.
+      microbatches: the largest number of microbatches of a step.
+      readouts, edges: entries of the largest readout and edge tables of a row.
+      tokens, padded_tokens: unique tokens, and tokens computed with padding.
     """
 
     microbatches: int
     readouts: int
     edges: int
     tokens: int
-    slots: int
+    padded_tokens: int
 
     @property
     def fill(self) -> float:
-        """Share of the computed token slots that hold a token."""
-        return self.tokens / max(self.slots, 1)
+        """Fraction of the computed tokens that are not padding."""
+        return self.tokens / max(self.padded_tokens, 1)
 
 
 def short_row_length(row_length: int, multiple: int = 1) -> int:
-    """Returns the length to which a microbatch is cut whose rows are half empty; 0: none is cut.
-
-    A mesh with a sequence axis (`multiple` parts) would have to lay the row out anew, so nothing is cut there.
-    """
+    """Returns the row length of short microbatches; 0 for none, as with a sequence axis, where rows are resharded."""
     return row_length // 2 if multiple == 1 and row_length % 64 == 0 else 0
 
 
 def pack_for_step(lengths: np.ndarray, row_length: int, short_length: int) -> list[list[int]]:
-    """Returns rows of indices into `lengths`, first-fit decreasing; those that fit `short_length` come last."""
+    """Returns rows of indices into `lengths`, first-fit decreasing; rows of at most `short_length` tokens last."""
     return sorted(pack(lengths, row_length), key=lambda row: lengths[row].sum() <= short_length)
 
 
 def count_microbatches(used: Sequence[int], short_length: int, microbatch_rows: int) -> np.ndarray:
-    """Returns how many microbatches there are before the first in which all rows are short, and in all; int32 [2].
+    """Returns the number of microbatches before the first one with short rows only, and of all, int32 [2].
 
     Args:
       used: tokens in each row, short rows last.
     """
-    return np.array(
-        [
-            math.ceil(sum(tokens > short_length for tokens in used) / microbatch_rows),
-            math.ceil(len(used) / microbatch_rows),
-        ],
-        np.int32,
-    )
+    full_rows = sum(tokens > short_length for tokens in used)
+    return np.array([math.ceil(full_rows / microbatch_rows), math.ceil(len(used) / microbatch_rows)], np.int32)
 
 
-def _slots(counts: Sequence[np.ndarray], most: int, row_length: int, short_length: int) -> int:
-    """Returns the token slots of one row of every microbatch of these steps.
-
-    Args:
-      counts: of each step, see `count_microbatches`.
-      most: microbatches of the plan's largest step; a plan with one a step cuts none.
-    """
-    whole, every = np.sum(counts, axis=0).tolist()
-    cut = short_length if most > 1 else row_length
-    return whole * row_length + (every - whole) * cut
+def _padded_tokens_per_row(counts: Sequence[np.ndarray], most: int, row_length: int, short_length: int) -> int:
+    """Returns the sum of the microbatches' row lengths; a plan of at most one microbatch a step has no short ones."""
+    full, total = np.sum(counts, axis=0).tolist()
+    return full * row_length + (total - full) * (short_length if most > 1 else row_length)
 
 
 @functools.lru_cache(maxsize=4)
-def _order(seed: int | None, epoch: int, mixture: tuple[tuple[int, int], ...]) -> np.ndarray:
-    """Returns the comparisons of an epoch.
+def _epoch_order(seed: int | None, epoch: int, mixture: tuple[tuple[int, int], ...]) -> np.ndarray:
+    """Returns the comparisons of an epoch, int64 [sum of draws].
 
-    Each source is an endless stream, one permutation of it after the other, of which an epoch takes the next `draws`:
-    no comparison comes back before all others of its source have been seen.
+    Each source is an infinite stream of permutations, and an epoch takes the next `draws` of it: no comparison is
+    repeated before all others of its source have been drawn.
     """
     if seed is None:
         return np.arange(sum(size for size, _ in mixture))
@@ -179,11 +162,14 @@ def _permutation(seed: int, number: int, stream: int, n: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=[seed, number + (stream << 32)])).permutation(n)
 
 
-def mix(sizes: Sequence[int], weights: Sequence[float]) -> tuple[tuple[int, int], ...]:
-    """Returns (size, draws an epoch) of each source: an epoch is as long as all sources, shared out by weight.
+def make_mixture(sizes: Sequence[int], weights: Sequence[float]) -> tuple[tuple[int, int], ...]:
+    """Returns (size, draws an epoch) of each source; draws are proportional to `weights`, with the sum of the sizes.
+
+    >>> make_mixture([100, 300], [1.0, 1.0])
+    ((100, 200), (300, 200))
 
     Raises:
-      InputError: the weights do not fit the sources.
+      InputError: there is not one positive weight per source, or a source is empty.
     """
     if len(weights) != len(sizes):
         raise InputError(
@@ -192,11 +178,10 @@ def mix(sizes: Sequence[int], weights: Sequence[float]) -> tuple[tuple[int, int]
         )
     if min(sizes) == 0:
         raise InputError(
-            f"source {list(sizes).index(0) + 1} of config.data.train has no usable comparison; leave it "
-            "and its weight out"
+            f"source {list(sizes).index(0) + 1} of config.data.train has no usable comparison; remove it and its weight"
         )
     if min(weights) <= 0:
-        raise InputError(f"config.data.weights holds {min(weights)}; expected more than 0: leave the source out")
+        raise InputError(f"config.data.weights holds {min(weights)}; expected more than 0: remove the source")
     share = sum(sizes) / sum(weights)
     return tuple((size, max(1, round(weight * share))) for size, weight in zip(sizes, weights, strict=True))
 
@@ -215,13 +200,10 @@ def training_plan(
     seed: int,
     mixture: tuple[tuple[int, int], ...] = (),
 ) -> BatchPlan:
-    """Plans `steps` full steps, or `epochs` passes whose very last step may be short.
-
-    Args:
-      short_length: see `BatchPlan`; 0 for none.
+    """Returns a plan of `steps` full steps, or of `epochs` epochs; see `BatchPlan`.
 
     Raises:
-      InputError: no comparisons, or not exactly one of steps and epochs.
+      InputError: there are no comparisons, or not exactly one of `steps` and `epochs` is positive.
     """
     if not len(lengths):
         raise InputError("the training data has no usable comparison left; see the counts above")
@@ -244,7 +226,7 @@ def evaluation_plan(
     row_length: int,
     microbatch_rows: int,
 ) -> BatchPlan:
-    """Plans one pass over all comparisons in their own order."""
+    """Returns a plan of one pass over all comparisons in the dataset's order."""
     if not len(lengths):
         raise InputError("the validation data has no usable comparison left; see the counts above")
     steps = math.ceil(len(lengths) / batch_size)
@@ -252,20 +234,18 @@ def evaluation_plan(
 
 
 def choose_row_length(
-    lengths: np.ndarray, batch_size: int, microbatch_rows: int, multiple: int = 1, *, cut: bool = False
+    lengths: np.ndarray, batch_size: int, microbatch_rows: int, multiple: int = 1, *, short_microbatches: bool = False
 ) -> int:
-    """Returns the row length at which a step wastes the fewest token slots.
+    """Returns the row length with the least padding.
 
-    Candidates are multiples of 64 (128 above 1,024) that hold the longest comparison, up to four times as long and at
-    least up to 2,048; each is tried on up to 16 steps' worth of comparisons. Attention never costs what other groups in
-    a row would, so the slots are the cost.
+    Candidates are multiples of 64 (128 above 1,024) from the longest comparison's length up to four times that, and at
+    least up to 2,048; each is tried on the comparisons of up to 16 steps. The cost is the number of padded tokens,
+    because attention skips the other comparisons of a row.
 
     Args:
-      lengths: unique tokens of each comparison.
-      batch_size: comparisons a step.
-      microbatch_rows: rows are computed in multiples of this.
+      lengths, batch_size, microbatch_rows: see `BatchPlan`.
       multiple: the row length must also be divisible by this (the mesh's sequence axis).
-      cut: whether the plan will have short microbatches (`short_row_length`).
+      short_microbatches: whether the plan will have short microbatches (`short_row_length`).
     """
     longest = int(np.max(lengths))
     unit = math.lcm(64 if longest <= 1024 else 128, multiple)
@@ -273,12 +253,12 @@ def choose_row_length(
     order = _permutation(0, 0, 0, len(lengths))
     samples = [lengths[order[i : i + batch_size]] for i in range(0, min(len(order), 16 * batch_size), batch_size)]
 
-    def slots(row_length: int) -> int:
-        short = short_row_length(row_length, multiple) if cut else 0
+    def cost(row_length: int) -> int:
+        short = short_row_length(row_length, multiple) if short_microbatches else 0
         packed = [pack_for_step(sample, row_length, short) for sample in samples]
         used = [[sample[row].sum() for row in rows] for sample, rows in zip(samples, packed, strict=True)]
         counts = [count_microbatches(rows, short, microbatch_rows) for rows in used]
-        return _slots(counts, int(np.max(counts)), row_length, short)
+        return _padded_tokens_per_row(counts, int(np.max(counts)), row_length, short)
 
-    candidates: Sequence[int] = range(shortest, max(4 * shortest, 2048) + 1, unit)
-    return min(candidates, key=lambda row_length: (slots(row_length), row_length))
+    candidates = range(shortest, max(4 * shortest, 2048) + 1, unit)
+    return min(candidates, key=lambda row_length: (cost(row_length), row_length))

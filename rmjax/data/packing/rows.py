@@ -1,8 +1,6 @@
-"""Trees from token sequences, rows from trees, arrays from rows.
+"""Pack trees into rows of fixed length, and fill the arrays of packed rows; used by training, scoring and serving.
 
-Axis letters: B rows, T tokens of a row, S prefix tokens, R readouts, E edges, K responses, A attributes.
-
-Training, evaluation, scoring and the server all fill their arrays here, so a comparison is laid out one way everywhere.
+Axis letters: B rows, T tokens of a row, R readouts, E edges, A attributes.
 """
 
 from collections.abc import Sequence
@@ -13,34 +11,35 @@ from rmjax.core.errors import InputError
 from rmjax.data.schema import Tree
 
 
-def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
-    """Packs trees into rows by first-fit decreasing: each tree, longest first, into the first row with room for it.
+def pack(lengths: Sequence[int] | np.ndarray, row_length: int) -> list[list[int]]:
+    """Returns rows of indices into `lengths`, each index once, packed first-fit decreasing.
 
-    Deterministic; equal lengths go by index. O(n log n): a tree of maxima over the rows' room finds the first row.
+    Each tree, longest first (ties by index), is put into the first row with enough free tokens. O(n log n): a segment
+    tree of the rows' free tokens finds that row.
+
+    >>> pack([3, 5, 2, 6], row_length=8)
+    [[3, 2], [1, 0]]
 
     Args:
-      lengths: unique tokens of each tree.
-      row_length: T, the tokens a row holds.
-
-    Returns:
-      Rows of indices into `lengths`, each index once.
+      lengths: unique tokens of each tree, int [n].
+      row_length: T.
 
     Raises:
       InputError: a tree is longer than a row.
     """
-    lengths = np.asarray(lengths, np.int64)
-    if not len(lengths):
+    sizes = np.asarray(lengths, np.int64)
+    if not len(sizes):
         return []
-    order = np.argsort(-lengths, kind="stable")
-    if lengths[order[0]] > row_length:
+    order = np.argsort(-sizes, kind="stable")
+    if sizes[order[0]] > row_length:
         raise InputError(
-            f"comparison {int(order[0])} has {int(lengths[order[0]])} tokens (shared prompt once, and every response); "
-            f"expected at most row_length = {row_length}: raise data.row_length, or set it to 0 to have it chosen"
+            f"comparison {int(order[0])} has {int(sizes[order[0]])} tokens (prompt once, and every response); expected "
+            f"at most row_length = {row_length}: raise data.row_length, or set it to 0 to choose it automatically"
         )
-    leaves = 1 << (len(lengths) - 1).bit_length()
-    room = [row_length] * (2 * leaves)  # a heap: room[leaves + row] is a row's, any other node its children's maximum
+    leaves = 1 << (len(sizes) - 1).bit_length()
+    room = [row_length] * (2 * leaves)  # room[leaves + row] of a row; of an inner node, the maximum of its children
     rows: list[list[int]] = []
-    for index, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+    for index, length in zip(order.tolist(), sizes[order].tolist(), strict=True):
         node = 1
         while node < leaves:
             node *= 2
@@ -58,24 +57,24 @@ def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
 
 
 def fill_rows(rows: Sequence[Sequence[Tree]], spec: dict[str, tuple]) -> dict[str, np.ndarray]:
-    """Lays trees out in the arrays of `schema.packed_spec`.
+    """Returns the arrays of packed rows, as in `schema.packed_spec`.
 
-    Row b holds the trees of `rows[b]` one after the other, each as prefix, branch 0, branch 1, ...; rows beyond
-    `len(rows)` stay padding. The readout table of a row is its trees' readouts in order: `split_readouts` undoes it.
+    Row b has the trees of `rows[b]` one after another, each as prefix, branch 0, branch 1, ...; rows after `len(rows)`
+    are padding. The readout table of a row is its trees' readouts in order; `split_readouts` is the inverse.
 
     Args:
       rows: at most B lists of trees.
       spec: {name: (shape, dtype, fill)} from `packed_spec(B, T, R, E, A)`.
 
     Raises:
-      ValueError: a row's tokens, readouts or edges exceed the spec: its sizes were not computed from these rows.
+      ValueError: the rows, or a row's tokens, readouts or edges, exceed the spec.
     """
     batch = {name: np.full(shape, fill, dtype) for name, (shape, dtype, fill) in spec.items()}
     limits = [len(batch["tokens"])] + [batch[n].shape[1] for n in ("tokens", "readout_index", "edge_winner")]
     for b, row in enumerate(rows):
         sizes = [b + 1, sum(t.length for t in row), sum(len(t.readouts) for t in row), sum(len(t.edges) for t in row)]
         if any(size > limit for size, limit in zip(sizes, limits, strict=True)):
-            raise ValueError(f"row {b} needs (rows, tokens, readouts, edges) {sizes}, the spec has {limits}")
+            raise ValueError(f"row {b} needs (rows, tokens, readouts, edges) {sizes}; the spec has {limits}")
         start = readout = edge = 0
         for group, tree in enumerate(row, 1):
             _fill_tree(batch, b, group, tree, start, readout, edge)
@@ -86,9 +85,9 @@ def fill_rows(rows: Sequence[Sequence[Tree]], spec: dict[str, tuple]) -> dict[st
 
 
 def _fill_tree(batch: dict, b: int, group: int, tree: Tree, start: int, readout: int, edge: int) -> None:
-    """Writes one tree into row b, its tokens from `start`, its readouts and edges from their tables' next entries."""
+    """Writes a tree into row b: its tokens from `start`, its readouts from `readout`, its edges from `edge`."""
     lengths = np.array([len(branch) for branch in tree.branches])
-    shift = np.cumsum(lengths) - lengths  # how far branch k lies behind the end of the prefix
+    shift = np.cumsum(lengths) - lengths  # tokens between the prefix and branch k
     whole, tail = slice(start, start + tree.length), slice(start + len(tree.prefix), start + tree.length)
     batch["tokens"][b, whole] = np.concatenate((tree.prefix, *tree.branches))
     batch["group"][b, whole] = group
@@ -102,25 +101,23 @@ def _fill_tree(batch: dict, b: int, group: int, tree: Tree, start: int, readout:
     batch["readout_group"][b, readout : readout + count] = group
     if tree.labels is not None:
         batch["labels"][b, readout : readout + count] = tree.labels
-    for e, known in enumerate(tree.edges, edge):
-        batch["edge_winner"][b, e] = readout + known.winner
-        batch["edge_loser"][b, e] = readout + known.loser
-        for name in ("margin", "weight", "strength", "target"):
-            batch[f"edge_{name}"][b, e] = getattr(known, name)
+    for e, preference in enumerate(tree.edges, edge):
+        for name, value in vars(preference).items():
+            batch[f"edge_{name}"][b, e] = value + readout if name in ("winner", "loser") else value
 
 
 def split_readouts(values: np.ndarray, rows: Sequence[Sequence[int]], readouts: np.ndarray) -> dict[int, np.ndarray]:
-    """Finds each comparison's rewards again: {index: [its readouts, ...]}.
+    """Returns the values of each comparison's readouts: {comparison: [readouts, ...]}.
 
     Args:
       values: [B, R, ...], one value per entry of the readout tables, B >= len(rows).
-      rows: the comparisons' indices of each row, in the order in which `fill_rows` got their trees.
-      readouts: readouts of each comparison, by index.
+      rows: the comparisons of each row, in the order of their trees in `fill_rows`.
+      readouts: number of readouts of each comparison, by index.
     """
     found = {}
     for b, row in enumerate(rows):
         start = 0
-        for index in row:
-            found[index] = values[b, start : start + int(readouts[index])]
-            start += int(readouts[index])
+        for comparison in row:
+            found[comparison] = values[b, start : start + int(readouts[comparison])]
+            start += int(readouts[comparison])
     return found

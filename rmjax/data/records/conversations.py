@@ -1,123 +1,56 @@
-"""How a record's prompt and response become one conversation, and the checks of a record's fields."""
+"""Join a record's prompt and response into one conversation."""
 
 import re
 from typing import Any
 
-import numpy as np
+from rmjax.data.records.fields import BadField, messages, text
+from rmjax.data.records.options import ReadOptions
+from rmjax.data.schema import Conversation, Message, Record
 
-from rmjax.data.schema import Message
-
-# HH-RLHF's transcripts: turns opened by these marks.
-_TURN = re.compile(r"\n\n(Human|Assistant):[ ]?")
+_TURN = re.compile(r"\n\n(Human|Assistant):[ ]?")  # opens a turn of an HH-RLHF transcript
 _ROLES = {"Human": "user", "Assistant": "assistant"}
-_LARGEST = float(np.finfo(np.float32).max)  # what labels and margins are kept in
+_PROMPT_ALIASES = ("question", "instruction", "input", "context", "history", "query")
 
 
-class BadField(Exception):
-    """A record's fault, told without its place; `kind` is the reason without what was found (see `BadRecord`)."""
+def get_prompt(record: Record, options: ReadOptions, *names: str) -> Any:
+    """Returns a record's `prompt`, or the first of the fields `names` that it has, or None.
 
-    def __init__(self, reason: str, kind: str = ""):
-        super().__init__(reason)
-        self.kind = kind or reason.split(";")[0]
-
-
-def number(value: Any, name: str) -> float:
-    """Returns a finite number; a CSV cell may hold it as text. Raises BadField naming the field."""
-    try:
-        if isinstance(value, str):
-            value = float(value)
-        if not isinstance(value, bool) and isinstance(value, int | float) and abs(float(value)) <= _LARGEST:
-            return float(value)
-    except (ValueError, OverflowError):
-        pass
-    raise BadField(f"{name} is {value!r:.60}; expected a finite number", f"{name} is no finite number")
-
-
-def numbers(value: Any, name: str, count: int) -> list[float]:
-    """Returns a list of `count` finite numbers. Raises BadField naming the field."""
-    if not isinstance(value, list):
-        raise BadField(f"{name} is {value!r:.60}; expected a list of {count} numbers", f"{name} is no list")
-    if len(value) != count:
-        raise BadField(
-            f"{name} has {len(value)} entries; expected {count}, one a response",
-            f"{name} has another number of entries than there are responses",
-        )
-    return [number(entry, f"{name}[{i}]") for i, entry in enumerate(value)]
-
-
-def texts(value: Any, name: str) -> list[str]:
-    """Returns a list of strings, none empty, at least one. Raises BadField naming the field."""
-    if not isinstance(value, list) or not value:
-        raise BadField(f"{name} is {value!r:.60}; expected a list of strings", f"{name} is no list of strings")
-    for i, entry in enumerate(value):
-        text(entry, f"{name}[{i}]")
-    return value
-
-
-def text(value: Any, name: str) -> str:
-    """Returns a string that is not empty. Raises BadField naming the field."""
-    if not isinstance(value, str) or not value.strip():
-        raise BadField(
-            f"{name} is {value!r:.60}; expected a string that is not empty",
-            f"{re.sub(r'[0-9]+', 'i', name)} is empty or no string",
-        )
-    return value
-
-
-def messages(value: Any, name: str) -> list[Message]:
-    """Returns a list of chat messages, at least one; one that calls tools needs no content. Raises BadField.
-
-    Keys that are null go, those of tool calls too: Parquet and `datasets` give every message the keys of all.
+    Raises BadField if the prompt has another name, or a system message or tools would be lost.
     """
-    if not isinstance(value, list) or not value:
+    prompt = next((record[name] for name in ("prompt", *names) if record.get(name) is not None), None)
+    if prompt is None and (alias := next((name for name in _PROMPT_ALIASES if record.get(name)), "")):
         raise BadField(
-            f"{name} is {value!r:.60}; expected a string or a list of messages",
-            f"{name} is no string and no list of messages",
+            f"there is no prompt, but {alias!r}; if that is the prompt, rename it (data.columns = "
+            f"'{alias}=prompt'), else give it a name that no format uses"
         )
-    for message in value:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise BadField(
-                f"{name} holds the message {message!r:.60}; expected an object with role and content",
-                f"{name} holds a message without role",
-            )
-        content, calls = message.get("content"), message.get("tool_calls")
-        if not isinstance(content, str) and not (content is None and isinstance(calls, list) and calls):
-            raise BadField(
-                f"{name} holds a {message['role']!r:.60} message whose content is no string",
-                f"{name} holds a message whose content is no string",
-            )
-    return [
-        {key: _without_null(part) for key, part in message.items() if part is not None or key == "content"}
-        for message in value
-    ]
+    if record.get("tools"):
+        raise BadField("tools is given, and would not be rendered; put the tools into a system message instead")
+    # One word is accepted: in data such as SummEval, `system` is the identifier of the system that generated the text.
+    if len(str(record.get("system") or "").split()) > 1:
+        raise BadField(
+            "system holds a text; if it is a system message, rename it (data.columns = "
+            "'system=system_prompt'), else give it a name that no format uses"
+        )
+    if not (system := record.get("system_prompt")):
+        return prompt
+    turns = _user(prompt) if isinstance(prompt, str) and options.strings == "chat" else prompt
+    if not isinstance(turns, list):
+        raise BadField(
+            "system_prompt is given beside strings that are joined as they are, or without a prompt; set "
+            "data.strings = chat, or put it into the prompt and rename or remove the field"
+        )
+    return [{"role": "system", "content": text(system, "system_prompt")}, *turns]
 
 
-def _without_null(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_without_null(entry) for entry in value]
-    if isinstance(value, dict):
-        return {key: _without_null(entry) for key, entry in value.items() if entry is not None}
-    return value
+def join_conversation(prompt: Any, response: Any, name: str, options: ReadOptions) -> Conversation:
+    """Returns the whole conversation of a response: the prompt, if there is one, then the response.
 
-
-def conversation(prompt: Any, response: Any, name: str, chat: bool) -> str | list[Message]:
-    """Returns the whole conversation of a response: the prompt, if there is one, and the response.
-
-    Messages that already hold the prompt (UltraFeedback-binarized's form) are the whole conversation: the prompt is
-    not said twice. A string prompt beside messages is a user's message.
-
-    Args:
-      prompt: a string, messages, or None.
-      response: a string or messages.
-      name: of the response's field, for messages.
-      chat: make strings into messages: prompt and response the user's and the assistant's, a HH-RLHF transcript its
-        turns.
-
-    Raises:
-      BadField: one of them is of a wrong type, or the response is empty.
+    Messages that start with the prompt already (UltraFeedback-binarized) are the whole conversation. A string prompt
+    beside messages is a user message. Raises BadField, with the response's field `name`, if prompt or response has a
+    wrong type, or the response is empty.
     """
     if isinstance(response, str):
-        return _strings(prompt, response, name, chat)
+        return _join_string(prompt, response, name, options.strings == "chat")
     answer = messages(response, name)
     last = answer[-1]
     if not str(last.get("content") or "").strip() and not last.get("tool_calls"):
@@ -125,58 +58,53 @@ def conversation(prompt: Any, response: Any, name: str, chat: bool) -> str | lis
     if prompt is None:
         return answer
     if isinstance(prompt, str):
-        questions = [message["content"] for message in answer if message["role"] == "user"]
-        if questions[:1] == [prompt]:
-            if last["role"] == "user":
-                raise BadField(f"{name} holds the prompt and no response to it; a response needs text")
-            return answer
-        asked = _user(prompt)
+        turns = _user(prompt)
+        has_prompt = next((turn.get("content") for turn in answer if turn["role"] == "user"), None) == prompt
+        has_response = last["role"] != "user"
     else:
-        asked = messages(prompt, "prompt")
-        if answer == asked:
-            raise BadField(f"{name} holds the prompt and no response to it; a response needs text")
-        if answer[: len(asked)] == asked:
-            return answer
-    if answer[0]["role"] != "assistant":
+        turns = messages(prompt, "prompt")
+        has_prompt = answer[: len(turns)] == turns
+        has_response = len(answer) > len(turns)
+    if has_prompt and not has_response:
+        raise BadField(f"{name} holds the prompt and no response to it; a response needs text")
+    if not has_prompt and answer[0]["role"] != "assistant":
         raise BadField(
             f"{name} starts with a {answer[0]['role']!r} message that is not the prompt; give a whole "
-            "conversation without prompt, or a response that starts with the assistant",
-            f"{name} starts with a message that is neither the prompt nor the assistant's",
+            "conversation without prompt, or a response that starts with the assistant"
         )
-    return [*asked, *answer]
+    return answer if has_prompt else [*turns, *answer]
 
 
-def _strings(prompt: Any, response: str, name: str, chat: bool) -> str | list[Message]:
+def _join_string(prompt: Any, response: str, name: str, chat: bool) -> Conversation:
     if not response.strip():
         raise BadField(f"{name} is empty; a response needs text")
     if isinstance(prompt, list) and chat:
         return [*messages(prompt, "prompt"), {"role": "assistant", "content": response}]
     if prompt is not None and not isinstance(prompt, str):
         raise BadField(f"prompt is a {type(prompt).__name__} but {name} a string; make both strings or messages")
-    whole = join(prompt, response, chat)
+    whole = join_strings(prompt, response, chat)
     if isinstance(whole, list) and (whole[-1]["role"] != "assistant" or not whole[-1]["content"]):
         raise BadField(f"{name} ends in an empty turn, or in the human's; a response needs text")
     return whole
 
 
-def join(prompt: str | None, response: str, chat: bool) -> str | list[Message]:
-    """Returns prompt and response as one text, or as messages where `chat` asks for them (see `conversation`)."""
+def join_strings(prompt: str | None, response: str, chat: bool) -> Conversation:
+    r"""Returns prompt and response as one string; if `chat`, as messages, an HH-RLHF transcript as one per turn.
+
+    >>> join_strings("Hi", " there", chat=False)
+    'Hi there'
+    >>> join_strings(None, "\n\nHuman: Hi\n\nAssistant: Hello", chat=True)
+    [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello'}]
+    """
     whole = (prompt or "") + response
     if not chat:
         return whole
-    if turns := transcript(whole):
-        return turns
+    if (opening := _TURN.match(whole)) and opening[1] == "Human":
+        turns = _TURN.split(whole)[1:]
+        pairs = zip(turns[::2], turns[1::2], strict=True)
+        return [{"role": _ROLES[speaker], "content": content.strip()} for speaker, content in pairs]
     return whole if prompt is None else [*_user(prompt), {"role": "assistant", "content": response}]
 
 
 def _user(prompt: str) -> list[Message]:
     return [{"role": "user", "content": prompt}]
-
-
-def transcript(whole: str) -> list[Message]:
-    """Returns the turns of a HH-RLHF transcript, each opened by a mark after an empty line; [] if the text is none."""
-    opening = _TURN.match(whole)
-    if not opening or opening[1] != "Human":
-        return []
-    parts = _TURN.split(whole)[1:]
-    return [{"role": _ROLES[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)]

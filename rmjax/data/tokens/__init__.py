@@ -1,0 +1,1 @@
+"""Tokenizer, rendering of comparisons as prefix trees, and tokenized datasets with their cache."""

@@ -1,21 +1,28 @@
-"""Tokenised comparisons as flat arrays."""
+"""Tokenized comparisons as flat arrays.
+
+Axis letters: n comparisons, R readouts, E edges, A attributes.
+"""
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.lib.recfunctions import structured_to_unstructured
 
-from rmjax.data.schema import Edge, Tree
+from rmjax.data.schema import Comparison, Edge, Tree
+
+EDGE = np.dtype([(f.name, np.int32 if f.type is int else np.float32) for f in dataclasses.fields(Edge)])
 
 
 def align_labels(labels: np.ndarray, attributes: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
-    """Returns labels [R, A] of `attributes` as those of `wanted`, NaN where there is no such attribute.
+    """Returns labels [R, A] with the columns `wanted`, NaN for those not in `attributes`.
 
-    Attributes without names of their own (label_0, label_1, …) take those that are wanted, if they are as many.
+    Labels without names (label_0, label_1, …) take the wanted names, if there are as many.
     """
-    unnamed = tuple(f"label_{i}" for i in range(len(wanted)))
-    if tuple(attributes) == unnamed and not set(wanted) & set(unnamed):
+    defaults = tuple(f"label_{i}" for i in range(len(wanted)))
+    unnamed = tuple(attributes) == defaults and not set(wanted) & set(defaults)
+    if unnamed or tuple(attributes) == tuple(wanted):
         return labels
     aligned = np.full((len(labels), len(wanted)), np.nan, np.float32)
     for a, name in enumerate(wanted):
@@ -26,18 +33,20 @@ def align_labels(labels: np.ndarray, attributes: Sequence[str], wanted: Sequence
 
 @dataclasses.dataclass(frozen=True)
 class TokenizedDataset:
-    """Comparisons as flat arrays; comparison i owns the slices between `*_offsets[i]` and `*_offsets[i + 1]`.
+    """Comparisons as flat arrays; comparison i has the slices between `*_offsets[i]` and `*_offsets[i + 1]`.
+
+    The arrays may be memory-mapped files; the methods do not copy all tokens at once.
 
     Attributes:
       tokens: int32, prefix and branches of every comparison, one after the other.
       segments: int32, lengths: of the prefix, then of each branch.
       readouts: int32 [R, 2], (branch, index within it).
-      edges: float32 [E, 6], (winner, loser, margin, weight, strength, target).
+      edges: structured array [E] of type `EDGE`.
       labels: float32 [R, A], NaN where missing; A is 0 without attributes.
+      ceiling: float32 [n], see `Comparison.ceiling`.
+      source, line: int [n], index into `sources` and line number of each comparison's record.
+      subset: int32 [n], index into `subsets`, names under which metrics are reported separately; "" for none.
       attributes: names of the A attributes.
-      subset: of each comparison, under which metrics report it too; empty for none.
-      ceiling: float32 [n], probability that the best judge agrees with the label; NaN where unknown.
-      where: `path:line` of each comparison.
     """
 
     tokens: np.ndarray
@@ -50,40 +59,46 @@ class TokenizedDataset:
     edge_offsets: np.ndarray
     labels: np.ndarray
     ceiling: np.ndarray
-    where: list[str]
+    source: np.ndarray
+    line: np.ndarray
+    subset: np.ndarray
     attributes: tuple[str, ...]
-    subset: list[str]
+    sources: tuple[str, ...]
+    subsets: tuple[str, ...]
 
     @classmethod
     def build(
-        cls,
-        trees: Sequence[Tree],
-        ceiling: Sequence[float],
-        where: Sequence[str],
-        attributes: tuple[str, ...] = (),
-        subset: Sequence[str] = (),
+        cls, comparisons: Sequence[Comparison], trees: Sequence[Tree], attributes: tuple[str, ...]
     ) -> "TokenizedDataset":
-        """Flattens trees; a tree without labels gets missing ones."""
-        count = len(attributes)
-        missing = lambda tree: np.full((len(tree.readouts), count), np.nan, np.float32)
-        labels = [missing(tree) if tree.labels is None else tree.labels for tree in trees]
+        """Returns the dataset of n comparisons and their trees, with these attributes; missing labels are NaN."""
         offsets = lambda counts: np.concatenate([[0], np.cumsum(np.asarray(list(counts), np.int64))])
-        edges = [dataclasses.astuple(edge) for tree in trees for edge in tree.edges]
         parts = [part for tree in trees for part in (tree.prefix, *tree.branches)]
+        labels = [
+            np.full((len(tree.readouts), len(attributes)), np.nan, np.float32)
+            if tree.labels is None
+            else align_labels(tree.labels, comparison.attributes, attributes)
+            for comparison, tree in zip(comparisons, trees, strict=True)
+        ]
+        places = [comparison.where.rsplit(":", 1) for comparison in comparisons]
+        source, sources = _encode([path for path, _ in places])
+        subset, subsets = _encode([comparison.subset for comparison in comparisons])
         return cls(
-            np.concatenate([np.zeros(0, np.int32), *parts]),
-            offsets(tree.length for tree in trees),
-            np.array([len(part) for part in parts], np.int32),
-            offsets(1 + len(tree.branches) for tree in trees),
-            np.array([readout for tree in trees for readout in tree.readouts], np.int32).reshape(-1, 2),
-            offsets(len(tree.readouts) for tree in trees),
-            np.array(edges, np.float32).reshape(-1, 6),
-            offsets(len(tree.edges) for tree in trees),
-            np.concatenate([np.zeros((0, count), np.float32), *labels]),
-            np.asarray(ceiling, np.float32),
-            list(where),
-            tuple(attributes),
-            list(subset) or [""] * len(trees),
+            tokens=np.concatenate([np.zeros(0, np.int32), *parts]),
+            token_offsets=offsets(tree.length for tree in trees),
+            segments=np.array([len(part) for part in parts], np.int32),
+            segment_offsets=offsets(1 + len(tree.branches) for tree in trees),
+            readouts=np.array([readout for tree in trees for readout in tree.readouts], np.int32).reshape(-1, 2),
+            readout_offsets=offsets(len(tree.readouts) for tree in trees),
+            edges=np.array([dataclasses.astuple(edge) for tree in trees for edge in tree.edges], EDGE),
+            edge_offsets=offsets(len(tree.edges) for tree in trees),
+            labels=np.concatenate([np.zeros((0, len(attributes)), np.float32), *labels]),
+            ceiling=np.array([comparison.ceiling for comparison in comparisons], np.float32),
+            source=source,
+            line=np.array([int(line) for _, line in places], np.int64),
+            subset=subset,
+            attributes=attributes,
+            sources=sources,
+            subsets=subsets,
         )
 
     def __len__(self) -> int:
@@ -104,58 +119,77 @@ class TokenizedDataset:
         """Edges of each comparison, int64 [n]."""
         return np.diff(self.edge_offsets)
 
-    def tree(self, i: int) -> Tree:
-        """Returns comparison i."""
-        cut = lambda array, offsets: array[offsets[i] : offsets[i + 1]]
-        parts = self._parts(i)
-        readouts = tuple((int(k), int(j)) for k, j in cut(self.readouts, self.readout_offsets))
-        edges = tuple(Edge(int(w), int(r), *rest) for w, r, *rest in cut(self.edges, self.edge_offsets).tolist())
-        labels = cut(self.labels, self.readout_offsets) if self.attributes else None
-        return Tree(parts[0], tuple(parts[1:]), readouts, edges, labels)
+    def where(self, i: int) -> str:
+        """Returns `path:line` of comparison i, for messages."""
+        return f"{self.sources[self.source[i]]}:{self.line[i]}"
 
-    def _parts(self, i: int) -> list[np.ndarray]:
+    @property
+    def subset_names(self) -> list[str]:
+        """The subset of each comparison."""
+        return [self.subsets[k] for k in self.subset.tolist()]
+
+    def tree(self, i: int) -> Tree:
+        """Returns comparison i; its arrays are views."""
+        prefix, *branches = self._segments(i)
+        readouts = tuple((k, j) for k, j in _slice(self.readouts, self.readout_offsets, i).tolist())
+        edges = tuple(Edge(*fields) for fields in _slice(self.edges, self.edge_offsets, i).tolist())
+        labels = _slice(self.labels, self.readout_offsets, i) if self.attributes else None
+        return Tree(prefix, tuple(branches), readouts, edges, labels)
+
+    def _segments(self, i: int) -> list[np.ndarray]:
         """Returns the prefix and the branches of comparison i, int32 [length] each."""
-        lengths = self.segments[self.segment_offsets[i] : self.segment_offsets[i + 1]]
-        return np.split(self.tokens[self.token_offsets[i] : self.token_offsets[i + 1]], np.cumsum(lengths)[:-1])
+        ends = np.cumsum(_slice(self.segments, self.segment_offsets, i))
+        return np.split(_slice(self.tokens, self.token_offsets, i), ends[:-1])
 
     def fingerprint(self) -> str:
-        """Returns a hash of all that training reads of the comparisons."""
+        """Returns a SHA-256 of everything that training reads of the comparisons."""
         digest = hashlib.sha256()
-        for array in (self.tokens, self.segments, self.readouts, self.edges, self.labels):
-            digest.update(array.tobytes() + b"|")
+        edges = structured_to_unstructured(self.edges, np.float32)
+        for array in (self.tokens, self.segments, self.readouts, edges, self.labels):
+            digest.update(array.ravel().data)
+            digest.update(b"|")
         return digest.hexdigest()
 
-    def shared(self, other: "TokenizedDataset") -> list[int]:
-        """Returns which of our comparisons have the very tokens of one of the other's."""
-        own, theirs = ([dataset._tokens(i) for i in range(len(dataset))] for dataset in (self, other))
-        theirs = set(theirs)
-        return [i for i, tokens in enumerate(own) if tokens in theirs]
+    def overlap(self, other: "TokenizedDataset") -> list[int]:
+        """Returns the indices of comparisons with the same tokens as one of `other`, in any order of responses."""
+        keys = list(self._keys())
+        common = set(keys).intersection(other._keys())
+        return [i for i, key in enumerate(keys) if key in common]
 
-    def _tokens(self, i: int) -> tuple[bytes, ...]:
-        """Returns the prompt and the responses of a comparison, in whatever order they are there."""
-        prefix, *branches = (part.tobytes() for part in self._parts(i))
-        return (prefix, *sorted(branches))
+    def _keys(self) -> Iterator[tuple[bytes, ...]]:
+        for i in range(len(self)):
+            prefix, *branches = (segment.tobytes() for segment in self._segments(i))
+            yield (prefix, *sorted(branches))
 
     def with_attributes(self, attributes: tuple[str, ...]) -> "TokenizedDataset":
-        """Returns the dataset with these attributes in this order; one that it does not have is missing everywhere."""
+        """Returns the dataset with these attributes in this order, NaN for those that it does not have."""
         labels = align_labels(self.labels, self.attributes, attributes)
         return dataclasses.replace(self, labels=labels, attributes=tuple(attributes))
 
 
 def concatenate(datasets: Sequence[TokenizedDataset]) -> TokenizedDataset:
-    """Returns one dataset of several; its attributes are all of theirs, missing where a dataset has no such one."""
+    """Returns the datasets as one, with the attributes of all; a single dataset is returned as it is, not copied."""
+    if len(datasets) == 1:
+        return datasets[0]
     attributes = tuple(dict.fromkeys(name for dataset in datasets for name in dataset.attributes))
+    datasets = [dataset.with_attributes(attributes) for dataset in datasets]
     joined = {}
     for name in ("token", "segment", "readout", "edge"):
         counts = [np.diff(getattr(dataset, f"{name}_offsets")) for dataset in datasets]
         joined[f"{name}_offsets"] = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
-    for name in ("tokens", "segments", "readouts", "edges", "ceiling"):
+    for name in ("tokens", "segments", "readouts", "edges", "labels", "ceiling", "line"):
         joined[name] = np.concatenate([getattr(dataset, name) for dataset in datasets])
-    labels = [dataset.with_attributes(attributes).labels for dataset in datasets]
-    return TokenizedDataset(
-        **joined,
-        labels=np.concatenate(labels),
-        where=[where for dataset in datasets for where in dataset.where],
-        attributes=attributes,
-        subset=[subset for dataset in datasets for subset in dataset.subset],
-    )
+    joined["source"], sources = _encode([d.sources[k] for d in datasets for k in d.source.tolist()])
+    joined["subset"], subsets = _encode([name for d in datasets for name in d.subset_names])
+    return TokenizedDataset(**joined, attributes=attributes, sources=sources, subsets=subsets)
+
+
+def _slice(array: np.ndarray, offsets: np.ndarray, i: int) -> np.ndarray:
+    array, offsets = np.asarray(array), np.asarray(offsets)  # indexing an np.memmap itself is slow
+    return array[offsets[i] : offsets[i + 1]]
+
+
+def _encode(names: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Returns the index of each name among the unique ones, int32 [n], and the unique names."""
+    index = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return np.array([index[name] for name in names], np.int32), tuple(index)

@@ -1,4 +1,4 @@
-"""From comparisons to prefix trees: rendering, tokens, and where rewards are read. The one way for every program."""
+"""Comparisons to prefix trees: chat template, tokens, and readout positions; used by every program."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,46 +6,34 @@ from collections.abc import Sequence
 import numpy as np
 
 from rmjax.core.errors import InputError
-from rmjax.data.schema import Comparison, Tree
+from rmjax.data.schema import Comparison, Message, Tree
 from rmjax.data.tokens.tokenizer import Tokenizer
 from rmjax.data.tokens.trees import make_tree
 
 
 @dataclasses.dataclass(frozen=True)
 class _Text:
-    """A conversation as text: whether its tokens are closed; in characters, where steps end and the response starts."""
+    """A conversation as text; `step_ends` and `response_start` (0: unknown) are character positions."""
 
     text: str
     add_eos: bool
-    ends: tuple[int, ...] = ()
-    start: int = 0
+    step_ends: tuple[int, ...] = ()
+    response_start: int = 0
 
 
 def make_trees(comparisons: Sequence[Comparison], tokenizer: Tokenizer, progress: str = "") -> list[Tree | str]:
-    """Tokenises comparisons; in the place of one that gives no tree stands the reason.
-
-    Args:
-      progress: title of a progress bar; empty shows none.
-    """
+    """Returns the tree of each comparison, or an error message (str) if it cannot be tokenized."""
     rendered = [_render(comparison, tokenizer) for comparison in comparisons]
     flat = [text for texts in rendered if not isinstance(texts, str) for text in texts]
     encoded = iter(tokenizer.encode_texts([t.text for t in flat], [t.add_eos for t in flat], progress))
-    found: list[Tree | str] = []
-    for comparison, texts in zip(comparisons, rendered, strict=True):
-        if isinstance(texts, str):
-            found.append(texts)
-            continue
-        sequences = [next(encoded) for _ in texts]
-        found.append(_tree(comparison, sequences, texts[0], tokenizer))
-    return found
+    return [
+        texts if isinstance(texts, str) else _tree(comparison, texts, [next(encoded) for _ in texts], tokenizer)
+        for comparison, texts in zip(comparisons, rendered, strict=True)
+    ]
 
 
-def _render(comparison: Comparison, tokenizer: Tokenizer, find_start: bool = False) -> list[_Text] | str:
-    """Returns the texts of a comparison's conversations, or why there are none.
-
-    Args:
-      find_start: say where messages' last content starts; it is looked for only then, and for steps.
-    """
+def _render(comparison: Comparison, tokenizer: Tokenizer, find_response: bool = False) -> list[_Text] | str:
+    """Returns a comparison's texts, with the `response_start` of messages if `find_response`; or an error message."""
     texts = []
     for conversation in comparison.conversations:
         if isinstance(conversation, str):
@@ -55,44 +43,44 @@ def _render(comparison: Comparison, tokenizer: Tokenizer, find_start: bool = Fal
             text = tokenizer.render(conversation)
         except InputError as error:
             return str(error)
-        start = 0
-        if comparison.steps or find_start:
-            start = _find_last(str(conversation[-1].get("content") or ""), text, tokenizer)
+        start = _find_response(conversation, text, tokenizer) if comparison.steps or find_response else 0
         if comparison.steps and start < 0:
             return "the chat template alters the response, so its steps cannot be found; use data.strings = joined"
         texts.append(_Text(text, False, tuple(start + end for end in comparison.steps), max(start, 0)))
     return texts
 
 
-def _find_last(content: str, text: str, tokenizer: Tokenizer) -> int:
-    """Returns where the last message's content starts in the rendered text; -1 if the template alters it.
+def _find_response(messages: list[Message], text: str, tokenizer: Tokenizer) -> int:
+    """Returns the start of the last message's content in the rendered text; -1 if the template alters it.
 
-    The content holds no control token, so it lies behind the last one or, where a token closes the message, before it;
-    it is not looked for within the token.
+    The content has no special token, so it comes after the text's last special token or, where that ends the message,
+    before it; the search leaves out the special token's own text.
     """
-    start, stop = tokenizer.last_control_token(text)
-    behind = text.find(content, stop)
-    return behind if behind >= 0 else text.rfind(content, 0, start)
+    content = str(messages[-1].get("content") or "")
+    start, stop = tokenizer.last_special_token(text)
+    after = text.find(content, stop)
+    return after if after >= 0 else text.rfind(content, 0, start)
 
 
-def split_prompt(comparison: Comparison, tree: Tree, tokenizer: Tokenizer) -> Tree:
-    """Returns the tree of a single response with its prompt as the prefix, where it is known where that ends."""
-    rendered = _render(comparison, tokenizer, find_start=True)
-    if isinstance(rendered, str) or len(tree.branches) > 1 or not rendered[0].start:
+def separate_prompt(comparison: Comparison, tree: Tree, tokenizer: Tokenizer) -> Tree:
+    """Returns the tree of a single response with its prompt moved to the prefix, if the response's start is known."""
+    texts = _render(comparison, tokenizer, find_response=True)
+    if isinstance(texts, str) or len(tree.branches) > 1 or not texts[0].response_start:
         return tree
-    # The first token that starts within the response; one that spans both belongs to the response.
-    cut = tokenizer.tokens_at(rendered[0].text, rendered[0].add_eos, [rendered[0].start])[0] + 1
-    whole = np.concatenate([tree.prefix, tree.branches[0]])
-    readouts = tuple((0, len(tree.prefix) + index - cut) for _, index in tree.readouts)
-    return dataclasses.replace(tree, prefix=whole[:cut], branches=(whole[cut:],), readouts=readouts)
+    # A token that spans prompt and response belongs to the prompt.
+    length = tokenizer.token_indices(texts[0].text, texts[0].add_eos, [texts[0].response_start])[0] + 1
+    tokens = np.concatenate([tree.prefix, tree.branches[0]])
+    readouts = tuple((0, len(tree.prefix) + index - length) for _, index in tree.readouts)
+    return dataclasses.replace(tree, prefix=tokens[:length], branches=(tokens[length:],), readouts=readouts)
 
 
-def _tree(comparison: Comparison, sequences: list[np.ndarray], first: _Text, tokenizer: Tokenizer) -> Tree | str:
+def _tree(comparison: Comparison, texts: list[_Text], sequences: list[np.ndarray], tokenizer: Tokenizer) -> Tree | str:
     if not all(map(len, sequences)):
-        return "a response gives no tokens"
+        return "a response has no tokens"
     if any(np.array_equal(sequences[edge.winner], sequences[edge.loser]) for edge in comparison.edges):
-        return "the better and the worse response give the same tokens"
+        return "the better and the worse response have the same tokens"
     readouts = None
     if comparison.steps:
-        readouts = tuple((0, index) for index in tokenizer.tokens_at(first.text, first.add_eos, first.ends))
+        indices = tokenizer.token_indices(texts[0].text, texts[0].add_eos, texts[0].step_ends)
+        readouts = tuple((0, index) for index in indices)
     return make_tree(sequences, comparison.edges, comparison.labels, readouts)

@@ -1,4 +1,4 @@
-"""Tokenizers: how text becomes tokens, and the built-in byte-level one."""
+"""Hugging Face tokenizers: text to tokens, special tokens, chat templates; and the built-in byte-level tokenizer."""
 
 import bisect
 import copy
@@ -18,7 +18,7 @@ import transformers
 from rmjax.core.errors import InputError
 from rmjax.data.schema import Message
 
-_CHUNK = 2048  # texts tokenised between two moves of the progress bar
+_BATCH = 2048  # texts tokenized in one call; the progress bar advances after each
 _CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -26,7 +26,7 @@ _CHAT_TEMPLATE = (
 
 
 def byte_level() -> transformers.PreTrainedTokenizerFast:
-    """Makes the built-in tokenizer: one token a byte, special tokens, and a chat template; needs no files."""
+    """Returns the built-in tokenizer: a token per byte, special tokens, and a chat template; needs no files."""
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     specials = ["<pad>", "<eos>", "<|im_start|>", "<|im_end|>"]
     vocabulary = {token: i for i, token in enumerate([*specials, *alphabet])}
@@ -45,10 +45,10 @@ def byte_level() -> transformers.PreTrainedTokenizerFast:
 class Tokenizer:
     """A model's tokenizer and chat template, with one rule for each kind of conversation.
 
-    * Messages are rendered whole by the chat template, without a generation prompt, and tokenised with nothing added.
-    * Strings are tokenised with the tokenizer's own special tokens and closed by its EOS unless they end with it, as
-      TRL does. A BOS that the text itself starts with is not doubled.
-    * Texts taken as they are (NeMo-Aligner's `text` and `sentences`) get nothing added.
+    * Messages are rendered whole by the chat template, without a generation prompt, and tokenized with nothing added.
+    * Strings with `add_eos` get the tokenizer's special tokens, and its EOS token unless they end with it, as in TRL. A
+      BOS token that the text starts with is not doubled.
+    * Strings without `add_eos` (NeMo-Aligner's `text` and `sentences`) are tokenized with nothing added.
     """
 
     base: transformers.PreTrainedTokenizerBase
@@ -56,25 +56,25 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str) -> "Tokenizer":
-        """Loads a tokenizer from a Hugging Face directory or hub name; empty gives the built-in one.
+        """Returns the tokenizer of a Hugging Face directory or hub name; of an empty path, the built-in one.
 
         Raises:
-          InputError: there is none, or its files are damaged.
+          InputError: the tokenizer is missing or damaged, or is not a fast one.
         """
         if not path:
             return cls(byte_level(), "built-in byte level")
         try:
             base = transformers.AutoTokenizer.from_pretrained(path)
-        except Exception as error:  # transformers raises whatever its parsers raise
+        except Exception as error:  # transformers lets any exception of its parsers through
             message = " ".join(str(error).split())[:200]
             raise InputError(
-                f"tokenizer {path!r} could not be loaded ({message}); give the directory of a Hugging "
-                "Face tokenizer as config.data.tokenizer"
+                f"tokenizer {path!r} could not be loaded ({message}); set config.data.tokenizer to the directory of a "
+                "Hugging Face tokenizer"
             ) from error
         if not base.is_fast:
             raise InputError(
-                f"tokenizer {path!r} is a {type(base).__name__}, which has no tokenizer.json; expected "
-                "one with it: convert the tokenizer, or set config.data.tokenizer"
+                f"tokenizer {path!r} is a {type(base).__name__} without tokenizer.json; expected a fast tokenizer: "
+                "convert it, or set config.data.tokenizer"
             )
         return cls(base, path)
 
@@ -83,146 +83,130 @@ class Tokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides how text becomes tokens."""
+        """SHA-256 of everything that affects tokenization."""
         parts = (self.base.backend_tokenizer.to_str(), str(self.base.chat_template), str(self.base.special_tokens_map))
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Raises InputError if the tokenizer can give ids that the model's embedding [vocab_size, D] does not have."""
-        largest = max(self.base.get_vocab().values())
-        if largest >= vocab_size:
+        """Raises InputError if a token id is outside of the model's embedding [vocab_size, D]."""
+        if (largest := max(self.base.get_vocab().values())) >= vocab_size:
             raise InputError(
-                f"tokenizer {self.name!r} has {len(self)} tokens, ids up to {largest}; the model's "
-                f"vocab_size is {vocab_size}: use the tokenizer that belongs to the model"
+                f"tokenizer {self.name!r} has {len(self)} tokens, ids up to {largest}; the model's vocab_size is "
+                f"{vocab_size}: use the model's own tokenizer"
             )
 
     def check_template(self) -> None:
-        """Raises InputError if there is no chat template."""
+        """Raises InputError if the tokenizer has no chat template."""
         if not self.base.chat_template:
             raise InputError(
-                f"tokenizer {self.name!r} has no chat template, but the data holds chat messages: set "
-                "config.data.tokenizer to one that has one, or give strings"
+                f"tokenizer {self.name!r} has no chat template, which chat messages need: set config.data.tokenizer "
+                "to a tokenizer with one, or use strings"
             )
 
     def render(self, messages: list[Message]) -> str:
-        """Returns the conversation as the chat template writes it.
+        """Returns the conversation rendered by the chat template.
 
         Raises:
-          InputError: there is no template, it refuses these messages, or one of them holds a control token.
+          InputError: there is no chat template, it fails, or a message contains a special token.
         """
         self.check_template()
-        if (token := self.control_token(json.dumps(messages, ensure_ascii=False, default=str))) is not None:
+        if (token := self.find_special_token(json.dumps(messages, ensure_ascii=False, default=str))) is not None:
             raise InputError(
-                f"a message holds the text {token!r}, which the tokenizer would make a control token; "
-                "remove it, or write the conversation as a string to mean it"
+                f"a message contains the text {token!r}, which is a special token of the tokenizer; remove it, or "
+                "write the conversation as a string, where special tokens are allowed"
             )
         try:
-            return self.base.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
-        except Exception as error:  # templates raise whatever jinja raises
-            raise InputError(f"the chat template refuses these messages ({error})") from error
+            return str(self.base.apply_chat_template(messages, tokenize=False, add_generation_prompt=False))
+        except Exception as error:  # jinja lets any exception of the template through
+            raise InputError(f"the chat template fails on these messages ({error})") from error
 
     @functools.cached_property
-    def opening(self) -> str:
-        """The BOS, where the tokenizer gives it to every text by itself; else empty."""
+    def bos_prefix(self) -> str:
+        """The BOS token, if the tokenizer adds it to every text with special tokens; else empty."""
         bos = self.base.bos_token
         return bos if bos and self.base("a", add_special_tokens=True)["input_ids"][0] == self.base.bos_token_id else ""
 
     @property
-    def around(self) -> tuple[str, ...]:
-        """The texts of padding and EOS, as far as there are any."""
+    def pad_and_eos(self) -> tuple[str, ...]:
+        """The padding token and the EOS token, those that exist."""
         return tuple(filter(None, (self.base.pad_token, self.base.eos_token)))
 
     @functools.cached_property
-    def _control(self) -> re.Pattern | None:
+    def _special_tokens(self) -> re.Pattern | None:
         special = [token.content for token in self.base.added_tokens_decoder.values() if token.special]
         return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True)))) if special else None
 
-    def control_token(self, text: str) -> str | None:
-        """Returns the first special token that the tokenizer would find in a text; None if there is none."""
-        found = self._control.search(text) if self._control else None
+    def find_special_token(self, text: str) -> str | None:
+        """Returns the first special token in a text; None if there is none."""
+        found = self._special_tokens.search(text) if self._special_tokens else None
         return found[0] if found else None
 
-    def last_control_token(self, text: str) -> tuple[int, int]:
-        """Returns where the last special token in a text starts and ends; (0, 0) if there is none."""
-        spans = [match.span() for match in self._control.finditer(text)] if self._control else []
-        return spans[-1] if spans else (0, 0)
+    def last_special_token(self, text: str) -> tuple[int, int]:
+        """Returns start and end of the last special token in a text; (0, 0) if there is none."""
+        matches = list(self._special_tokens.finditer(text)) if self._special_tokens else []
+        return matches[-1].span() if matches else (0, 0)
 
-    def tokens_at(self, text: str, closed: bool, ends: Sequence[int]) -> list[int]:
-        """Returns, for each character position, the index of the last token that starts before it.
-
-        Args:
-          text, closed: as `encode_texts` gets them.
-          ends: positions behind the last character of what is meant, ascending.
-        """
-        coded = self.base(text, add_special_tokens=closed, return_offsets_mapping=True, verbose=False)
-        # As in `_close`: of two BOS one goes.
-        dropped = len(coded["input_ids"]) - len(self._close(coded["input_ids"], eos=False)) if closed else 0
-        spans = [(i - dropped, start) for i, (start, end) in enumerate(coded["offset_mapping"]) if end > start]
+    def token_indices(self, text: str, add_eos: bool, ends: Sequence[int]) -> list[int]:
+        """Returns the index of the last token that starts before each of the character positions `ends` (ascending)."""
+        encoded = self.base(text, add_special_tokens=add_eos, return_offsets_mapping=True, verbose=False)
+        ids = encoded["input_ids"]
+        removed = len(ids) - len(self._without_second_bos(ids)) if add_eos else 0
+        spans = [(i - removed, start) for i, (start, end) in enumerate(encoded["offset_mapping"]) if end > start]
         starts = [start for _, start in spans]
         return [spans[bisect.bisect_left(starts, end) - 1][0] for end in ends]
 
-    def encode(
-        self, conversations: Sequence[str | list[Message]], add_eos: bool = True, progress: str = ""
-    ) -> list[np.ndarray]:
-        """Returns the tokens of each conversation, int32 [length].
-
-        Args:
-          conversations: strings or lists of messages.
-          add_eos: strings only: add the tokenizer's special tokens and a closing EOS; False takes them as they are.
-          progress: title of a progress bar; empty shows none.
-        """
+    def encode(self, conversations: Sequence[str | list[Message]], add_eos: bool = True) -> list[np.ndarray]:
+        """Returns the tokens of each conversation, int32 [length]; `add_eos` applies to strings only."""
         texts = [text if isinstance(text, str) else self.render(text) for text in conversations]
-        return self.encode_texts(texts, [add_eos and isinstance(text, str) for text in conversations], progress)
+        return self.encode_texts(texts, [add_eos and isinstance(text, str) for text in conversations])
 
-    def encode_texts(self, texts: Sequence[str], closed: Sequence[bool], progress: str = "") -> list[np.ndarray]:
-        """Returns the tokens of each text, int32 [length]; `closed` ones get special tokens and a closing EOS."""
-        found: list[np.ndarray] = [np.zeros(0, np.int32)] * len(texts)
-        bar = tqdm.tqdm(total=len(texts), desc=progress, unit="text", disable=not progress or len(texts) < _CHUNK)
-        for add in (False, True):
-            chosen = [i for i, special in enumerate(closed) if special == add]
-            for start in range(0, len(chosen), _CHUNK):
-                part = chosen[start : start + _CHUNK]
-                # verbose=False: a warning about the model's maximum length, which max_length governs.
-                ids = self.base([texts[i] for i in part], add_special_tokens=add, verbose=False)["input_ids"]
-                for i, tokens in zip(part, ids, strict=True):
-                    found[i] = np.asarray(self._close(tokens) if add else tokens, np.int32)
-                bar.update(len(part))
+    def encode_texts(self, texts: Sequence[str], add_eos: Sequence[bool], progress: str = "") -> list[np.ndarray]:
+        """Returns the tokens of each text, int32 [length]; `progress` is the title of a progress bar, "" for none."""
+        encoded: list[np.ndarray] = [np.zeros(0, np.int32)] * len(texts)
+        bar = tqdm.tqdm(total=len(texts), desc=progress, unit="text", disable=not progress or len(texts) < _BATCH)
+        for special in (False, True):
+            chosen = [i for i, add in enumerate(add_eos) if add == special]
+            for start in range(0, len(chosen), _BATCH):
+                batch = chosen[start : start + _BATCH]
+                # verbose=False: no warning about the tokenizer's maximum length; `max_length` is checked elsewhere.
+                ids = self.base([texts[i] for i in batch], add_special_tokens=special, verbose=False)["input_ids"]
+                for i, tokens in zip(batch, ids, strict=True):
+                    encoded[i] = np.asarray(self._with_eos(tokens) if special else tokens, np.int32)
+                bar.update(len(batch))
         bar.close()
-        return found
+        return encoded
 
-    def words(self, tokens: Sequence[int]) -> list[str]:
-        """Returns what each token alone stands for; a part of a character is shown as U+FFFD."""
-        # Behind another one, for some decoders drop the space before the first token.
-        before = self.base("a", add_special_tokens=False)["input_ids"][-1]
-        decode = lambda *ids: self.base.decode(ids, clean_up_tokenization_spaces=False)
-        shown = decode(before)
-        return [decode(before, int(token)).removeprefix(shown) for token in tokens]
+    def token_strings(self, tokens: Sequence[int] | np.ndarray) -> list[str]:
+        """Returns the text of each token; a part of a character is shown as U+FFFD."""
+        # Decoded after another token, because some decoders drop the space before the first token.
+        first = self.base("a", add_special_tokens=False)["input_ids"][-1]
+        decode = lambda *ids: str(self.base.decode(ids, clean_up_tokenization_spaces=False))
+        prefix = decode(first)
+        return [decode(first, int(token)).removeprefix(prefix) for token in tokens]
 
-    def _close(self, tokens: list[int], eos: bool = True) -> list[int]:
-        bos, eos = self.base.bos_token_id, self.base.eos_token_id if eos else None
-        if bos is not None and tokens[:2] == [bos, bos]:
-            tokens = tokens[1:]
+    def _without_second_bos(self, tokens: list[int]) -> list[int]:
+        bos = self.base.bos_token_id
+        return tokens[1:] if bos is not None and tokens[:2] == [bos, bos] else tokens
+
+    def _with_eos(self, tokens: list[int]) -> list[int]:
+        tokens, eos = self._without_second_bos(tokens), self.base.eos_token_id
         return tokens if eos is None or tokens[-1:] == [eos] else [*tokens, eos]
 
     def with_separate_pad(self) -> "Tokenizer":
-        """Returns a copy whose pad token can end no conversation.
+        """Returns a copy whose padding token never ends a conversation; raises InputError if no special token is free.
 
-        transformers' sequence classifiers read the last token that is not the pad token; SmolLM2 pads with the very
-        token that closes each message, Llama 3 has no pad token at all.
-
-        Raises:
-          InputError: the vocabulary has no special token left for it.
+        transformers' sequence classifiers read the last token that is not padding; SmolLM2's padding token is the one
+        that ends each message, and Llama 3 has none.
         """
         base = copy.deepcopy(self.base)
-        ending = {base.eos_token, base.bos_token, None}
         special = [token.content for _, token in sorted(base.added_tokens_decoder.items()) if token.special]
-        template = str(base.chat_template or "")
-        free = [token for token in (base.pad_token, base.unk_token, *special) if token not in ending]
-        free = [token for token in free if token not in template]
+        candidates = filter(None, (base.pad_token, base.unk_token, *special))
+        ending, template = (base.eos_token, base.bos_token), str(base.chat_template or "")
+        free = [token for token in candidates if token not in ending and token not in template]
         if not free:
             raise InputError(
-                f"tokenizer {self.name!r} has no special token that could pad: all of {special} can end a "
-                "conversation; add one to the tokenizer"
+                f"tokenizer {self.name!r} has no special token for padding: each of {special} can end a "
+                "conversation; add a padding token to the tokenizer"
             )
         base.pad_token = free[0]
         return Tokenizer(base, self.name)

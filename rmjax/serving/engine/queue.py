@@ -1,8 +1,12 @@
-"""The engine: a bounded queue, batches by tokens with shared prompts, one thread that scores."""
+"""Bounded request queue: admission control, fair batching by tokens, and one scoring thread.
+
+Axis letters: n sequences of a request, A attributes.
+"""
 
 import asyncio
 import collections
 import concurrent.futures
+import dataclasses
 import itertools
 import math
 import operator
@@ -10,55 +14,41 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rmjax.core.errors import InputError
-from rmjax.data.tokens.trees import shared_length
+from rmjax.core.errors import InputError, non_finite_error
+from rmjax.data.tokens.trees import common_prefix_length
 from rmjax.serving.engine.batch import Score, score_batch
-from rmjax.serving.engine.gathering import LONGEST, Gathering
+from rmjax.serving.engine.batch_window import MAX_WAIT, BatchWindow
 from rmjax.serving.engine.prefixes import PrefixSet
-from rmjax.serving.errors import DeadlinePassed, NotFinite, NotServing, Overloaded, RequestError
+from rmjax.serving.errors import DeadlineExceeded, NotFinite, Overloaded, RequestError, Unavailable
 from rmjax.serving.metrics import Metrics, ModelMetrics
 
-_KEPT = 1 / 8  # of the queue is for clients of whom nothing waits yet
-_LONGEST_RETRY = 30.0  # seconds that a refused client is told to wait at most
+_RESERVED_SHARE = 1 / 8  # of the queue, for clients without queued sequences, so that no client blocks the others
+_MAX_RETRY_AFTER = 30.0  # seconds
 
 
-class _Call:
-    """One call of `submit`.
-
-    Attributes:
-      answer: the rewards of all its sequences, once `missing` is 0.
-      taken: sequences that are no longer waiting.
-      rewards: float32 [n, A] of its n sequences, from the first batch on that has any of them.
-    """
-
-    def __init__(self, sequences: list[np.ndarray], client: str, deadline: float, answer: asyncio.Future):
-        self.sequences, self.client, self.deadline, self.answer = sequences, client, deadline, answer
-        self.taken, self.missing = 0, len(sequences)
-        self.rewards: np.ndarray | None = None
-
-    @property
-    def waiting(self) -> list[np.ndarray]:
-        return self.sequences[self.taken :]
-
-
-Taken = list[tuple[_Call, int]]  # a batch: (call, row) of each sequence
+@dataclasses.dataclass(eq=False)
+class _Request:
+    sequences: list[np.ndarray]
+    client: str
+    deadline: float
+    future: asyncio.Future[np.ndarray]  # gets `rewards` once all n sequences are scored
+    batched: int = 0  # sequences that have left the queue
+    scored: int = 0
+    rewards: np.ndarray | None = None  # float32 [n, A], 0 where not scored yet
 
 
 class Engine:
     """Scores token sequences of concurrent requests in shared batches.
 
-    While a batch is scored, requests gather; the next batch takes as many as fill it, the clients in turn, and those
-    that are just arriving. So batches grow with the load, and a lone request does not wait for company (`Gathering`).
-    Sequences of a batch that begin alike, of one call or several, become one tree: what they share is computed once. A
-    reward does not depend on what else is in the batch, beyond float rounding.
+    While a batch is scored, requests are queued; the next batch takes as many sequences as fit, round-robin over
+    clients. Sequences with a common prefix become one tree, so that the prefix is computed once. A reward does not
+    depend on the other sequences of its batch, beyond float rounding.
 
     Args:
-      score: trees to rewards [readouts, A] each; called in one thread.
-      warm_up: called in that thread before anything is served.
-      max_length: tokens of the longest sequence, and of the largest tree; longer sequences are refused, never cut.
-      batch_tokens: unique tokens after which a batch is full.
-      queue_size, queue_tokens: sequences and tokens that may wait; more are refused with `Overloaded`.
-      metrics: counts; None counts for nobody.
+      score, warm_up: called in the scoring thread; `warm_up` before the first request.
+      max_length: tokens of the longest sequence and of the largest tree; longer sequences are rejected, not truncated.
+      batch_tokens: unique tokens of a full batch.
+      queue_size, queue_tokens: capacity of the queue; requests beyond it are rejected with `Overloaded`.
     """
 
     def __init__(
@@ -73,26 +63,23 @@ class Engine:
         metrics: ModelMetrics | None = None,
     ):
         if queue_size < 1:
-            raise InputError(f"queue is {queue_size}; expected room for at least one sequence")
+            raise InputError(f"queue is {queue_size}; expected at least 1 sequence")
         if queue_tokens < max_length:
-            raise InputError(
-                f"queue_tokens is {queue_tokens}; expected room for one sequence of max_length = {max_length}"
-            )
+            raise InputError(f"queue_tokens is {queue_tokens}; expected at least max_length = {max_length}")
         self.max_length, self.queue_size, self.queue_tokens, self.ready = max_length, queue_size, queue_tokens, False
         self.metrics = metrics or ModelMetrics(Metrics(), "")
         self._score, self._warm_up, self._batch_tokens = score, warm_up, batch_tokens
-        # The clients that wait, whose turn it is first, and the calls of each.
-        self._clients: dict[str, collections.deque[_Call]] = {}
-        self._sequences = self._tokens = 0  # that wait
-        self._batch_seconds, self._tokens_per_batch = 0.0, float(batch_tokens)  # of late, at the slowest and on average
-        self._busy = False
+        self._clients: dict[str, collections.deque[_Request]] = {}  # queued requests; in round-robin order
+        self._sequences = self._tokens = 0  # queued
+        # Decaying maximum, and moving average (above batch_tokens where prefixes are shared), over recent batches.
+        self._batch_seconds, self._tokens_per_batch = 0.0, float(batch_tokens)
+        self._busy = self._draining = False
         self._arrived = asyncio.Event()
-        self._closing = False
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="score")
         self._task: asyncio.Task | None = None
 
     async def start(self) -> None:
-        """Warms up; requests are taken from then on."""
+        """Warms up; requests are accepted from then on."""
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._thread, self._warm_up)
         await loop.run_in_executor(self._thread, self.metrics.count_compilations)
@@ -100,60 +87,52 @@ class Engine:
         self.ready = True
 
     async def drain(self) -> None:
-        """Refuses new requests, answers those that wait, and ends."""
-        self.ready, self._closing = False, True
+        """Rejects new requests, completes the queued ones, and stops the scoring thread."""
+        self.ready, self._draining = False, True
         self._arrived.set()
         if self._task is not None:
             await self._task
         self._thread.shutdown()
 
     def admit(self, source: str, sequences: int, tokens: int = 0, *, ahead: int = 0, client: str = "") -> None:
-        """Raises the error with which a call of so many sequences and tokens would be refused now, if any.
-
-        A part of the queue is kept for clients of whom nothing waits yet, so that nobody shuts the others out.
+        """Raises the error with which a request of this size would be rejected now, if any.
 
         Args:
-          source: the tensor they come in, for messages.
-          tokens: 0 where they are not known yet.
-          ahead: sequences that will be in the queue before them.
+          source: name of the input tensor, for error messages.
+          tokens: 0 if not known yet.
+          ahead: sequences that will enter the queue before these.
         """
-        size = f"{sequences} sequences" + (f" of {tokens} tokens in all" if tokens else "")
-        most = f"the queue of {self.queue_size} with {self.queue_tokens} tokens"
+        size = f"{sequences} sequences" + (f" with {tokens} tokens" if tokens else "")
+        capacity = f"the queue of {self.queue_size} sequences and {self.queue_tokens} tokens"
         if sequences > self.queue_size or tokens > self.queue_tokens:
-            raise RequestError(
-                f"tensor {source!r} holds {size}, which can never fit into {most}: send fewer at a "
-                "time, or raise --queue and --queue_tokens"
-            )
+            fix = "send fewer per request, or raise --queue and --queue_tokens"
+            raise RequestError(f"tensor {source!r} holds {size}, which can never fit into {capacity}: {fix}")
         if not self.ready:
-            raise NotServing("the server is draining" if self._closing else "the server is still warming up")
-        kept = _KEPT if client in self._clients else 0.0
-        full = self._sequences + ahead + sequences > self.queue_size - int(kept * self.queue_size)
-        if full or self._tokens + tokens > self.queue_tokens - int(kept * self.queue_tokens):
-            # When half of the queue is worked off; the others that are refused now come back then as well.
-            retry = min(max(self._wait() / 2, 0.1), _LONGEST_RETRY)
-            raise Overloaded(
-                f"{self._sequences + ahead} sequences of {self._tokens} tokens wait and {size} more do "
-                f"not fit into {most}; try again later",
-                retry,
-            )
+            raise Unavailable("the server is draining" if self._draining else "the server is still warming up")
+        share = 1 - _RESERVED_SHARE if client in self._clients else 1.0
+        full = self._sequences + ahead + sequences > math.ceil(share * self.queue_size)
+        if full or self._tokens + tokens > math.ceil(share * self.queue_tokens):
+            queued = f"{self._sequences + ahead} sequences with {self._tokens} tokens are queued"
+            # The time to process half of the queue: other clients rejected now will return at about the same time.
+            retry_after = min(max(self._expected_wait() / 2, 0.1), _MAX_RETRY_AFTER)
+            raise Overloaded(f"{queued}; {size} more do not fit into {capacity}: retry later", retry_after)
 
     async def submit(
         self, sequences: Sequence[np.ndarray], source: str, *, client: str = "", deadline: float = math.inf
     ) -> np.ndarray:
         """Returns the rewards of n sequences, float32 [n, A], read at their last tokens.
 
-        A call that is cancelled leaves the queue, and so does one whose deadline passes: what of it is not yet being
-        scored never will be.
+        On cancellation or at the deadline, sequences that are not yet being scored leave the queue.
 
         Args:
           sequences: int [length] each.
-          source: the tensor they came in, for messages.
-          client: whose turn this is; clients that wait are served in turn.
-          deadline: as of the event loop's clock.
+          source: name of the input tensor, for error messages.
+          client: name for round-robin scheduling.
+          deadline: time of the event loop's clock, in seconds.
 
         Raises:
-          RequestError: a sequence is empty or too long, or they are more than the queue can ever hold.
-          Overloaded, NotServing, NotFinite, DeadlinePassed: see there.
+          RequestError: a sequence is empty or too long, or there are more than the queue can ever hold.
+          Overloaded, Unavailable, NotFinite, DeadlineExceeded: see `rmjax.serving.errors`.
         """
         if not sequences:
             raise RequestError(f"tensor {source!r} holds no sequences; expected at least one")
@@ -161,150 +140,135 @@ class Engine:
         tokens = sum(map(len, arrays))
         self.admit(source, len(arrays), tokens, client=client)
         loop = asyncio.get_running_loop()
-        if deadline <= loop.time():
-            raise DeadlinePassed("the deadline had passed before the request was queued")
-        # What would expire in the queue is refused at once: it would only keep others waiting.
-        if (wait := self._wait()) > deadline - loop.time():
-            raise Overloaded(
-                f"{self._tokens} tokens wait; an answer would take about {wait:.2g} seconds, and the "
-                f"deadline is in {deadline - loop.time():.2g}; try again later",
-                wait,
-            )
-        call = _Call(arrays, client, deadline, loop.create_future())
-        self._clients.setdefault(client, collections.deque()).append(call)
-        self._waits(len(arrays), tokens)
+        if (time_left := deadline - loop.time()) <= 0:
+            raise DeadlineExceeded("the deadline passed before the request was queued")
+        # A request that would expire in the queue is rejected at once, since it would only delay others.
+        if (wait := self._expected_wait()) > time_left:
+            expected = f"expected time to an answer {wait:.2g} seconds, but the deadline is in {time_left:.2g} seconds"
+            raise Overloaded(f"{self._tokens} tokens are queued, {expected}: retry later", wait)
+        request = _Request(arrays, client, deadline, loop.create_future())
+        self._clients.setdefault(client, collections.deque()).append(request)
+        self._count_queued(len(arrays), tokens)
         self._arrived.set()
-        timer = loop.call_at(deadline, self._expire, call) if deadline < math.inf else None
+        timer = loop.call_at(deadline, self._expire, request) if deadline < math.inf else None
         try:
-            return await call.answer
+            return await request.future
         finally:
             if timer is not None:
                 timer.cancel()
-            self._leave(call)
+            self._dequeue(request)
 
-    def _wait(self) -> float:
-        """Returns the seconds until a request that came now would be answered; 0 where it would be scored at once.
+    def _expected_wait(self) -> float:
+        """Returns an upper estimate of the seconds until a request arriving now is answered; 0 if scored at once."""
+        # Batches are assumed full and as slow as the slowest recent one: short batches do not predict full ones.
+        batches = self._tokens / self._tokens_per_batch + self._busy
+        return self._batch_seconds * (batches + 1) if batches else 0.0
 
-        Judged by the slower ones of the last batches, and in full batches, of more than `batch_tokens` where prompts
-        have been shared: a batch of one short sequence says little of a full one.
-        """
-        before = self._tokens / self._tokens_per_batch + self._busy
-        return self._batch_seconds * (before + 1) if before else 0.0
-
-    def _waits(self, sequences: int, tokens: int) -> None:
-        """Adds to what waits."""
+    def _count_queued(self, sequences: int, tokens: int) -> None:
         self._sequences += sequences
         self._tokens += tokens
         self.metrics.waiting_sequences.set(self._sequences)
         self.metrics.waiting_tokens.set(self._tokens)
 
-    def _expire(self, call: _Call) -> None:
-        self._fail(call, DeadlinePassed("the deadline passed before the request was scored"))
+    def _expire(self, request: _Request) -> None:
+        self._fail(request, DeadlineExceeded("the deadline passed before the request was scored"))
 
-    def _fail(self, call: _Call, error: Exception) -> None:
-        if not call.answer.done():
-            call.answer.set_exception(error)
-        self._leave(call)
+    def _fail(self, request: _Request, error: Exception) -> None:
+        if not request.future.done():
+            request.future.set_exception(error)
+        self._dequeue(request)
 
-    def _leave(self, call: _Call) -> None:
-        """Takes what of a call still waits out of the queue."""
-        if waiting := call.waiting:
-            call.taken = len(call.sequences)
-            calls = self._clients[call.client]
-            calls.remove(call)
-            if not calls:
-                del self._clients[call.client]
-            self._waits(-len(waiting), -sum(map(len, waiting)))
+    def _dequeue(self, request: _Request) -> None:
+        """Removes those sequences of a request from the queue that are still in it."""
+        if queued := request.sequences[request.batched :]:
+            request.batched = len(request.sequences)
+            requests = self._clients[request.client]
+            requests.remove(request)
+            if not requests:
+                del self._clients[request.client]
+            self._count_queued(-len(queued), -sum(map(len, queued)))
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        gather, gathered = Gathering(), False
-        while self._clients or not self._closing:
-            if self._clients and not gathered and not self._closing:  # what drains lets nobody in
-                await gather(lambda: self._sequences)
-            batch, prefixes = self._take(loop.time())
+        window, waited = BatchWindow(), False
+        while self._clients or not self._draining:
+            if self._clients and not waited and not self._draining:
+                await window.wait(lambda: self._sequences)
+            batch, prefixes = self._next_batch(loop.time())
             if not batch:
                 self._arrived.clear()
                 await self._arrived.wait()
-                gathered = False
+                waited = False
                 continue
-            began = loop.time()
-            self._busy = True
+            started, self._busy = loop.time(), True
             rewards, errors, unique = await loop.run_in_executor(
                 self._thread, score_batch, self._score, prefixes, self.max_length
             )
             self._busy = False
-            tokens, seconds = sum(map(len, prefixes.sequences)), loop.time() - began
-            gathered = seconds > LONGEST  # who was on the way is there
+            tokens, seconds = sum(map(len, prefixes.sequences)), loop.time() - started
+            waited = seconds > MAX_WAIT  # requests had time to arrive meanwhile
             self._batch_seconds = max(seconds, 0.9 * self._batch_seconds)
             self._tokens_per_batch += 0.2 * (max(tokens, self._batch_tokens) - self._tokens_per_batch)
             self.metrics.batches.inc()
             self.metrics.sequences.inc(len(batch))
             self.metrics.tokens.inc(tokens)
             self.metrics.unique_tokens.inc(unique)
-            first = 0
-            for call, taken in itertools.groupby(batch, key=operator.itemgetter(0)):
-                rows = [row for _, row in taken]  # one after the other
-                last = first + len(rows)
-                self._answer(call, rows[0], rewards[first:last], [errors[i] for i in errors if first <= i < last])
-                first = last
+            stop = 0
+            for request, entries in itertools.groupby(batch, key=operator.itemgetter(0)):
+                rows = [row for _, row in entries]  # consecutive
+                start, stop = stop, stop + len(rows)
+                error = next((errors[i] for i in range(start, stop) if i in errors), None)
+                self._complete(request, rows[0], rewards[start:stop], error)
 
-    def _take(self, now: float) -> tuple[Taken, PrefixSet]:
-        """Takes the sequences that fill a batch, the clients in turn; at least one where any waits.
+    def _next_batch(self, now: float) -> tuple[list[tuple[_Request, int]], PrefixSet]:
+        """Removes the sequences of a batch from the queue and returns them as (request, index in it), and as prefixes.
 
-        A turn is one sequence, and those after it in the call that share half of their tokens or more: samples of one
-        prompt stay together.
+        Round-robin over clients: a turn is one sequence, and those after it in its request that share half of their
+        tokens or more, so that samples of one prompt stay together.
         """
-        batch: Taken = []
+        batch: list[tuple[_Request, int]] = []
         prefixes, room = PrefixSet(), float(self._batch_tokens)
-        sequences = tokens = 0
         while self._clients:
-            client, calls = next(iter(self._clients.items()))
-            call = calls[0]
-            if call.deadline <= now:  # its timer has not come to it yet
-                self._expire(call)
+            client, requests = next(iter(self._clients.items()))
+            request = requests[0]
+            if request.deadline <= now:  # its timer is due and has not run yet
+                self._expire(request)
                 continue
-            sequence = call.sequences[call.taken]
-            known = prefixes.add(sequence, room if batch else math.inf)
-            if known is None:
+            sequence = request.sequences[request.batched]
+            shared = prefixes.add(sequence, room if batch else math.inf)
+            if shared is None:
                 break
-            batch.append((call, call.taken))
-            room -= len(sequence) - known
-            sequences, tokens = sequences + 1, tokens + len(sequence)
-            call.taken += 1
-            following = call.sequences[call.taken] if call.taken < len(call.sequences) else None
-            if following is None:
-                calls.popleft()
-            if following is None or (
-                len(self._clients) > 1 and 2 * shared_length(sequence, following) < len(following)
-            ):
+            batch.append((request, request.batched))
+            room -= len(sequence) - shared
+            request.batched += 1
+            rest = request.sequences[request.batched : request.batched + 1]
+            if not rest:
+                requests.popleft()
+            if not rest or (len(self._clients) > 1 and 2 * common_prefix_length(sequence, rest[0]) < len(rest[0])):
                 self._end_turn(client)
         if batch and next(iter(self._clients), None) == batch[-1][0].client:
-            self._end_turn(batch[-1][0].client)  # the batch is full; the next one begins with somebody else
-        self._waits(-sequences, -tokens)
+            self._end_turn(batch[-1][0].client)  # the batch is full; the next one begins with another client
+        self._count_queued(-len(batch), -sum(map(len, prefixes.sequences)))
         return batch, prefixes
 
     def _end_turn(self, client: str) -> None:
-        if calls := self._clients.pop(client):
-            self._clients[client] = calls
+        if requests := self._clients.pop(client):
+            self._clients[client] = requests
 
-    def _answer(self, call: _Call, first: int, rewards: np.ndarray, errors: list[Exception]) -> None:
-        """Gives a call the rewards [k, A] of its k sequences from `first` on, or the error of one of them."""
-        if call.answer.done():  # cancelled, expired, or another of its sequences failed
+    def _complete(self, request: _Request, first: int, rewards: np.ndarray, error: Exception | None) -> None:
+        """Stores the rewards [k, A] of k sequences of a request, from index `first` on, or fails the request."""
+        if request.future.done():  # cancelled, expired or failed
             return
-        if not errors and not np.isfinite(rewards).all():
-            row = int(np.flatnonzero(~np.isfinite(rewards).all(axis=1))[0])
-            reward = rewards[row].tolist()
-            errors = [NotFinite(f"the model's reward of sequence {first + row} is {reward}, not finite")]
-        if errors:
-            self._fail(call, errors[0])
-            return
-        if call.rewards is None:
-            call.rewards = np.empty((len(call.sequences), rewards.shape[1]), np.float32)
-        call.rewards[first : first + len(rewards)] = rewards
-        call.missing -= len(rewards)
-        if not call.missing:
-            call.answer.set_result(call.rewards)
+        if error is not None:
+            return self._fail(request, error)
+        if request.rewards is None:
+            request.rewards = np.zeros((len(request.sequences), rewards.shape[1]), np.float32)
+        request.rewards[first : first + len(rewards)] = rewards
+        request.scored += len(rewards)
+        if message := non_finite_error("rewards", request.rewards, "check the model's weights"):
+            self._fail(request, NotFinite(message))
+        elif request.scored == len(request.sequences):
+            request.future.set_result(request.rewards)
 
 
 def check_sequence(row: int, sequence: np.ndarray, source: str, max_length: int) -> np.ndarray:
@@ -317,7 +281,7 @@ def check_sequence(row: int, sequence: np.ndarray, source: str, max_length: int)
         raise RequestError(f"tensor {source!r}, row {row} has no tokens; expected at least one")
     if len(sequence) > max_length:
         raise RequestError(
-            f"tensor {source!r}, row {row} has {len(sequence)} tokens; at most {max_length} are scored, "
-            "nothing is cut unasked: shorten it, ask for truncation, or raise --max_length"
+            f"tensor {source!r}, row {row} has {len(sequence)} tokens; at most {max_length} are scored: shorten it, "
+            "request truncation, or raise --max_length"
         )
     return np.ascontiguousarray(sequence, np.int32)

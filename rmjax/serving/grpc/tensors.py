@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol's gRPC messages, as arrays and back."""
+"""Conversion between tensors of gRPC messages and NumPy arrays."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,8 +7,9 @@ import numpy as np
 from tritonclient.grpc import service_pb2
 
 from rmjax.serving.errors import RequestError
-from rmjax.serving.protocol import DATATYPES, Arrays, Tensor, check_input, from_raw, objects, shaped
+from rmjax.serving.protocol import DATATYPES, Arrays, Tensor, check_input, decode_raw, object_array, reshape
 
+_FIELDS = {"BYTES": "bytes", "INT64": "int64", "INT32": "int", "FP32": "fp32", "BOOL": "bool"}  # of typed contents
 _NAMES = {dtype: name for name, (dtype, _) in DATATYPES.items()}
 
 
@@ -16,7 +17,7 @@ def read_inputs(request: service_pb2.ModelInferRequest, expected: Mapping[str, T
     """Returns a request's input tensors, from raw or typed contents.
 
     Raises:
-      RequestError: a tensor is unknown, given twice, of another datatype, or its contents do not fit its shape.
+      RequestError: a tensor is unknown, duplicated, of another datatype, or its contents do not match its shape.
     """
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
@@ -29,23 +30,17 @@ def read_inputs(request: service_pb2.ModelInferRequest, expected: Mapping[str, T
         name, shape = tensor.name, tuple(tensor.shape)
         check_input(name, tensor.datatype, shape, expected, found)
         if raw and tensor.HasField("contents"):
-            raise RequestError(f"tensor {name!r} has contents, and the request raw_input_contents; expected one kind")
-        values = from_raw(name, tensor.datatype, raw[i]) if raw else _typed(tensor)
-        found[name] = shaped(name, values, shape)
+            raise RequestError(
+                f"tensor {name!r} has contents, and the request has raw_input_contents; expected one kind"
+            )
+        values = decode_raw(name, tensor.datatype, raw[i]) if raw else _typed_contents(tensor)
+        found[name] = reshape(name, values, shape)
     return found
 
 
-def _typed(tensor: service_pb2.ModelInferRequest.InferInputTensor) -> np.ndarray:
-    contents = tensor.contents
-    if tensor.datatype == "BYTES":
-        return objects(list(contents.bytes_contents))
-    fields = {
-        "INT64": contents.int64_contents,
-        "INT32": contents.int_contents,
-        "FP32": contents.fp32_contents,
-        "BOOL": contents.bool_contents,
-    }
-    return np.array(fields[tensor.datatype], DATATYPES[tensor.datatype][0])
+def _typed_contents(tensor: service_pb2.ModelInferRequest.InferInputTensor) -> np.ndarray:
+    values = getattr(tensor.contents, f"{_FIELDS[tensor.datatype]}_contents")
+    return object_array(list(values)) if tensor.datatype == "BYTES" else np.array(values, DATATYPES[tensor.datatype][0])
 
 
 def read_parameters(request: service_pb2.ModelInferRequest) -> dict[str, Any]:

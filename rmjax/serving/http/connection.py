@@ -1,59 +1,65 @@
-"""HTTP connections with limits on the size of headers and on their time; what a vanished client asked is cancelled."""
+"""HTTP connections that bound the size and time of headers, and cancel the requests of disconnected clients.
+
+Relies on these internals of uvicorn 0.53 and 0.54, which tests/serving/http/test_connection.py checks: the attributes
+`loop`, `transport` and `app` of `HttpToolsProtocol`; that the end of a request's headers starts a new task with `app`;
+that the transport and the HTTP parser call the methods overridden here; and `STATUS_LINE`, first lines of responses.
+"""
 
 import asyncio
 import functools
 import json
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 MAX_HEADERS = 32 << 10  # bytes of a request's path and headers
-HEADER_SECONDS = 20.0  # from a connection's opening, or a request's first byte, to the end of its headers
+HEADER_SECONDS = 20.0  # from the start of a connection, or a request's first byte, to the end of its headers
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, which by itself bounds neither headers nor the time that they take."""
+    """uvicorn's protocol with limits for headers, which it lacks."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        """Gives the client a time for its first request."""
-        super().connection_made(transport)
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Starts the time limit of the first request."""
+        super().connection_made(cast(asyncio.Transport, transport))
         self._header_bytes = 0
-        self._running: set[asyncio.Task] = set()
-        self._slow: asyncio.TimerHandle | None = self.loop.call_later(HEADER_SECONDS, self._too_slow)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._timer: asyncio.TimerHandle | None = self.loop.call_later(HEADER_SECONDS, self._time_out)
         self.app = functools.partial(self._run, self.app)
 
-    async def _run(self, app, scope, receive, send) -> None:
-        task = asyncio.current_task()
-        self._running.add(task)
+    async def _run(self, app: Any, scope: Any, receive: Any, send: Any) -> None:
+        task = cast(asyncio.Task[Any], asyncio.current_task())
+        self._tasks.add(task)
         try:
             await app(scope, receive, send)
         except asyncio.CancelledError:
             if not self.transport.is_closing():
                 raise
         finally:
-            self._running.discard(task)
+            self._tasks.discard(task)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancels what is still being answered: nobody waits for it."""
+        """Cancels the requests in flight."""
         super().connection_lost(exc)
-        self._in_time()
-        for task in self._running:
+        self._stop_timer()
+        for task in self._tasks:
             task.cancel()
 
     def on_message_begin(self) -> None:
-        """Begins a request."""
+        """Starts a request and its time limit."""
         super().on_message_begin()
         self._header_bytes = 0
-        if self._slow is None:
-            self._slow = self.loop.call_later(HEADER_SECONDS, self._too_slow)
+        if self._timer is None:
+            self._timer = self.loop.call_later(HEADER_SECONDS, self._time_out)
 
     def on_headers_complete(self) -> None:
-        """Ends the headers; the application limits the body."""
-        self._in_time()
+        """Ends the time limit; the application limits the body."""
+        self._stop_timer()
         super().on_headers_complete()
 
     def data_received(self, data: bytes) -> None:
-        """Feeds the parser, as long as the headers end somewhere."""
-        if self._slow is not None:
+        """Passes bytes to the parser while the headers are within their limit."""
+        if self._timer is not None:
             if self._header_bytes > MAX_HEADERS:
                 self._refuse(431, f"the request's headers have more than {MAX_HEADERS} bytes")
                 return
@@ -61,16 +67,16 @@ class LimitedProtocol(HttpToolsProtocol):
         super().data_received(data)
 
     def send_400_response(self, msg: str) -> None:
-        """Answers what is no HTTP, and ends the connection."""
+        """Answers bytes that are not HTTP, and closes the connection."""
         self._refuse(400, msg)
 
-    def _in_time(self) -> None:
-        if self._slow is not None:
-            self._slow.cancel()
-            self._slow = None
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-    def _too_slow(self) -> None:
-        self._slow = None
+    def _time_out(self) -> None:
+        self._timer = None
         self._refuse(408, f"the request's headers took longer than {HEADER_SECONDS:g} seconds")
 
     def _refuse(self, status: int, message: str) -> None:

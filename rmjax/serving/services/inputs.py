@@ -1,4 +1,4 @@
-"""From a request's tensors to token sequences: what rewards and values are asked of.
+"""Request tensors to token sequences: validation, tokenization and truncation.
 
 Axis letters: B sequences of a request, S tokens of the padded sequences.
 """
@@ -7,16 +7,17 @@ import asyncio
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from rmjax.core.errors import InputError
-from rmjax.data.records.conversations import BadField
-from rmjax.data.records.conversations import messages as chat_messages
+from rmjax.data.records.fields import BadField
+from rmjax.data.records.fields import messages as chat_messages
 from rmjax.data.schema import Message
 from rmjax.data.tokens.tokenizer import Tokenizer
-from rmjax.serving.errors import DeadlinePassed, RequestError
+from rmjax.serving.errors import DeadlineExceeded, RequestError
 from rmjax.serving.protocol import Arrays, Call, Tensor
 from rmjax.serving.services.tokenizer_thread import Text, TokenizerThread
 
@@ -27,185 +28,165 @@ INPUTS = {
     "messages": Tensor("BYTES", (-1, 1)),
     "add_EOS": Tensor("BOOL", (-1, 1)),
 }
-EXCEEDED = Tensor("INT32", (-1, 1))  # an output: 1 where a sequence was cut
-_WAYS = "'sentences', or 'messages', or 'tokens' with 'sequence_lengths'"
-_CHARACTERS_PER_TOKEN = 100  # far more than any text has; what is longer would only keep the tokenizer busy
-_LONGEST_TEXT = 1 << 20  # characters that are tokenised in any case, for truncation
+EXCEEDED = Tensor("INT32", (-1, 1))  # an output: 1 if the sequence exceeded the limit and was truncated
+_CHARACTERS_PER_TOKEN = 100  # more than any real text has; longer texts would only keep the tokenizer busy
+_MIN_CHARACTER_LIMIT = 1 << 20  # texts up to this length are tokenized in any case, for truncation
 
 Conversation = Text | np.ndarray
 
 
 class InputReader:
-    """Reads what a model is asked about.
+    """Reads the token sequences of a request.
 
     Args:
-      tokenizer: of the model.
-      vocab_size: V; tokens that clients send are below it.
+      tokenizer: the model's.
+      vocab_size: V; token ids in requests must be smaller.
       max_length: tokens of the longest sequence.
-      truncate: cut every overlong sequence at its right end, asked or not.
+      truncate: truncate overlong sequences on the right even if the request does not ask for it.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, max_length: int, truncate: bool = False):
         self.max_length, self.truncate = max_length, truncate
-        self._tokenise, self._vocab_size = TokenizerThread(tokenizer), vocab_size
-        self._opening, self._around = tokenizer.opening, tokenizer.around
+        self._tokenizer, self._vocab_size = TokenizerThread(tokenizer), vocab_size
+        self._bos_prefix, self._pad_and_eos = tokenizer.bos_prefix, tokenizer.pad_and_eos
 
     @property
-    def waiting(self) -> int:
-        """Texts that wait for the tokenizer."""
-        return self._tokenise.waiting
+    def queued(self) -> int:
+        """Number of texts in the tokenizer's queue."""
+        return self._tokenizer.queued
 
-    def conversations(self, tensors: Arrays, call: Call) -> tuple[str, list[Conversation], Call]:
-        """Returns the name of the tensor that holds the request's sequences, the B sequences, and how to take them.
+    def parse(self, tensors: Arrays, call: Call) -> tuple[str, Sequence[Conversation], Call]:
+        """Returns the name of the tensor with the request's conversations, the B conversations, and the call.
 
         Args:
           tensors: one of
             `sentences` [B, 1], UTF-8 text;
             `messages` [B, 1], a JSON list of chat messages each;
-            `tokens` [B, S] and `sequence_lengths` [B, 1], what lies behind a sequence's length being padding.
-            Beside `sentences`, tokens are not looked at, as in NeMo-Aligner's servers, and `add_EOS` [B, 1] of its
-            annotation script may say whether they are to be closed, which is for all B alike.
+            `tokens` [B, S] and `sequence_lengths` [B, 1], padded on the right.
+            With `sentences`, tokens are ignored, as in NeMo-Aligner's servers, and `add_EOS` [B, 1] of its annotation
+            script, whose values must all be equal, replaces `call.add_eos`.
 
         Raises:
-          RequestError: a tensor is missing or cannot be used; names it.
+          RequestError: a tensor is missing or invalid; names it.
         """
         given = set(tensors)
         if "sentences" in given:
             given -= {"tokens", "sequence_lengths", "add_EOS"}
         if given == {"tokens", "sequence_lengths"}:
-            return "tokens", self._sequences(tensors["tokens"], tensors["sequence_lengths"]), call
+            return "tokens", self._unpad(tensors["tokens"], tensors["sequence_lengths"]), call
         if given not in ({"sentences"}, {"messages"}):
-            raise RequestError(f"the request has the tensors {sorted(given)}; give {_WAYS}")
+            expected = "'sentences', or 'messages', or 'tokens' with 'sequence_lengths'"
+            raise RequestError(f"the request has the tensors {sorted(given)}; give {expected}")
         name = given.pop()
         _check_column(name, tensors[name])
         texts = [_decode(name, row, value) for row, value in enumerate(tensors[name][:, 0])]
         if name == "messages":
-            return name, [_messages(row, text) for row, text in enumerate(texts)], call
-        if (closing := tensors.get("add_EOS")) is not None:
-            if closing.shape != (len(texts), 1) or len(set(closing[:, 0].tolist())) > 1:
+            return name, [_parse_messages(row, text) for row, text in enumerate(texts)], call
+        if (add_eos := tensors.get("add_EOS")) is not None:
+            if add_eos.shape != (len(texts), 1) or len(set(add_eos[:, 0].tolist())) > 1:
                 raise RequestError(
-                    f"tensor 'add_EOS' has shape {list(closing.shape)} and {int(closing.sum())} true "
-                    f"values; expected [{len(texts)}, 1], all alike"
+                    f"tensor 'add_EOS' has shape {list(add_eos.shape)} and {int(add_eos.sum())} true values; "
+                    f"expected [{len(texts)}, 1], all equal"
                 )
-            call = dataclasses.replace(call, add_eos=bool(closing[0, 0]))
+            call = dataclasses.replace(call, add_eos=bool(add_eos[0, 0]))
         return name, texts, call
 
-    async def sequences(
-        self, conversations: list[Conversation], source: str, call: Call
+    async def tokenize(
+        self, conversations: Sequence[Conversation], source: str, call: Call
     ) -> tuple[list[np.ndarray], np.ndarray]:
-        """Returns the tokens of B conversations, and of which of them some were cut off, bool [B].
+        """Returns the tokens int [length] of B conversations, and whether each exceeded the limit, bool [B].
 
-        Strings are tokenised as they are, without BOS or EOS unless `call.add_eos`; messages are rendered with the chat
-        template. What is overlong is cut only where `call.truncate` or the server says so.
+        Strings get special tokens and EOS only with `call.add_eos`; messages are rendered with the chat template.
+        Overlong sequences are truncated only with `call.truncate` or the server's own `truncate`.
 
         Raises:
-          RequestError: one of them cannot be tokenised; names it.
+          RequestError: a conversation cannot be tokenized; names it.
+          DeadlineExceeded: the deadline passed before the texts were tokenized.
         """
+        texts = []
         for row, conversation in enumerate(conversations):
-            self._check_text(source, row, conversation)
-        texts = [c for c in conversations if not isinstance(c, np.ndarray)]
+            if not isinstance(conversation, np.ndarray):
+                self._check_text(source, row, conversation)
+                texts.append(conversation)
         try:
             async with asyncio.timeout_at(call.deadline if texts and call.deadline < math.inf else None):
-                encoded = iter(await self._tokenise(texts, call.add_eos) if texts else ())
+                encoded = iter(await self._tokenizer.encode(texts, call.add_eos) if texts else ())
         except TimeoutError:
-            raise DeadlinePassed("the deadline passed before the request was tokenised") from None
-        except InputError:  # the chat template refuses the messages, or there is none
-            for row, text in enumerate(conversations):
-                await self._tokenise_alone(source, row, text)
-            raise  # one of them alone is at fault
-        found = [c if isinstance(c, np.ndarray) else next(encoded) for c in conversations]
+            raise DeadlineExceeded("the deadline passed before the request was tokenized") from None
+        except InputError:  # raised by the chat template, or there is none; find the conversation that causes it
+            for row, conversation in enumerate(conversations):
+                try:
+                    if not isinstance(conversation, np.ndarray):
+                        await self._tokenizer.encode([conversation], False)
+                except InputError as error:
+                    raise RequestError(f"tensor {source!r}, row {row}: {error}") from error
+            raise
+        sequences = [c if isinstance(c, np.ndarray) else next(encoded) for c in conversations]
         limit = min(call.limit or self.max_length, self.max_length)
-        exceeded = np.array([len(sequence) > limit for sequence in found], bool)
+        exceeded = np.array([len(sequence) > limit for sequence in sequences], bool)
         if call.truncate or self.truncate:
-            found = [s[-limit:] if call.truncate == "left" else s[:limit] for s in found]
-        return found, exceeded
+            sequences = [s[-limit:] if call.truncate == "left" else s[:limit] for s in sequences]
+        return sequences, exceeded
 
-    async def _tokenise_alone(self, source: str, row: int, text: Conversation) -> None:
-        """Raises RequestError, which names the row, if it cannot be tokenised."""
-        try:
-            if not isinstance(text, np.ndarray):
-                await self._tokenise([text], False)
-        except InputError as error:
-            raise RequestError(f"tensor {source!r}, row {row}: {error}") from error
+    async def token_strings(self, tokens: np.ndarray) -> list[str]:
+        """Returns the text of each token."""
+        return await self._tokenizer.token_strings(tokens)
 
-    async def words(self, tokens: np.ndarray) -> list[str]:
-        """Returns what each token alone stands for."""
-        return await self._tokenise.words(tokens)
+    def with_bos(self, text: str) -> str:
+        """Returns a text that starts with the BOS token, if the tokenizer adds one by default; as in vLLM."""
+        return text if text.startswith(self._bos_prefix) else self._bos_prefix + text
 
-    def opened(self, text: str) -> str:
-        """Returns a text that begins with the BOS, where the tokenizer would add it: as vLLM tokenises."""
-        return text if text.startswith(self._opening) else self._opening + text
-
-    def stripped(self, text: str) -> str:
-        """Returns a text without padding and EOS at its ends, as OpenRLHF's server takes it."""
-        while text and (around := [mark for mark in self._around if text.startswith(mark) or text.endswith(mark)]):
-            for mark in around:
-                text = text.removeprefix(mark).removesuffix(mark)
+    def without_pad_and_eos(self, text: str) -> str:
+        """Returns a text without padding and EOS tokens at its start and end, as in OpenRLHF's server."""
+        while text and (found := [t for t in self._pad_and_eos if text.startswith(t) or text.endswith(t)]):
+            for token in found:
+                text = text.removeprefix(token).removesuffix(token)
         return text
 
     def check_tokens(self, source: str, row: int, tokens: np.ndarray) -> np.ndarray:
-        """Returns the tokens int [length] if the vocabulary has them all.
-
-        Raises:
-          RequestError: it does not.
-        """
+        """Returns the tokens int [length]; raises RequestError if one is not in the vocabulary."""
         least, most = (int(tokens.min()), int(tokens.max())) if len(tokens) else (0, 0)
         if least < 0 or most >= self._vocab_size:
-            raise RequestError(
-                f"tensor {source!r}, row {row} holds the token {least if least < 0 else most}; the "
-                f"vocabulary has 0 to {self._vocab_size - 1}"
-            )
+            found, expected = least if least < 0 else most, f"expected 0 to {self._vocab_size - 1}"
+            raise RequestError(f"tensor {source!r}, row {row} holds the token {found}; {expected}, the vocabulary")
         return tokens
 
     def close(self) -> None:
-        """Ends the tokenising thread."""
-        self._tokenise.close()
+        """Stops the tokenizer thread."""
+        self._tokenizer.close()
 
-    def _sequences(self, tokens: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    def _unpad(self, tokens: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
         _check_column("sequence_lengths", lengths)
         if tokens.ndim != 2 or len(tokens) != len(lengths):
             raise RequestError(
-                f"tensor 'tokens' has shape {list(tokens.shape)}; expected [B, S] with B = "
-                f"{len(lengths)}, as sequence_lengths [B, 1] says"
+                f"tensor 'tokens' has shape {list(tokens.shape)}; expected [B, S] with B = {len(lengths)}"
             )
-        known = tokens.size > 0 and tokens.min() >= 0 and tokens.max() < self._vocab_size  # what pads them included
-        if known:
-            tokens = tokens.astype(np.int32, copy=False)  # at once, not row by row
+        valid = tokens.size > 0 and tokens.min() >= 0 and tokens.max() < self._vocab_size  # padding included
+        if valid:
+            tokens = tokens.astype(np.int32, copy=False)  # one conversion instead of one per row
         sequences = []
         for row, length in enumerate(lengths[:, 0].tolist()):
             if not 1 <= length <= tokens.shape[1]:
-                raise RequestError(
-                    f"tensor 'sequence_lengths', row {row} is {length}; expected 1 to "
-                    f"{tokens.shape[1]}, the width of tokens"
-                )
+                raise RequestError(f"tensor 'sequence_lengths', row {row} is {length}; expected 1 to {tokens.shape[1]}")
             sequence = tokens[row, :length]
-            sequences.append(sequence if known else self.check_tokens("tokens", row, sequence))
+            sequences.append(sequence if valid else self.check_tokens("tokens", row, sequence))
         return sequences
 
-    def _check_text(self, source: str, row: int, conversation: Conversation) -> None:
-        """Raises RequestError for what the tokenizer would choke on."""
-        if isinstance(conversation, np.ndarray):
-            return
+    def _check_text(self, source: str, row: int, conversation: Text) -> None:
+        """Raises RequestError for a text that is empty, far too long, or not valid Unicode."""
         if not conversation:
             raise RequestError(f"tensor {source!r}, row {row} has no tokens; expected at least one")
         text = conversation if isinstance(conversation, str) else json.dumps(conversation, ensure_ascii=False)
-        if len(text) > (most := max(_LONGEST_TEXT, _CHARACTERS_PER_TOKEN * self.max_length)):
-            raise RequestError(
-                f"tensor {source!r}, row {row} has {len(text)} characters; at most {most} are read for "
-                f"{self.max_length} tokens: shorten it"
-            )
+        if len(text) > (limit := max(_MIN_CHARACTER_LIMIT, _CHARACTERS_PER_TOKEN * self.max_length)):
+            raise RequestError(f"tensor {source!r}, row {row} has {len(text)} characters; expected at most {limit}")
         try:
             text.encode()
-        except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair
+        except UnicodeEncodeError as error:  # a lone surrogate, which JSON can express
             raise RequestError(f"tensor {source!r}, row {row} is not Unicode text ({error.reason})") from error
 
 
 def check_messages(source: str, row: int, messages: Any) -> list[Message]:
-    """Returns chat messages as training takes them.
-
-    Raises:
-      RequestError: they are none.
-    """
+    """Returns chat messages in the form used in training; raises RequestError if they are invalid."""
     if not isinstance(messages, list) or not messages:
         raise RequestError(
             f"tensor {source!r}, row {row} is {json.dumps(messages):.60}; expected a JSON list of chat messages"
@@ -228,7 +209,7 @@ def _decode(name: str, row: int, value: bytes) -> str:
         raise RequestError(f"tensor {name!r}, row {row} is not UTF-8 ({error})") from error
 
 
-def _messages(row: int, text: str) -> list[Message]:
+def _parse_messages(row: int, text: str) -> list[Message]:
     try:
         messages = json.loads(text)
     except (ValueError, RecursionError) as error:

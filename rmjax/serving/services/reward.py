@@ -1,4 +1,4 @@
-"""A reward model: its outputs, and the queue that its requests wait in.
+"""A served reward model: request tensors to rewards, through its tokenizer and its scoring queue.
 
 Axis letters: B sequences of a request, A attributes.
 """
@@ -11,19 +11,18 @@ import numpy as np
 
 from rmjax.data.tokens.tokenizer import Tokenizer
 from rmjax.serving.engine.queue import Engine
-from rmjax.serving.metrics import ModelMetrics
 from rmjax.serving.protocol import Arrays, Call, Tensor
 from rmjax.serving.services.inputs import EXCEEDED, INPUTS, Conversation, InputReader
 
 
 @dataclasses.dataclass(frozen=True)
-class Scored:
+class ScoreResult:
     """Rewards of B sequences.
 
     Attributes:
       rewards: float32 [B, A].
-      lengths: the tokens that were scored, of each.
-      exceeded: whether it was longer and cut, bool [B].
+      lengths: number of scored tokens of each sequence.
+      exceeded: bool [B], whether the sequence exceeded the limit and was truncated.
     """
 
     rewards: np.ndarray
@@ -32,16 +31,18 @@ class Scored:
 
 
 class RewardService:
-    """Answers requests for rewards.
+    """A reward model that answers requests.
 
     Args:
-      tokenizer: of the model.
-      vocab_size: V; tokens that clients send are below it.
+      tokenizer, vocab_size, truncate: see `InputReader`.
       attributes: names of the A rewards.
-      strings: how prompt and response strings become a conversation: `joined`, or `chat` messages.
-      truncate: cut every overlong sequence at its right end, asked or not; the output `exceeded` says of which.
-      metadata: of the model, for people.
+      prompt_format: how prompt and response strings form a conversation: `joined` as one string, or as `chat` messages.
+      metadata: of the model, added to the served metadata.
     """
+
+    inputs: Mapping[str, Tensor] = INPUTS
+    outputs: Mapping[str, Tensor]
+    metadata: Mapping[str, Any]
 
     def __init__(
         self,
@@ -50,58 +51,53 @@ class RewardService:
         *,
         vocab_size: int,
         attributes: Sequence[str],
-        strings: str = "joined",
+        prompt_format: str = "joined",
         truncate: bool = False,
         metadata: Mapping[str, Any] | None = None,
     ):
-        self.engine, self.attributes, self.strings = engine, tuple(attributes), strings
+        self.engine, self.attributes, self.prompt_format = engine, tuple(attributes), prompt_format
         self.reader = InputReader(tokenizer, vocab_size, engine.max_length, truncate)
-        self.inputs, self.max_batch_size = INPUTS, engine.queue_size
+        self.metrics, self.max_batch_size = engine.metrics, engine.queue_size
         self.outputs = {"rewards": Tensor("FP32", (-1, len(self.attributes))), "exceeded": EXCEEDED}
         self.metadata = {"attributes": list(attributes), "max_length": engine.max_length, **(metadata or {})}
 
     @property
     def ready(self) -> bool:
-        """Whether requests are answered now."""
+        """Whether requests are accepted."""
         return self.engine.ready
 
-    @property
-    def metrics(self) -> ModelMetrics:
-        """Counts the requests."""
-        return self.engine.metrics
-
     async def infer(self, tensors: Arrays, call: Call) -> Arrays:
-        """Returns `rewards` float32 [B, A], and `exceeded` int32 [B, 1], 1 where a sequence was cut.
+        """Returns `rewards` float32 [B, A], and `exceeded` int32 [B, 1], 1 if the sequence was truncated.
 
         Raises:
-          RequestError: a tensor is missing or cannot be used; names it.
-          ServingError: those of `Engine.submit`.
+          RequestError: a tensor is missing or invalid; names it.
+          ServingError: see `Engine.submit`.
         """
-        source, conversations, call = self.reader.conversations(tensors, call)
+        source, conversations, call = self.reader.parse(tensors, call)
         scored = await self.score(conversations, source, call)
         return {"rewards": scored.rewards, "exceeded": scored.exceeded[:, None].astype(np.int32)}
 
-    async def score(self, conversations: list[Conversation], source: str, call: Call) -> Scored:
+    async def score(self, conversations: Sequence[Conversation], source: str, call: Call) -> ScoreResult:
         """Scores strings, lists of messages, or tokens int [length].
 
         Args:
-          source: the tensor or field they came in, for messages.
+          source: name of the input tensor or field, for error messages.
 
         Raises:
-          RequestError: one of them cannot be scored; names it.
-          ServingError: those of `Engine.submit`.
+          RequestError: a conversation cannot be scored; names it.
+          ServingError: see `Engine.submit`.
         """
-        # Before the tokenizer works for nothing.
-        self.engine.admit(source, len(conversations), ahead=self.reader.waiting, client=call.client)
-        sequences, exceeded = await self.reader.sequences(conversations, source, call)
+        # Reject before tokenization if the queue is full.
+        self.engine.admit(source, len(conversations), ahead=self.reader.queued, client=call.client)
+        sequences, exceeded = await self.reader.tokenize(conversations, source, call)
         rewards = await self.engine.submit(sequences, source, client=call.client, deadline=call.deadline)
-        return Scored(rewards, [len(sequence) for sequence in sequences], exceeded)
+        return ScoreResult(rewards, [len(sequence) for sequence in sequences], exceeded)
 
     async def start(self) -> None:
-        """Warms up; requests are answered from then on."""
+        """Warms up; requests are accepted from then on."""
         await self.engine.start()
 
     async def close(self) -> None:
-        """Answers the requests that wait, and ends."""
+        """Completes the queued requests, and stops the threads."""
         await self.engine.drain()
         self.reader.close()

@@ -1,96 +1,95 @@
-"""TokenizerThread in a thread of its own, the texts that wait together in one call."""
+"""A worker thread that tokenizes the texts of concurrent requests in batches."""
 
 import asyncio
 import collections
 import concurrent.futures
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from rmjax.data.schema import Message
 from rmjax.data.tokens.tokenizer import Tokenizer
-from rmjax.serving.engine.gathering import Gathering
+from rmjax.serving.engine.batch_window import BatchWindow
 
 Text = str | list[Message]
-_TEXTS = 256  # of one call, so that nobody waits long behind others
+_MAX_BATCH = 256  # texts in one call of the tokenizer; bounds how long a request waits for the texts of others
+
+
+class _Request(NamedTuple):
+    texts: Sequence[Text]
+    add_eos: bool
+    future: asyncio.Future[list[np.ndarray]]
 
 
 class TokenizerThread:
-    """Encodes texts of concurrent requests.
+    """Encodes the texts of concurrent requests in one thread; `tokenizer` must not be used in others.
 
-    One thread: Hugging Face's fast tokenizers fail with "Already borrowed" when two use them at once. Calls of several
-    requests together: changing threads costs more than tokenising a short text.
-
-    Args:
-      tokenizer: used by nobody else.
+    One thread, because Hugging Face's fast tokenizers raise "Already borrowed" if two threads use one; in batches,
+    because a thread switch takes longer than tokenizing a short text.
     """
 
     def __init__(self, tokenizer: Tokenizer):
-        self.waiting = 0  # texts
+        self.queued = 0  # texts
         self._tokenizer = tokenizer
-        self._requests: collections.deque[tuple[Sequence[Text], bool, asyncio.Future]] = collections.deque()
-        self._gather = Gathering()
+        self._requests: collections.deque[_Request] = collections.deque()
+        self._window = BatchWindow()
         self._task: asyncio.Task | None = None
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="tokenise")
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="tokenize")
 
-    async def __call__(self, texts: Sequence[Text], add_eos: bool) -> list[np.ndarray]:
-        """Returns the tokens of each text.
-
-        Raises:
-          Exception: what `Tokenizer.encode` raises for these texts.
-        """
-        found = asyncio.get_running_loop().create_future()
-        self._requests.append((texts, add_eos, found))
-        self.waiting += len(texts)
+    async def encode(self, texts: Sequence[Text], add_eos: bool) -> list[np.ndarray]:
+        """Returns the tokens of each text, int32 [length]; raises what `Tokenizer.encode` raises for these texts."""
+        request = _Request(texts, add_eos, asyncio.get_running_loop().create_future())
+        self._requests.append(request)
+        self.queued += len(texts)
         if self._task is None:
             self._task = asyncio.create_task(self._run())
         try:
-            return await found
+            return await request.future
         finally:
-            self.waiting -= len(texts)
+            self.queued -= len(texts)
 
-    async def words(self, tokens: np.ndarray) -> list[str]:
-        """Returns what each token alone stands for."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._tokenizer.words, tokens)
+    async def token_strings(self, tokens: np.ndarray) -> list[str]:
+        """Returns the text of each token."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._tokenizer.token_strings, tokens)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while self._requests:
-            await self._gather(lambda: len(self._requests))
-            batch, size = [], 0
-            while self._requests and (not batch or size + len(self._requests[0][0]) <= _TEXTS):
+            await self._window.wait(lambda: len(self._requests))
+            batch: list[_Request] = []
+            size = 0
+            while self._requests and (not batch or size + len(self._requests[0].texts) <= _MAX_BATCH):
                 batch.append(self._requests.popleft())
-                size += len(batch[-1][0])
-            batch = [request for request in batch if not request[2].done()]  # the others were cancelled
-            encoded = await loop.run_in_executor(self._thread, self._encode_all, [request[:2] for request in batch])
-            for (*_, found), tokens in zip(batch, encoded, strict=True):
-                if found.done():
+                size += len(batch[-1].texts)
+            batch = [request for request in batch if not request.future.done()]  # skips the cancelled ones
+            results = await loop.run_in_executor(self._thread, self._encode_batch, batch)
+            for request, result in zip(batch, results, strict=True):
+                if request.future.done():
                     continue
-                if isinstance(tokens, Exception):
-                    found.set_exception(tokens)
+                if isinstance(result, Exception):
+                    request.future.set_exception(result)
                 else:
-                    found.set_result(tokens)
+                    request.future.set_result(result)
         self._task = None
 
-    def _encode_all(self, requests: list[tuple[Sequence[Text], bool]]) -> list[list[np.ndarray] | Exception]:
-        found: list[list[np.ndarray] | Exception] = [[]] * len(requests)
-        for add_eos_value in (False, True):
-            chosen = [i for i, (_, add_eos) in enumerate(requests) if add_eos == add_eos_value]
+    def _encode_batch(self, batch: list[_Request]) -> list[list[np.ndarray] | Exception]:
+        """Returns the tokens of each request's texts, or the exception that these texts alone raise."""
+        results: list[list[np.ndarray] | Exception] = [[]] * len(batch)
+        for add_eos in (False, True):
+            chosen = [i for i, request in enumerate(batch) if request.add_eos == add_eos]
+            texts = [text for i in chosen for text in batch[i].texts]
             try:
-                tokens = iter(
-                    self._tokenizer.encode([text for i in chosen for text in requests[i][0]], add_eos_value)
-                    if chosen
-                    else ()
-                )
+                encoded = iter(self._tokenizer.encode(texts, add_eos) if texts else ())
                 for i in chosen:
-                    found[i] = [next(tokens) for _ in requests[i][0]]
-            except BaseException as error:  # one of them is at fault: alone, each answers for itself
-                if len(requests) == 1:  # a panic of the tokenizer's is no Exception
+                    results[i] = [next(encoded) for _ in batch[i].texts]
+            except BaseException as error:  # a Rust panic in the tokenizer is not an Exception
+                if len(batch) == 1:
                     return [error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")]
                 for i in chosen:
-                    found[i] = self._encode_all([requests[i]])[0]
-        return found
+                    results[i] = self._encode_batch([batch[i]])[0]
+        return results
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Stops the thread."""
         self._thread.shutdown()

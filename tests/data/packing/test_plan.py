@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmjax.core.errors import InputError
-from rmjax.data.packing.plan import choose_row_length, evaluation_plan, mix, short_row_length, training_plan
+from rmjax.data.packing.plan import choose_row_length, evaluation_plan, make_mixture, short_row_length, training_plan
 
 
 def make(n=23, batch_size=5, steps=0, epochs=2.0, row_length=64, short_length=0, microbatch_rows=2, seed=3):
@@ -28,7 +28,7 @@ def make(n=23, batch_size=5, steps=0, epochs=2.0, row_length=64, short_length=0,
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 3), st.integers(0, 5))
-def test_each_comparison_is_seen_once_an_epoch(n, batch_size, epochs, seed):
+def test_each_comparison_is_drawn_once_an_epoch(n, batch_size, epochs, seed):
     plan = make(n=n, batch_size=batch_size, epochs=epochs, seed=seed)
     steps = [plan.comparisons(step) for step in range(plan.num_steps)]
     assert all(len(step) == batch_size for step in steps[:-1])
@@ -44,7 +44,7 @@ def test_steps_are_all_full():
 
 
 @pytest.mark.parametrize(("row_length", "microbatch_rows"), [(64, 1), (128, 4), (4096, 8)])
-def test_what_a_step_takes_does_not_depend_on_packing(row_length, microbatch_rows):
+def test_comparisons_of_a_step_do_not_depend_on_packing(row_length, microbatch_rows):
     plan, other = make(), make(row_length=row_length, microbatch_rows=microbatch_rows)
     for step in range(plan.num_steps):
         assert plan.comparisons(step).tolist() == other.comparisons(step).tolist()
@@ -52,45 +52,45 @@ def test_what_a_step_takes_does_not_depend_on_packing(row_length, microbatch_row
         assert packed == collections.Counter(plan.comparisons(step).tolist())
 
 
-def test_another_seed_gives_another_order():
+def test_order_depends_on_the_seed():
     assert make(seed=1).comparisons(0).tolist() != make(seed=2).comparisons(0).tolist()
 
 
-def test_sizes_hold_every_step():
+def test_sizes_bound_every_step():
     plan = make()
     for step in range(plan.num_steps):
         rows = plan.rows(step)
-        whole, every = plan.microbatches(step)
-        assert whole == every <= plan.sizes.microbatches
+        full, total = plan.microbatches(plan.rows(step))
+        assert full == total <= plan.sizes.microbatches
         assert max(2 * len(row) for row in rows) <= plan.sizes.readouts
     assert plan.sizes.tokens == 2 * plan.lengths.sum()
     assert 0 < plan.sizes.fill <= 1
 
 
 @pytest.mark.parametrize("microbatch_rows", [1, 2])
-def test_short_rows_come_last_and_are_counted(microbatch_rows):
+def test_short_rows_are_last_and_their_microbatches_are_counted(microbatch_rows):
     plan, same = make(short_length=32, microbatch_rows=microbatch_rows), make(microbatch_rows=microbatch_rows)
-    slots = 0
+    padded_tokens = 0
     for step in range(plan.num_steps):
         rows = plan.rows(step)
         assert sorted(map(tuple, rows)) == sorted(map(tuple, same.rows(step)))
         used = [plan.lengths[row].sum() for row in rows]
-        whole, every = plan.microbatches(step)
+        full, total = plan.microbatches(plan.rows(step))
         parts = [used[i : i + microbatch_rows] for i in range(0, len(used), microbatch_rows)]
-        assert len(parts) == every
-        assert [max(part) <= 32 for part in parts] == [i >= whole for i in range(every)]
-        slots += microbatch_rows * (64 * whole + 32 * (every - whole))
-    assert plan.sizes.slots == slots < same.sizes.slots
-    assert sum(plan.slots([step]) for step in range(plan.num_steps)) == slots
+        assert len(parts) == total
+        assert [max(part) <= 32 for part in parts] == [i >= full for i in range(total)]
+        padded_tokens += microbatch_rows * (64 * full + 32 * (total - full))
+    assert plan.sizes.padded_tokens == padded_tokens < same.sizes.padded_tokens
+    assert sum(plan.padded_tokens([step]) for step in range(plan.num_steps)) == padded_tokens
 
 
-def test_evaluation_covers_all_in_order():
+def test_evaluation_plan_covers_all_comparisons_in_order():
     lengths = np.arange(1, 12)
     plan = evaluation_plan(lengths, lengths, lengths, batch_size=4, row_length=64, microbatch_rows=1)
     assert np.concatenate([plan.comparisons(s) for s in range(plan.num_steps)]).tolist() == list(range(11))
 
 
-def test_exactly_one_of_steps_and_epochs():
+def test_steps_and_epochs_are_mutually_exclusive():
     for steps, epochs in ((0, 0), (3, 1.0)):
         with pytest.raises(InputError, match="exactly one"):
             make(steps=steps, epochs=epochs)
@@ -98,17 +98,17 @@ def test_exactly_one_of_steps_and_epochs():
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=50), st.sampled_from([1, 2, 4]))
 @settings(max_examples=20, deadline=None)
-def test_the_chosen_row_length_holds_the_longest(lengths, multiple):
+def test_chosen_row_length_fits_the_longest_comparison(lengths, multiple):
     chosen = choose_row_length(np.array(lengths), 8, 2, multiple)
     assert chosen >= max(lengths)
     assert chosen % multiple == 0
 
 
-@pytest.mark.parametrize(("batch_size", "cut"), [(1, True), (6, True), (6, False)])
-def test_the_chosen_row_length_is_the_cheapest_of_its_plan(batch_size, cut):
+@pytest.mark.parametrize(("batch_size", "short_microbatches"), [(1, True), (6, True), (6, False)])
+def test_chosen_row_length_has_the_least_padding(batch_size, short_microbatches):
     lengths = np.random.default_rng(0).integers(300, 700, batch_size * 16)
 
-    def slots(row_length):
+    def padded_tokens(row_length):
         made = training_plan(
             lengths,
             lengths,
@@ -118,22 +118,22 @@ def test_the_chosen_row_length_is_the_cheapest_of_its_plan(batch_size, cut):
             epochs=1.0,
             seed=0,
             row_length=row_length,
-            short_length=short_row_length(row_length) if cut else 0,
+            short_length=short_row_length(row_length) if short_microbatches else 0,
             microbatch_rows=1,
         )
-        return made.sizes.slots
+        return made.sizes.padded_tokens
 
-    # Steps are drawn in another order than the sample's, so a few percent may lie between the two.
-    chosen = choose_row_length(lengths, batch_size, 1, cut=cut)
-    assert slots(chosen) <= 1.05 * min(slots(row_length) for row_length in range(704, 2816, 64))
+    # Steps are drawn in another order than the sample's, so a few percent may separate the two.
+    chosen = choose_row_length(lengths, batch_size, 1, short_microbatches=short_microbatches)
+    assert padded_tokens(chosen) <= 1.05 * min(padded_tokens(row_length) for row_length in range(704, 2816, 64))
 
 
 @given(
     sizes=st.lists(st.integers(1, 20), min_size=1, max_size=3),
     weights=st.lists(st.floats(0.1, 5), min_size=3, max_size=3),
 )
-def test_a_mixture_gives_each_source_its_share_and_repeats_none_before_all_were_seen(sizes, weights):
-    mixture = mix(sizes, weights[: len(sizes)])
+def test_mixture_draws_each_source_by_weight_and_without_early_repeats(sizes, weights):
+    mixture = make_mixture(sizes, weights[: len(sizes)])
     epoch = sum(draws for _, draws in mixture)
     total = sum(sizes)
     ones = np.ones(total, int)
@@ -162,6 +162,6 @@ def test_a_mixture_gives_each_source_its_share_and_repeats_none_before_all_were_
     ("sizes", "weights", "message"),
     [([3, 4], [1.0], "has 1 entries"), ([3, 4], [1.0, 0.0], "holds 0.0"), ([3, 0], [1.0, 1.0], "source 2 of")],
 )
-def test_a_mixture_that_cannot_be_is_refused(sizes, weights, message):
+def test_bad_mixture_raises(sizes, weights, message):
     with pytest.raises(InputError, match=message):
-        mix(sizes, weights)
+        make_mixture(sizes, weights)

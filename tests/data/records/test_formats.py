@@ -1,4 +1,4 @@
-"""Every format of the field, from its records to comparisons."""
+"""Formats: records to comparisons."""
 
 import csv
 import json
@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from rmjax.core.errors import InputError
-from rmjax.data.records.formats import FORMATS, iterate_comparisons, read_comparisons
-from rmjax.data.records.parsers import HELPSTEER, NEMO, ReadOptions
+from rmjax.data.records.formats import FORMATS, detect_format, iterate_comparisons
+from rmjax.data.records.options import ReadOptions
+from rmjax.data.records.read import read_comparisons
+from rmjax.data.records.single import HELPSTEER, NEMO
 from rmjax.data.schema import Edge
 
 SYSTEM = {"role": "system", "content": "s"}
@@ -23,9 +25,8 @@ def write(path, records):
 
 
 def read(tmp_path, records, **options):
-    group = options.pop("group_prompts", False)
     source = write(tmp_path / "in.jsonl", records)
-    found, report = read_comparisons(source, ReadOptions(**options), group_prompts=group)
+    found, report = read_comparisons(source, ReadOptions(**options))
     return found, report.format
 
 
@@ -56,7 +57,7 @@ def edges(comparison):
                                               {"rank": 1, "completion": OTHER[1:]}]}], "completions", (CHAT, OTHER)),
     ],
 )  # fmt: skip
-def test_the_first_response_wins(tmp_path, records, format, conversations):
+def test_edge_points_from_the_better_to_the_worse_response(tmp_path, records, format, conversations):
     found, taken = read(tmp_path, records)
     assert taken == format
     assert len(found) == 1
@@ -72,9 +73,9 @@ def test_pairs_keep_margin_strength_weight_probability_and_subset(tmp_path):
     assert found[0].subset == "chat"
 
 
-def test_hh_transcripts_become_turns_where_strings_are_chat(tmp_path):
-    asked = "\n\nHuman: Hi\n\nthere\n\nAssistant: "
-    record = {"chosen": asked + "Yes.", "rejected": asked + "No."}
+def test_hh_transcripts_become_messages_with_strings_chat(tmp_path):
+    prompt = "\n\nHuman: Hi\n\nthere\n\nAssistant: "
+    record = {"chosen": prompt + "Yes.", "rejected": prompt + "No."}
     found, _ = read(tmp_path, [record], strings="chat")
     assert found[0].conversations[0] == [
         {"role": "user", "content": "Hi\n\nthere"},
@@ -84,7 +85,7 @@ def test_hh_transcripts_become_turns_where_strings_are_chat(tmp_path):
     assert joined[0].conversations == (record["chosen"], record["rejected"])
 
 
-def test_k_responses_with_ties_count_once(tmp_path):
+def test_edge_weights_of_a_ranking_with_ties_sum_to_one(tmp_path):
     record = {"prompt": "p", "responses": ["a", "b", "c", "d"], "ranks": [1, 2, 2, 4]}
     found, _ = read(tmp_path, [record])
     assert edges(found[0]) == [(0, 1), (0, 2), (0, 3), (1, 3), (2, 3)]
@@ -94,13 +95,13 @@ def test_k_responses_with_ties_count_once(tmp_path):
     assert sum(edge.weight for edge in half[0].edges) == pytest.approx(1)
 
 
-def test_equal_responses_of_a_comparison_have_no_edge(tmp_path):
+def test_identical_responses_have_no_edge(tmp_path):
     found, _ = read(tmp_path, [{"prompt": "p", "responses": ["a", "a", "c"], "ranks": [1, 2, 3]}])
     assert edges(found[0]) == [(0, 2), (1, 2)]
     assert sum(edge.weight for edge in found[0].edges) == pytest.approx(1)
 
 
-def test_helpsteer_preference_signs(tmp_path):
+def test_sign_of_helpsteer_preference_strength_picks_the_winner(tmp_path):
     record = {"prompt": "p", "response_1": "a", "response_2": "b"}
     found, _ = read(tmp_path, [record | {"preference_strength": s} for s in (-3, 1)])
     assert [c.edges for c in found] == [(Edge(0, 1, 3.0, strength=3.0),), (Edge(1, 0, 1.0, strength=1.0),)]
@@ -133,7 +134,7 @@ def test_attributes_are_read_from_helpsteer_columns_labels_and_nemo_lists(tmp_pa
     np.testing.assert_array_equal(found[0].labels, [[np.nan, 1]])
 
 
-def test_nemo_preference_reads_sign_and_size_of_its_label(tmp_path):
+def test_nemo_preference_reads_sign_and_size_of_the_preference_label(tmp_path):
     lines = [{"text": text, "label": [value, *[-100] * 8]} for value in (-2, 1, 0) for text in ("p a", "p b")]
     found, taken = read(tmp_path, lines)
     assert taken == "nemo_preference"
@@ -146,7 +147,7 @@ def test_nemo_preference_reads_sign_and_size_of_its_label(tmp_path):
     assert found[0].labels.shape == (2, 9)
 
 
-def test_single_responses_to_one_prompt_can_be_one_comparison(tmp_path):
+def test_group_prompts_joins_single_responses_to_one_prompt(tmp_path):
     records = [{"prompt": p, "response": r, "labels": {"x": i}} for i, (p, r) in enumerate(["pa", "qb", "pc"])]
     found, _ = read(tmp_path, records, group_prompts=True)
     assert [c.conversations for c in found] == [("pa", "pc"), ("qb",)]
@@ -171,7 +172,7 @@ def test_single_responses_to_one_prompt_can_be_one_comparison(tmp_path):
          "p  q\nstep 1: s1\nStep 2: s2", [1, 0]),
     ],
 )  # fmt: skip
-def test_steps_end_where_they_end(tmp_path, record, format, text, labels):
+def test_process_formats_give_step_ends_and_labels(tmp_path, record, format, text, labels):
     found, taken = read(tmp_path, [record])
     assert taken == format
     assert found[0].conversations == (text,)
@@ -188,7 +189,7 @@ def test_columns_can_be_renamed(tmp_path):
         read(tmp_path, records, columns=("good",))
 
 
-def test_the_other_file_kinds_give_the_same(tmp_path):
+def test_parquet_csv_and_datasets_directories_give_the_same_as_jsonl(tmp_path):
     import datasets
     import pyarrow
     import pyarrow.parquet
@@ -210,16 +211,16 @@ def test_the_other_file_kinds_give_the_same(tmp_path):
         assert report.records == 2
 
 
-def test_a_damaged_parquet_file_and_a_torn_csv_line_are_named(tmp_path):
+def test_damaged_parquet_and_csv_errors_name_file_and_line(tmp_path):
     (tmp_path / "in.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(InputError, match=r"in.parquet: damaged, or no Parquet file"):
+    with pytest.raises(InputError, match=r"in.parquet: damaged, or not a Parquet file"):
         read_comparisons(str(tmp_path / "in.parquet"), ReadOptions())
     (tmp_path / "in.csv").write_text("prompt,chosen,rejected\np,a,b\np,a\n")
     with pytest.raises(InputError, match=r"in.csv:3: the line has another number of cells"):
         read_comparisons(str(tmp_path / "in.csv"), ReadOptions())
 
 
-def test_scoring_asks_for_no_label(tmp_path):
+def test_labels_are_not_read_for_scoring(tmp_path):
     records = [
         {"prompt": "p", "chosen": "a", "rejected": "a"},
         {"prompt": "p", "responses": ["a", "b"]},
@@ -229,7 +230,7 @@ def test_scoring_asks_for_no_label(tmp_path):
         {"prompt": "p", "response_1": "a", "response_2": "b"},
     ]
     for record in records:
-        (found,) = iterate_comparisons(write(tmp_path / "in.jsonl", [record]), ReadOptions(labelled=False))
+        (found,) = iterate_comparisons(write(tmp_path / "in.jsonl", [record]), ReadOptions(labeled=False))
         assert found.edges == ()
         assert found.labels is None, (record, found)
 
@@ -247,26 +248,26 @@ def test_scoring_asks_for_no_label(tmp_path):
         ({"text": "t", "label": 3}, "label is 3; expected a list of numbers"),
         ({"prompt": "p", "completions": ["s"], "labels": [2]}, r"labels\[0\] is 2; expected true, false"),
         ({"prompt": "p", "completions": ["s", " "], "labels": [1, 1]}, r"completions\[1\] is ' '; expected a string"),
-        ({"prompt": "p", "completions": ["s"], "labels": [-100]}, "no step is judged"),
+        ({"prompt": "p", "completions": ["s"], "labels": [-100]}, "no step is labeled"),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "weight": 0}, "weight is 0.0; expected more than 0"),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "probability": 2}, "probability is 2.0; expected 0 to 1"),
-        ({"question": {}, "label": {"steps": []}}, "no PRM800K record"),
+        ({"question": {}, "label": {"steps": []}}, "not a PRM800K record"),
         ({"input": "Step 1: a ки", "label": "nothing"}, "label has no \\+ or - after step 1"),
     ],
 )  # fmt: skip
-def test_a_broken_record_is_named_with_file_line_and_field(tmp_path, record, reason):
+def test_errors_name_file_line_and_field(tmp_path, record, reason):
     with pytest.raises(InputError, match=rf"in.jsonl:1: {reason}"):
         read(tmp_path, [record])
 
 
-def test_every_format_can_be_asked_for_by_name(tmp_path):
+def test_every_format_can_be_selected_by_name(tmp_path):
     for format in FORMATS:
         items = list(iterate_comparisons(write(tmp_path / "in.jsonl", [{"unknown": 1}]), ReadOptions(format=format)))
         assert len(items) == 1
         assert items[0].where.endswith("in.jsonl:1"), format
 
 
-def test_each_source_has_its_own_format_and_line_pairs_stay_within_a_file(tmp_path):
+def test_format_detection_and_line_pairs_are_per_file(tmp_path):
     first = write(tmp_path / "a.jsonl", [{"text": t} for t in ("p a", "p b", "p c")])
     second = write(tmp_path / "b.jsonl", [{"text": t} for t in ("q a", "q b")])
     third = write(tmp_path / "c.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "b"}])
@@ -281,7 +282,7 @@ def test_each_source_has_its_own_format_and_line_pairs_stay_within_a_file(tmp_pa
     assert "the last line has no partner" in items[1].reason
 
 
-def test_null_keys_that_parquet_gives_every_message_are_no_difference(tmp_path):
+def test_null_keys_of_messages_are_ignored(tmp_path):
     nulls = [message | {"tool_calls": None} for message in CHAT]
     found, _ = read(tmp_path, [{"prompt": [USER], "chosen": nulls, "rejected": OTHER}])
     assert found[0].conversations == (CHAT, OTHER)
@@ -299,7 +300,7 @@ PAIR = {"chosen": "a", "rejected": "b"}
     {"question": "p", "response": "a", "helpfulness": 1},
     {"question": "p", "completions": ["s"], "labels": [True]},
 ])  # fmt: skip
-def test_a_prompt_under_another_name_is_not_lost(tmp_path, record):
+def test_prompt_under_another_name_is_an_error(tmp_path, record):
     name = next(name for name in ("question", "instruction", "context") if name in record)
     with pytest.raises(InputError, match=rf"in.jsonl:1: there is no prompt, but '{name}'; .*{name}=prompt"):
         read(tmp_path, [record])
@@ -307,12 +308,12 @@ def test_a_prompt_under_another_name_is_not_lost(tmp_path, record):
     assert all(c[0] == USER if isinstance(c, list) else c.startswith("p") for c in found[0].conversations)
 
 
-def test_completions_may_call_their_prompt_prompt(tmp_path):
+def test_completions_accept_the_field_prompt(tmp_path):
     entries = [{"response": " a", "overall_score": 2}, {"response": " b", "overall_score": 1}]
     assert read(tmp_path, [{"prompt": "p", "completions": entries}])[0][0].conversations == ("p a", "p b")
 
 
-def test_a_system_text_beside_the_prompt_is_not_lost(tmp_path):
+def test_system_prompt_is_rendered_and_other_system_texts_and_tools_are_errors(tmp_path):
     record = PAIR | {"system_prompt": "s", "prompt": "q", "system": "M11"}
     found, _ = read(tmp_path, [record], strings="chat")
     assert found[0].conversations == ([SYSTEM, *CHAT], [SYSTEM, *OTHER])
@@ -326,12 +327,12 @@ def test_a_system_text_beside_the_prompt_is_not_lost(tmp_path):
         read(tmp_path, [messages | {"tools": [{"name": "f"}]}])
 
 
-def test_a_preference_that_is_less_than_even_is_the_other_way_round(tmp_path):
+def test_probability_below_one_half_swaps_winner_and_loser(tmp_path):
     found, _ = read(tmp_path, [PAIR | {"prompt": "p", "probability": 0.25, "margin": 0.5, "strength": 2, "weight": 3}])
     assert found[0].edges == (Edge(1, 0, -0.5, weight=3.0, strength=2.0, target=0.75),)
 
 
-def test_every_format_has_weights_and_subsets(tmp_path):
+def test_weight_and_subset_apply_to_every_format(tmp_path):
     record = {"prompt": "p", "responses": ["a", "b", "c"], "ranks": [1, 2, 3], "weight": 6, "subset": "x"}
     found, _ = read(tmp_path, [record])
     assert [edge.weight for edge in found[0].edges] == [2.0] * 3
@@ -344,21 +345,21 @@ def test_every_format_has_weights_and_subsets(tmp_path):
     {"prompt": "p", "responses": ["a"], "ranks": [1]},
     {"instruction": "p", "completions": [{"response": "a", "overall_score": 1}]},
 ])  # fmt: skip
-def test_one_response_is_no_comparison(tmp_path, record):
+def test_ranking_of_one_response_is_an_error_unless_scoring(tmp_path, record):
     with pytest.raises(InputError, match=r"has one entry; expected two or more"):
         read(tmp_path, [record])
     source = write(tmp_path / "in.jsonl", [record])
-    assert len(next(iterate_comparisons(source, ReadOptions(labelled=False))).conversations) == 1
+    assert len(next(iterate_comparisons(source, ReadOptions(labeled=False))).conversations) == 1
 
 
 @pytest.mark.parametrize("text", ["\n\nHuman: q\n\nAssistant:", "\n\nHuman: q\n\nAssistant: b\n\nHuman: "])
-def test_a_transcript_without_a_last_answer_is_refused(tmp_path, text):
+def test_transcript_without_a_final_response_is_an_error(tmp_path, text):
     record = {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": text}
     with pytest.raises(InputError, match=r"rejected ends in an empty turn, or in the human's"):
         read(tmp_path, [record], strings="chat")
 
 
-def test_what_zero_means_is_one_for_a_source_and_can_be_said(tmp_path):
+def test_meaning_of_step_label_zero_is_per_source_and_can_be_set(tmp_path):
     step = lambda *labels: {"prompt": "p", "completions": ["s"] * len(labels), "labels": list(labels)}
     one, other = (
         write(tmp_path / "a.jsonl", [step(True, False)]),
@@ -373,7 +374,7 @@ def test_what_zero_means_is_one_for_a_source_and_can_be_said(tmp_path):
         labels([other], step_labels="binary")
 
 
-def test_a_labellers_own_step_is_right_and_an_empty_one_ends_the_record(tmp_path):
+def test_prm800k_human_steps_are_right_and_empty_steps_end_the_record(tmp_path):
     steps = [
         {"completions": [{"text": "s1", "rating": 1}], "human_completion": {"text": "h"}, "chosen_completion": 0},
         {"completions": None, "human_completion": {"text": "s2", "rating": None}, "chosen_completion": None},
@@ -384,15 +385,42 @@ def test_a_labellers_own_step_is_right_and_an_empty_one_ends_the_record(tmp_path
     assert found[0].labels[:, 0].tolist() == [1, 1]
 
 
-def test_the_format_is_told_by_the_first_record_that_has_one(tmp_path):
-    good = {"text": None, "prompt": "p", "response": "a", "helpfulness": 1}  # Parquet's null fields say nothing
+def test_files_without_readable_records_give_bad_records(tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text("{\n[]\n")
+    items = list(iterate_comparisons(str(source), ReadOptions()))
+    assert [(item.where, item.kind) for item in items] == [
+        (f"{source}:1", "not JSON"),
+        (f"{source}:2", "expected a JSON object, found list"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "format"),
+    [
+        ([{"text": "a"}, {"text": "b"}], "nemo_binary"),
+        ([{"text": "a"}], "text"),
+        ([{"text": "a", "label": [1, -100]}, {"text": "b", "label": [1, -100]}], "nemo_preference"),
+        ([{"text": "a", "label": [1, 2]}, {"text": "b", "label": [1, 2]}], "nemo_regression"),
+        ([{"text": "a", "label": [1, -100]}, {"text": "b", "label": [2, -100]}], "nemo_regression"),
+        ([{"chosen": "a", "text": "a", "response": "a"}], "pairs"),
+        ([{"response": "a", "messages": CHAT}], "regression"),
+    ],
+)
+def test_detection_takes_the_first_matching_format(lines, format):
+    head = [(f"in.jsonl:{i}", line) for i, line in enumerate(lines, 1)]
+    assert detect_format(head, ReadOptions()).name == format
+
+
+def test_format_is_detected_from_the_first_record_with_a_known_one(tmp_path):
+    good = {"text": None, "prompt": "p", "response": "a", "helpfulness": 1}  # Parquet has null fields
     source = tmp_path / "in.jsonl"
     source.write_text("{\n{\n" + json.dumps({"foo": 1}) + "\n" + json.dumps(good) + "\n")
-    found, report = read_comparisons(str(source), ReadOptions(), "skip")
+    found, report = read_comparisons(str(source), ReadOptions(on_bad_record="skip"))
     assert (report.format, len(found), sum(report.skipped.values())) == ("regression", 1, 3)
 
 
-def test_answers_in_csv_may_be_json_and_long(tmp_path):
+def test_csv_responses_may_be_json_text_and_long(tmp_path):
     path = tmp_path / "in.csv"
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
@@ -408,7 +436,7 @@ def test_answers_in_csv_may_be_json_and_long(tmp_path):
     ]
 
 
-def test_tool_calls_have_no_null_arguments(tmp_path):
+def test_null_arguments_of_tool_calls_are_removed(tmp_path):
     call = lambda **arguments: {
         "role": "assistant",
         "content": None,

@@ -4,7 +4,7 @@ from rmjax.data.records import synthetic
 
 
 def features(response, direction, order):
-    """Counts of digits alone and with the direction; with `order`, counts of adjacent pairs too."""
+    """Returns counts of digits, and these times the direction; with `order`, also counts of adjacent pairs."""
     counts = np.bincount(response, minlength=10)
     parts = [counts, counts * direction]
     if order:
@@ -14,7 +14,7 @@ def features(response, direction, order):
 
 
 def accuracy(order):
-    """Validation accuracy of a logistic model on differences of features, fitted by gradient descent."""
+    """Returns the validation accuracy of a logistic regression on differences of features."""
 
     def load(split, size):
         rows = []
@@ -32,14 +32,14 @@ def accuracy(order):
     return np.mean((margin > 0) + 0.5 * (margin == 0))
 
 
-def test_counting_tokens_is_not_enough():
+def test_token_order_is_needed_to_rank_the_built_in_pairs():
     ceiling = np.mean([item.ceiling for item in synthetic.comparisons("validation", 1000)])
     assert 0.9 < ceiling < 0.96
     assert accuracy(order=False) == 0.5  # both responses hold the same digits
     assert accuracy(order=True) > 0.9 * ceiling
 
 
-def test_the_ceiling_is_what_the_gold_reward_reaches():
+def test_ceiling_equals_the_accuracy_of_the_gold_reward():
     items = synthetic.comparisons("train", 4000)
     right = []
     for item in items:
@@ -53,7 +53,7 @@ def test_the_ceiling_is_what_the_gold_reward_reaches():
     assert abs(np.mean(right) - np.mean([item.ceiling for item in items])) < 4 * 0.5 / len(items) ** 0.5
 
 
-def test_splits_differ_and_repeat():
+def test_splits_differ_and_are_reproducible():
     first, again = (synthetic.comparisons("train", 50) for _ in range(2))
     assert [item.record for item in first] == [item.record for item in again]
     assert first[0].record != synthetic.comparisons("validation", 1)[0].record

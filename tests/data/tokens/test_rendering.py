@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import tokenizers
 
-from rmjax.data.records.parsers import ReadOptions
-from rmjax.data.records.process import process
+from rmjax.data.records.options import ReadOptions
+from rmjax.data.records.process import parse_process
 from rmjax.data.schema import Comparison
-from rmjax.data.tokens.rendering import make_trees, split_prompt
+from rmjax.data.tokens.rendering import make_trees, separate_prompt
 from rmjax.data.tokens.tokenizer import Tokenizer
 
 
@@ -13,7 +13,7 @@ from rmjax.data.tokens.tokenizer import Tokenizer
 def tokenizer(request):
     if request.param == "built-in":
         return Tokenizer.load("")
-    # Words and merges, so that a token spans characters: what a byte-level alphabet alone cannot show.
+    # Merges, so that tokens span several characters, unlike those of the built-in tokenizer.
     base = Tokenizer.load("").base
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=320,
@@ -31,10 +31,10 @@ def tokenizer(request):
 
 
 @pytest.mark.parametrize("strings", ["joined", "chat"])
-def test_rewards_are_read_at_the_token_that_ends_a_step(tokenizer, strings):
+def test_readouts_are_at_the_last_token_of_each_step(tokenizer, strings):
     steps = ["first step.", "second step?", "thörd ☃ step!", "☃"]
     record = {"prompt": "first", "completions": steps, "labels": [1, 0, 1, 1]}
-    comparison = process("here:1", record, ReadOptions(strings=strings))
+    comparison = parse_process("here:1", record, ReadOptions(strings=strings))
     (tree,) = make_trees([comparison], tokenizer)
     whole = np.concatenate([tree.prefix, tree.branches[0]])
     for (branch, index), step in zip(tree.readouts, steps, strict=True):
@@ -46,11 +46,11 @@ def test_rewards_are_read_at_the_token_that_ends_a_step(tokenizer, strings):
 
 
 @pytest.mark.parametrize("strings", ["joined", "chat"])
-def test_a_single_response_can_give_up_tokens_of_its_prompt(tokenizer, strings):
+def test_separate_prompt_moves_the_prompt_to_the_prefix(tokenizer, strings):
     record = {"prompt": "first step. " * 9, "completions": ["e", "n"], "labels": [1, 0]}
-    comparison = process("here:1", record, ReadOptions(strings=strings))
+    comparison = parse_process("here:1", record, ReadOptions(strings=strings))
     (tree,) = make_trees([comparison], tokenizer)
-    split = split_prompt(comparison, tree, tokenizer)
+    split = separate_prompt(comparison, tree, tokenizer)
     assert len(split.prefix) > 9
     assert tokenizer.base.decode(split.branches[0]).lstrip("\n").startswith("e")
     np.testing.assert_array_equal(np.concatenate([split.prefix, *split.branches]), tree.branches[0])
@@ -59,6 +59,6 @@ def test_a_single_response_can_give_up_tokens_of_its_prompt(tokenizer, strings):
     assert [tokenizer.base.decode([token]).strip() for token in read] == ["e", "n"]
 
 
-def test_a_role_cannot_smuggle_in_a_control_token(tokenizer):
+def test_special_token_in_a_role_is_an_error(tokenizer):
     comparison = Comparison(([{"role": "user<|im_end|>", "content": "x"}],), True, (), None, "here:1", {})
     assert "'<|im_end|>'" in make_trees([comparison], tokenizer)[0]

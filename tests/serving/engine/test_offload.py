@@ -1,4 +1,4 @@
-"""What lies where, and who waits for whom, by small arrays."""
+"""Which arrays are on the devices, and which threads wait for others, with small arrays."""
 
 import threading
 import types
@@ -9,7 +9,7 @@ import pytest
 
 from rmjax.core.errors import InputError
 from rmjax.serving.engine import offload
-from rmjax.serving.engine.offload import Memory
+from rmjax.serving.engine.offload import DeviceMemory
 from rmjax.serving.metrics import Metrics, ModelMetrics
 
 SIZE = 4 * 8
@@ -33,48 +33,50 @@ def size(counts, model):
     return value("device"), value("host")
 
 
-def test_models_take_turns_and_keep_their_values(counts):
-    room = Memory(offload=True)
+def test_models_are_on_the_devices_in_turn_and_keep_their_values(counts):
+    memory = DeviceMemory(offload=True)
     one, two = owner(), owner()
-    held = [room.hold(model, "params", ModelMetrics(counts, name)) for model, name in ((one, "one"), (two, "two"))]
+    arrays = [
+        memory.register(model, "params", ModelMetrics(counts, name)) for model, name in ((one, "one"), (two, "two"))
+    ]
     assert [kind(one), kind(two)] == ["pinned_host"] * 2
-    for mine, other, index in ((one, two, 0), (two, one, 1), (two, one, 1), (one, two, 0)):
-        with room.using(held[index]):
-            assert (kind(mine), kind(other)) == ("device", "pinned_host")
-            assert mine.params["kernel"].tolist() == list(range(8))
-        assert kind(mine) == "device"  # it stays until another is needed
+    for used, other, index in ((one, two, 0), (two, one, 1), (two, one, 1), (one, two, 0)):
+        with memory.resident(arrays[index]):
+            assert (kind(used), kind(other)) == ("device", "pinned_host")
+            assert used.params["kernel"].tolist() == list(range(8))
+        assert kind(used) == "device"  # until another model is used
     assert (size(counts, "one"), size(counts, "two")) == ((SIZE, 0), (0, SIZE))
-    with room.using():  # room for a model that is loaded
+    with memory.resident():  # frees the devices before a model is loaded
         assert [kind(one), kind(two)] == ["pinned_host"] * 2
 
 
-def test_without_offload_everything_stays(counts):
-    room, one, two = Memory(), owner(), owner()
-    held = [room.hold(model, "params", ModelMetrics(counts, "m")) for model in (one, two)]
-    with room.using(held[0]), room.using(held[1]):
+def test_without_offload_no_array_is_moved(counts):
+    memory, one, two = DeviceMemory(), owner(), owner()
+    arrays = [memory.register(model, "params", ModelMetrics(counts, "m")) for model in (one, two)]
+    with memory.resident(arrays[0]), memory.resident(arrays[1]):
         assert [kind(one), kind(two)] == ["device"] * 2
     assert size(counts, "m") == (2 * SIZE, 0)
 
 
-def test_bytes_of_a_model_that_was_replaced_are_no_longer_counted(counts):
-    room, old, new = Memory(offload=True), owner(), owner()
-    held = room.hold(old, "params", ModelMetrics(counts, "m"))
-    again = room.hold(new, "params", ModelMetrics(counts, "m"))
+def test_bytes_of_a_replaced_model_are_no_longer_counted(counts):
+    memory, old, new = DeviceMemory(offload=True), owner(), owner()
+    replaced = memory.register(old, "params", ModelMetrics(counts, "m"))
+    arrays = memory.register(new, "params", ModelMetrics(counts, "m"))
     assert size(counts, "m") == (0, 2 * SIZE)
-    del held
+    del replaced
     assert size(counts, "m") == (0, SIZE)
-    with room.using(again):
+    with memory.resident(arrays):
         assert size(counts, "m") == (SIZE, 0)
 
 
-def test_nothing_moves_while_somebody_works_or_pauses(counts):
-    room, one, two = Memory(offload=True), owner(), owner()
-    held = [room.hold(model, "params", ModelMetrics(counts, "m")) for model in (one, two)]
-    for hold in (lambda: room.using(held[0]), room.paused):
+def test_no_array_is_moved_while_a_model_runs_or_the_lock_is_held(counts):
+    memory, one, two = DeviceMemory(offload=True), owner(), owner()
+    arrays = [memory.register(model, "params", ModelMetrics(counts, "m")) for model in (one, two)]
+    for hold in (lambda: memory.resident(arrays[0]), lambda: memory.lock):
         done = threading.Event()
 
         def work(done=done):
-            with room.using(held[1]):
+            with memory.resident(arrays[1]):
                 done.set()
 
         with hold():
@@ -85,19 +87,19 @@ def test_nothing_moves_while_somebody_works_or_pauses(counts):
             assert size(counts, "m") == (SIZE, SIZE)  # metrics do not wait
         other.join(10)
         assert done.is_set()
-        with room.using(held[0]):
+        with memory.resident(arrays[0]):
             pass
 
 
 def test_devices_without_host_memory_cannot_offload(counts, monkeypatch):
-    monkeypatch.setattr(offload, "_HOST", "attic")
-    with pytest.raises(InputError, match="no 'attic' to offload to"):
-        Memory(offload=True).hold(owner(), "params", ModelMetrics(counts, "m"))
+    monkeypatch.setattr(offload, "_HOST", "missing")
+    with pytest.raises(InputError, match="expected 'missing' for offload"):
+        DeviceMemory(offload=True).register(owner(), "params", ModelMetrics(counts, "m"))
 
 
-def test_copies_on_several_devices_count_each(counts):
+def test_replicas_on_several_devices_are_counted_each(counts):
     mesh = jax.make_mesh((2,), ("x",), devices=jax.devices()[:2])
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    model = types.SimpleNamespace(params=jax.device_put(jnp.zeros(8), whole))
-    held = Memory().hold(model, "params", ModelMetrics(counts, "m"))
-    assert held.size == 2 * SIZE
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    model = types.SimpleNamespace(params=jax.device_put(jnp.zeros(8), replicated))
+    arrays = DeviceMemory().register(model, "params", ModelMetrics(counts, "m"))
+    assert arrays.size == 2 * SIZE

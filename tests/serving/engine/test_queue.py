@@ -1,3 +1,5 @@
+"""The queue, batching and shared prefixes, with a model that is a plain function."""
+
 import asyncio
 import itertools
 import threading
@@ -6,17 +8,17 @@ import numpy as np
 import pytest
 
 from rmjax.core.errors import InputError
-from rmjax.data.tokens.trees import shared_length
+from rmjax.data.tokens.trees import common_prefix_length
 from rmjax.serving.engine.prefixes import PrefixSet
 from rmjax.serving.engine.queue import Engine
-from rmjax.serving.errors import DeadlinePassed, NotFinite, NotServing, Overloaded, RequestError
+from rmjax.serving.errors import DeadlineExceeded, NotFinite, Overloaded, RequestError, Unavailable
 from rmjax.serving.metrics import Metrics, ModelMetrics
 
-POISON = 666  # a token at which the device fails
+POISON = 666  # the device raises on this token
 
 
 class Model:
-    """Scores a sequence with its sum, 13 with NaN; notes its batches; waits while `gate` is closed."""
+    """Scores a sequence with its sum, and with NaN if the sum is 13; records its batches; waits for `gate`."""
 
     def __init__(self):
         self.batches, self.gate, self.began = [], threading.Event(), threading.Event()
@@ -30,7 +32,7 @@ class Model:
         if any(POISON in sequence for tree in whole for sequence in tree):
             raise RuntimeError("device lost")
         sums = [np.array([[sequence.sum()] for sequence in tree], np.float32) for tree in whole]
-        return [np.full_like(rewards, np.nan) if 13 in rewards else rewards for rewards in sums]
+        return [np.where(rewards == 13, np.nan, rewards) for rewards in sums]
 
 
 def run(test, **options):
@@ -50,7 +52,7 @@ def arrays(*sequences):
 
 
 async def hold(engine, model):
-    """Occupies the model with one request; returns its task."""
+    """Keeps the model busy with one request until `gate` is opened; returns its task."""
     model.gate.clear()
     model.began.clear()
     task = asyncio.create_task(engine.submit(arrays([1]), "tokens"))
@@ -78,10 +80,10 @@ def test_waiting_requests_are_batched_by_tokens():
     run(body)
 
 
-def test_requests_on_their_way_join_a_batch():
+def test_arriving_requests_join_a_batch():
     async def body(engine, model):
         tasks = []
-        for _ in range(4):  # as grpc.aio hands them over: one in several turns of the loop
+        for _ in range(4):  # as delivered by grpc.aio: one request in several iterations of the event loop
             tasks.append(asyncio.create_task(engine.submit(arrays([1, 2]), "tokens")))
             for _ in range(3):
                 await asyncio.sleep(0)
@@ -91,12 +93,14 @@ def test_requests_on_their_way_join_a_batch():
     run(body)
 
 
-def test_a_full_queue_refuses_and_recovers():
+def test_a_full_queue_rejects_requests_and_recovers():
     async def body(engine, model):
         held = await hold(engine, model)
         waiting = asyncio.create_task(engine.submit(arrays(*[[2]] * 5), "tokens"))
         await asyncio.sleep(0.05)
-        with pytest.raises(Overloaded, match="5 sequences of 5 tokens wait and 2 sequences of 2 tokens in all more"):
+        with pytest.raises(
+            Overloaded, match="5 sequences with 5 tokens are queued; 2 sequences with 2 tokens more do not fit"
+        ):
             await engine.submit(arrays([1], [1]), "tokens")
         model.gate.set()
         await asyncio.gather(held, waiting)
@@ -105,29 +109,29 @@ def test_a_full_queue_refuses_and_recovers():
     run(body)
 
 
-def test_bad_sequences_are_refused_by_name():
+def test_invalid_sequences_are_rejected_by_name():
     async def body(engine, model):
-        for sequences, words in (
+        for sequences, message in (
             (arrays([1], []), "'tokens', row 1 has no tokens"),
             (arrays([1] * 9), "row 0 has 9 tokens; at most 8"),
-            (arrays(*[[1]] * 7), "7 sequences of 7 tokens in all, which can never fit"),
+            (arrays(*[[1]] * 7), "7 sequences with 7 tokens, which can never fit"),
             ([], "no sequences"),
         ):
-            with pytest.raises(RequestError, match=words):
+            with pytest.raises(RequestError, match=message):
                 await engine.submit(sequences, "tokens")
         assert not model.batches
 
     run(body)
 
 
-def test_a_reward_that_is_not_finite_fails_its_request_alone():
+def test_a_non_finite_reward_fails_only_its_request():
     async def body(engine, model):
         held = await hold(engine, model)
         bad = asyncio.create_task(engine.submit(arrays([2], [13]), "tokens"))
         good = asyncio.create_task(engine.submit(arrays([4]), "tokens"))
         await asyncio.sleep(0.05)
         model.gate.set()
-        with pytest.raises(NotFinite):
+        with pytest.raises(NotFinite, match=r"rewards\[1, 0\] is nan, not finite"):
             await bad
         assert (await good).tolist() == [[4]]
         await held
@@ -136,7 +140,7 @@ def test_a_reward_that_is_not_finite_fails_its_request_alone():
     run(body)
 
 
-def test_the_engine_outlives_a_failing_device():
+def test_the_engine_continues_after_a_device_error():
     async def body(engine, model):
         with pytest.raises(RuntimeError, match="device lost"):
             await engine.submit(arrays([POISON]), "tokens")
@@ -162,14 +166,14 @@ def test_a_cancelled_request_leaves_the_queue():
     run(body)
 
 
-def test_draining_answers_what_waits_and_refuses_more():
+def test_draining_completes_queued_requests_and_rejects_new_ones():
     async def body(engine, model):
         held = await hold(engine, model)
         waiting = asyncio.create_task(engine.submit(arrays([2]), "tokens"))
         await asyncio.sleep(0.05)
         draining = asyncio.create_task(engine.drain())
         await asyncio.sleep(0.05)
-        with pytest.raises(NotServing, match="draining"):
+        with pytest.raises(Unavailable, match="draining"):
             await engine.submit(arrays([1]), "tokens")
         model.gate.set()
         assert (await waiting).tolist() == [[2]]
@@ -178,10 +182,10 @@ def test_draining_answers_what_waits_and_refuses_more():
     run(body)
 
 
-def test_nothing_is_taken_before_the_warm_up():
+def test_requests_before_the_warm_up_are_rejected():
     async def body():
         engine = Engine(None, lambda: None, max_length=8, batch_tokens=8, queue_size=8)
-        with pytest.raises(NotServing, match="warming up"):
+        with pytest.raises(Unavailable, match="warming up"):
             await engine.submit(arrays([1]), "tokens")
 
     asyncio.run(body())
@@ -191,7 +195,7 @@ def waiting(engine, *calls, **options):
     return [asyncio.create_task(engine.submit(arrays(*sequences), "tokens", **options)) for sequences in calls]
 
 
-def test_one_poisoned_request_among_many_fails_alone():
+def test_of_many_requests_only_the_poisoned_ones_fail():
     async def body(engine, model):
         held = await hold(engine, model)
         prompt = [5] * 20
@@ -206,7 +210,7 @@ def test_one_poisoned_request_among_many_fails_alone():
     run(body, max_length=1024, batch_tokens=1024, queue_size=64)
 
 
-def test_a_branch_that_is_not_finite_does_not_spoil_its_tree():
+def test_a_non_finite_branch_fails_only_its_request():
     async def body(engine, model):
         held = await hold(engine, model)
         zeros = [0] * 20
@@ -224,27 +228,27 @@ def test_the_queue_is_bounded_in_tokens():
         held = await hold(engine, model)
         tasks = waiting(engine, [[2] * 8], [[3] * 7])
         await asyncio.sleep(0.05)
-        with pytest.raises(Overloaded, match="2 sequences of 15 tokens wait") as raised:
+        with pytest.raises(Overloaded, match="2 sequences with 15 tokens are queued") as raised:
             await engine.submit(arrays([1] * 2), "tokens")
         assert 0.1 <= raised.value.retry_after <= 30
-        with pytest.raises(RequestError, match="3 sequences of 19 tokens in all"):
+        with pytest.raises(RequestError, match="3 sequences with 19 tokens"):
             await engine.submit(arrays([1] * 9, [1] * 9, [1]), "tokens")
         model.gate.set()
         await asyncio.gather(held, *tasks)
 
-    run(body, queue_tokens=18, max_length=9)  # of which 2 are for clients of whom nothing waits
+    run(body, queue_tokens=18, max_length=9)  # of which 2 are reserved for clients without queued sequences
     with pytest.raises(InputError, match="queue_tokens is 8"):
         Engine(None, None, max_length=9, batch_tokens=8, queue_size=8, queue_tokens=8)
 
 
-def test_expired_requests_are_answered_at_once_and_never_scored():
+def test_expired_requests_fail_at_once_and_are_never_scored():
     async def body(engine, model):
         held = await hold(engine, model)
         loop = asyncio.get_running_loop()
         (late,) = waiting(engine, [[2], [3]], deadline=loop.time() + 0.02)
-        with pytest.raises(DeadlinePassed):
+        with pytest.raises(DeadlineExceeded):
             await late  # while the model is still busy
-        with pytest.raises(DeadlinePassed):
+        with pytest.raises(DeadlineExceeded):
             await engine.submit(arrays([4]), "tokens", deadline=loop.time() - 1)
         (kept,) = waiting(engine, [[5]], deadline=loop.time() + 60)
         await asyncio.sleep(0)
@@ -255,14 +259,14 @@ def test_expired_requests_are_answered_at_once_and_never_scored():
     run(body)
 
 
-def test_what_would_expire_in_the_queue_is_refused_at_once():
+def test_requests_that_would_expire_in_the_queue_are_rejected_at_once():
     async def body(engine, model):
         loop = asyncio.get_running_loop()
         held = await hold(engine, model)
         tasks = waiting(engine, [[2] * 5])
         await asyncio.sleep(0)
-        engine._batch_seconds = 0.5  # the batch under way, half of one that waits, and its own
-        with pytest.raises(Overloaded, match=r"5 tokens wait; an answer would take about 1\.2 seconds"):
+        engine._batch_seconds = 0.5  # the running batch, half a queued batch, and that of the request
+        with pytest.raises(Overloaded, match=r"5 tokens are queued, expected time to an answer 1\.2 seconds"):
             await engine.submit(arrays([3]), "tokens", deadline=loop.time() + 1.2)
         tasks += waiting(engine, [[3]], deadline=loop.time() + 10)
         await asyncio.sleep(0)
@@ -272,7 +276,7 @@ def test_what_would_expire_in_the_queue_is_refused_at_once():
     run(body)
 
 
-def test_nobody_shuts_the_others_out():
+def test_no_client_blocks_the_others():
     async def body(engine, model):
         held = await hold(engine, model)
         submit = lambda client: asyncio.create_task(engine.submit(arrays([1]), "tokens", client=client))
@@ -288,7 +292,7 @@ def test_nobody_shuts_the_others_out():
     run(body, queue_size=16)
 
 
-def test_clients_are_served_in_turn():
+def test_clients_are_served_round_robin():
     async def body(engine, model):
         held = await hold(engine, model)
         tasks = waiting(engine, *([[7] * 4 + [i]] for i in range(4)), client="greedy")
@@ -301,7 +305,7 @@ def test_clients_are_served_in_turn():
     run(body, queue_size=16)
 
 
-def test_samples_of_one_prompt_stay_together_but_starve_nobody():
+def test_samples_of_one_prompt_stay_together_without_starving_other_clients():
     async def body(engine, model):
         held = await hold(engine, model)
         tasks = waiting(engine, [[9] * 16 + [i] for i in range(20)], client="greedy")
@@ -315,7 +319,7 @@ def test_samples_of_one_prompt_stay_together_but_starve_nobody():
     run(body, queue_size=32, queue_tokens=1000, max_length=20, batch_tokens=20)
 
 
-def test_what_waits_together_shares_its_prompt():
+def test_requests_in_a_batch_share_their_prompt():
     async def body():
         metrics = Metrics()
         counted, trees = Model(), []
@@ -357,14 +361,14 @@ def group_by_prompt(sequences, longest):
     return prefixes.groups(longest)
 
 
-def test_a_sequence_pays_for_what_none_before_it_has():
+def test_prefix_set_returns_the_longest_shared_prefix():
     rng = np.random.default_rng(1)
     prompts = [rng.integers(0, 1000, n).astype(np.int32) for n in (16, 20, 40)]
     prefixes, seen = PrefixSet(), []
     for _ in range(200):
         cut = prompts[rng.integers(3)][: rng.integers(1, 41)]
         sequence = np.concatenate([cut, rng.integers(0, 3, rng.integers(0, 3)).astype(np.int32)])
-        most = max((shared_length(sequence, other) for other in seen), default=0)
+        most = max((common_prefix_length(sequence, other) for other in seen), default=0)
         assert prefixes.add(sequence, np.inf) == (most if most >= 16 else 0)
         seen.append(sequence)
 

@@ -16,26 +16,26 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 @pytest.fixture
 def visit():
-    """Opens the page of a server; in the end it must have said nothing wrong and asked nobody else."""
+    """Opens the page of a server; fails on a JavaScript error or a request to another host."""
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed")
-    faults = []
+    errors = []
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
 
         def open_page(served):
             made, url = browser.new_page(), f"http://127.0.0.1:{served.http_port}/"
-            made.on("pageerror", lambda error: faults.append(str(error)))
-            made.on("request", lambda request: request.url.startswith(url) or faults.append(request.url))
+            made.on("pageerror", lambda error: errors.append(str(error)))
+            made.on("request", lambda request: request.url.startswith(url) or errors.append(request.url))
             made.goto(url)
             return made
 
         yield open_page
         browser.close()
-    assert not faults
+    assert not errors
 
 
-def test_a_person_compares_two_answers(visit, running):
+def test_two_responses_are_compared(visit, running):
     page = visit(running)
     playwright.expect(page.locator("#model option")).to_have_text(["reward_model"])
     page.wait_for_selector("#metadata tr")
@@ -54,7 +54,7 @@ def test_a_person_compares_two_answers(visit, running):
     assert float(page.locator("#result td.best").inner_text()) == max(shown)
     assert "preferred with probability" in page.locator("#result p").inner_text()
 
-    # One text as it is; then one that is too long, and the server's own words.
+    # One plain text; then one that is too long, with the server's error.
     page.select_option("#mode", "text")
     assert page.locator("#asks").is_hidden()
     page.fill("#a", "abc")
@@ -67,7 +67,7 @@ def test_a_person_compares_two_answers(visit, running):
     assert not page.locator("#result td").count()
 
 
-def test_a_critic_shows_its_value_at_every_token(visit, running, tmp_path):
+def test_a_critics_value_is_shown_for_every_token(visit, running, tmp_path):
     with contextlib.ExitStack() as stack:
         served = start_with_critic(stack, running, tmp_path)
         page = visit(served)
@@ -82,3 +82,40 @@ def test_a_critic_shows_its_value_at_every_token(visit, running, tmp_path):
         data = {"name": "sentences", "datatype": "BYTES", "shape": [1, 1], "data": ["2+2=4"]}
         answer = served.http.post("/v2/models/critic_infer/infer", json={"inputs": [data]}).json()
         assert shown == pytest.approx(answer["outputs"][0]["data"], abs=1e-4)
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("path", ["", "docs"])
+def test_pages_fit_the_screen(visit, running, width, path):
+    page = visit(running)
+    page.set_viewport_size({"width": width, "height": 800})
+    page.goto(f"http://127.0.0.1:{running.http_port}/{path}")
+    page.wait_for_selector("#paths details" if path else "#metadata tr")
+    if path:
+        page.evaluate("for (const element of document.querySelectorAll('details')) element.open = true")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_empty_input_is_not_scored_and_errors_name_the_fields(visit, running):
+    page = visit(running)
+    page.wait_for_selector("#metadata tr")
+    page.click("#go")
+    playwright.expect(page.locator("#error")).to_have_text("Enter a prompt.")
+    page.fill("#prompt", "2+2?")
+    page.click("#go")
+    playwright.expect(page.locator("#error")).to_have_text("Enter a response in field A.")
+    page.fill("#a", "4" * 100)
+    page.click("#go")
+    playwright.expect(page.locator("#error")).to_contain_text("Response A has")
+
+
+def test_the_documentation_shows_tensors_and_example_requests(visit, running):
+    page = visit(running)
+    page.goto(f"http://127.0.0.1:{running.http_port}/docs")
+    page.wait_for_selector("#models table")
+    assert ["output", "rewards", "FP32", "[·, 1]"] in [
+        row.locator("td").all_inner_texts() for row in page.locator("#models tr").all()
+    ]
+    playwright.expect(page.locator("#paths pre").first).to_contain_text("curl http")
+    assert "`" not in page.inner_text("body")
+    assert "clip range 0.2" in page.inner_text("body")

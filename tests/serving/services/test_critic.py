@@ -1,3 +1,5 @@
+"""The critic's values, loss and optimizer step, and its served models."""
+
 import concurrent.futures
 import contextlib
 import types
@@ -11,7 +13,7 @@ from rmjax.core.errors import InputError
 from rmjax.core.mesh import make_mesh
 from rmjax.data.tokens.trees import make_tree
 from rmjax.evaluation.scoring import Scorer
-from rmjax.serving.engine.offload import Memory
+from rmjax.serving.engine.offload import DeviceMemory
 from tests.serving.conftest import MAX_LENGTH, make_critic, start_with_critic
 
 
@@ -21,7 +23,7 @@ def targets(rng, *lengths):
     ]
 
 
-def test_values_are_the_rewards_of_every_beginning(tiny_scorer, tmp_path):
+def test_values_are_the_rewards_of_every_prefix(tiny_scorer, tmp_path):
     scorer, _ = tiny_scorer
     sequences = [np.arange(5, 5 + n, dtype=np.int32) for n in (1, 7, 40, 30)]
     found = make_critic(scorer, tmp_path).values(sequences)
@@ -48,7 +50,7 @@ def test_the_loss_and_its_step_do_not_depend_on_microbatches(tiny_scorer, tmp_pa
     np.testing.assert_allclose(*values, atol=1e-4)
 
 
-def test_training_learns_saves_and_continues(tiny_scorer, tmp_path):
+def test_training_reduces_the_loss_and_resumes_from_a_checkpoint(tiny_scorer, tmp_path):
     scorer, _ = tiny_scorer
     rng = np.random.default_rng(1)
     sequences = [rng.integers(4, 200, 12).astype(np.int32) for _ in range(4)]
@@ -60,7 +62,7 @@ def test_training_learns_saves_and_continues(tiny_scorer, tmp_path):
     losses = [critic.train(sequences, wanted) for _ in range(20)]
     assert losses[-1] < losses[0] / 10
     critic.save()
-    critic.save()  # again, without a step between
+    critic.save()  # again, without a step in between
     after = np.concatenate(critic.values(sequences))
     again = make_critic(scorer, tmp_path)
     np.testing.assert_array_equal(np.concatenate(again.values(sequences)), after)
@@ -76,7 +78,7 @@ def served(running, tmp_path_factory):
         yield made
 
 
-def ask(served, model, **tensors):
+def infer(served, model, **tensors):
     kinds = {"i": ("INT64", np.int64), "f": ("FP32", np.float32)}
     inputs = []
     for name, values in tensors.items():
@@ -95,33 +97,33 @@ def ask(served, model, **tensors):
     return {o["name"]: np.array(o["data"]).reshape(o["shape"]) for o in answer.json()["outputs"]}
 
 
-def test_over_the_wire_as_nemo_asks(served, running):
+def test_requests_of_nemo_aligners_clients(served, running):
     config = served.http.get("/v2/models/critic_infer/config").json()
     assert config["max_batch_size"] > 0
     assert [output["name"] for output in config["output"]] == ["values", "exceeded", "rewards"]
     for name in ("critic_train", "critic_save"):
         assert served.http.get(f"/v2/models/{name}/config").json()["max_batch_size"] == 0
     tokens, lengths = np.array([[5, 6, 7, 0, 0], [8, 9, 10, 11, 12]]), np.array([[3], [5]])
-    found = ask(served, "critic_infer", tokens=tokens, sequence_lengths=lengths)
+    found = infer(served, "critic_infer", tokens=tokens, sequence_lengths=lengths)
     assert found["values"].shape == (2, 5)
     assert not found["values"][0, 3:].any()
     rewards = np.concatenate(running.scorer.score([make_tree([tokens[0, :3]]), make_tree([tokens[1]])]))
     np.testing.assert_allclose(found["rewards"], rewards, atol=1e-5)
     zeros = np.zeros((2, 4))
     given = {"tokens": tokens, "returns": zeros + 1, "prev_values": zeros, "mask": [[1.0, 1, 0, 0], [0, 0, 0, 0]]}
-    losses = [ask(served, "critic_train", **given)["loss_mean"] for _ in range(3)]
+    losses = [infer(served, "critic_train", **given)["loss_mean"] for _ in range(3)]
     assert losses[0].shape == (1,)
     assert losses[2] < losses[0]
-    assert ask(served, "critic_train", **given | {"mask": zeros})["loss_mean"] == 0
-    assert ask(served, "critic_save", dummy_var=[0])["status"].tolist() == [0]
+    assert infer(served, "critic_train", **given | {"mask": zeros})["loss_mean"] == 0
+    assert infer(served, "critic_save", dummy_var=[0])["status"].tolist() == [0]
     assert (served.directory / "3").is_dir()
     np.testing.assert_allclose(
-        ask(served, "critic_infer", tokens=tokens, sequence_lengths=lengths)["rewards"], rewards, atol=1e-5
+        infer(served, "critic_infer", tokens=tokens, sequence_lengths=lengths)["rewards"], rewards, atol=1e-5
     )
 
 
 @pytest.mark.parametrize(
-    ("model", "tensors", "words"),
+    ("model", "tensors", "message"),
     [
         ("critic_train", {"tokens": [[1, 2]]}, "lacks the tensors ['mask', 'prev_values', 'returns']"),
         ("critic_train", {"returns": [[1.0, 1.0]]}, "'returns' has shape [1, 2]; expected [1, 1]"),
@@ -131,16 +133,16 @@ def test_over_the_wire_as_nemo_asks(served, running):
         ("critic_infer", {"tokens": [[1] * 65], "sequence_lengths": [[65]]}, "at most 64"),
     ],
 )
-def test_bad_tensors_are_refused_by_name(served, model, tensors, words):
-    if model == "critic_train" and len(tensors) == 1 and "lacks" not in words:
+def test_invalid_tensors_are_rejected_by_name(served, model, tensors, message):
+    if model == "critic_train" and len(tensors) == 1 and "lacks" not in message:
         one = [[1.0]]
         tensors = {"tokens": [[1, 2]], "returns": one, "prev_values": one, "mask": one} | tensors
-    status, error = ask(served, model, **tensors)
+    status, error = infer(served, model, **tensors)
     assert status == 400
-    assert words in error
+    assert message in error
 
 
-def test_what_a_critic_is_not(served, tiny_scorer, tmp_path):
+def test_unsupported_requests_and_damaged_checkpoints_are_errors(served, tiny_scorer, tmp_path):
     assert served.http.post("/classify", json={"model": "critic_infer", "input": "a"}).status_code == 400
     answer = served.http.post("/v2/repository/models/critic_train/load")
     assert (answer.status_code, "cannot be loaded anew" in answer.json()["error"]) == (400, True)
@@ -156,21 +158,22 @@ def test_what_a_critic_is_not(served, tiny_scorer, tmp_path):
     assert jnp.isfinite(critic.values([np.ones(3, np.int32)])[0]).all()
 
 
-def test_offload_moves_what_is_idle_and_changes_no_value(tiny_scorer, running, tmp_path):
+def test_offload_moves_idle_models_and_changes_no_value(tiny_scorer, running, tmp_path):
     with contextlib.ExitStack() as stack:
         plain = start_with_critic(stack, running, tmp_path / "plain")
         scorer, tokenizer = tiny_scorer
-        own = Scorer(scorer.model, scorer.params, make_mesh(), MAX_LENGTH, rows=1)  # whose arrays nobody else holds
-        mover = types.SimpleNamespace(scorer=own, tokenizer=tokenizer)
-        moving = start_with_critic(stack, mover, tmp_path / "moving", Memory(offload=True))
+        # No other reference to the arrays that this scorer moves exists.
+        own = Scorer(scorer.model, scorer.params, make_mesh(), MAX_LENGTH, rows=1)
+        offloaded = types.SimpleNamespace(scorer=own, tokenizer=tokenizer)
+        moving = start_with_critic(stack, offloaded, tmp_path / "moving", DeviceMemory(offload=True))
         tokens, lengths = np.arange(5, 25).reshape(2, 10), np.array([[10], [7]])
         zeros = np.zeros((2, 9))
         given = {"tokens": tokens, "returns": zeros + 1, "prev_values": zeros, "mask": zeros + 1}
 
-        def where():
+        def on_device():
             size = lambda memory, model: moving.metric(f"{memory}_bytes", model=model)
             total = {model: size("device", model) + size("host", model) for model in ("reward_model", "critic_infer")}
-            assert total["critic_infer"] > 2.9 * total["reward_model"] > 0  # two moments and a count beside the weights
+            assert total["critic_infer"] > 2.9 * total["reward_model"] > 0  # weights, two moments and a count
             return {model: size("device", model) / total[model] for model in total}
 
         for _ in range(3):
@@ -180,36 +183,38 @@ def test_offload_moves_what_is_idle_and_changes_no_value(tiny_scorer, running, t
                 ("critic_infer", {"tokens": tokens, "sequence_lengths": lengths}),
                 ("critic_save", {"dummy_var": [0]}),
             ]:
-                one, other = (ask(served, name, **tensors) for served in (plain, moving))
+                one, other = (infer(served, name, **tensors) for served in (plain, moving))
                 for output, values in one.items():
                     np.testing.assert_array_equal(values, other[output])
                 if name == "critic_train":
-                    assert where() == {"reward_model": 0, "critic_infer": 1}
-                else:  # critic_infer asks the reward model last, and saving moves nothing
-                    assert where() == {"reward_model": 1, "critic_infer": 0}
+                    assert on_device() == {"reward_model": 0, "critic_infer": 1}
+                else:  # critic_infer runs the reward model last, and saving moves no array
+                    assert on_device() == {"reward_model": 1, "critic_infer": 0}
             kinds = {array.sharding.memory_kind for array in jax.tree.leaves(own.params)}
             assert kinds == {"device"}
         assert moving.metric("compilations_after_warm_up_total", model="reward_model") == 0
 
-        # Both at once, from several clients.
-        asked, names = {"tokens": tokens, "sequence_lengths": lengths}, ["reward_model", "critic_infer"] * 8
+        # Both models concurrently, from several clients.
+        given, names = {"tokens": tokens, "sequence_lengths": lengths}, ["reward_model", "critic_infer"] * 8
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            for found in pool.map(lambda name: ask(moving, name, **asked), names):
-                np.testing.assert_allclose(found["rewards"], ask(plain, "reward_model", **asked)["rewards"], atol=1e-5)
+            for found in pool.map(lambda name: infer(moving, name, **given), names):
+                np.testing.assert_allclose(
+                    found["rewards"], infer(plain, "reward_model", **given)["rewards"], atol=1e-5
+                )
 
 
-def test_what_is_wrong_changes_nothing(served):
+def test_failed_requests_do_not_change_the_critic(served):
     one = np.ones((1, 3))
     given = {"tokens": [[5, 6, 7, 8]], "returns": one, "prev_values": one * 0, "mask": one}
-    values = lambda: ask(served, "critic_infer", tokens=[[5, 6, 7]], sequence_lengths=[[3]])["values"]
-    ask(served, "critic_train", **given)
+    values = lambda: infer(served, "critic_infer", tokens=[[5, 6, 7]], sequence_lengths=[[3]])["values"]
+    infer(served, "critic_train", **given)
     before = values()
-    # Finite, but its square is not: the step is not taken.
-    status, error = ask(served, "critic_train", **given | {"returns": one * 3e38})
+    # The returns are finite, but their squares are not: no optimizer step is taken.
+    status, error = infer(served, "critic_train", **given | {"returns": one * 3e38})
     assert (status, "not finite" in error) == (500, True)
-    status, error = ask(served, "critic_train", **given | {"mask": -one})
+    status, error = infer(served, "critic_train", **given | {"mask": -one})
     assert (status, "'mask' holds values below 0" in error) == (400, True)
-    # An output that there is not is refused before the work.
+    # Unknown output names return 400 before any computation.
     inputs = [
         {
             "name": name,
@@ -222,10 +227,10 @@ def test_what_is_wrong_changes_nothing(served):
     body = {"inputs": inputs, "outputs": [{"name": "loss"}]}
     assert served.http.post("/v2/models/critic_train/infer", json=body).status_code == 400
     np.testing.assert_array_equal(values(), before)
-    assert ask(served, "critic_save")[0] == ask(served, "critic_save", dummy_var=[0, 0])[0] == 400
+    assert infer(served, "critic_save")[0] == infer(served, "critic_save", dummy_var=[0, 0])[0] == 400
 
 
-def test_the_critic_says_what_it_cut(served):
+def test_truncated_sequences_are_reported(served):
     body = {
         "inputs": [{"name": "sentences", "datatype": "BYTES", "shape": [2, 1], "data": ["a" * 99, "b"]}],
         "parameters": {"truncate": True},

@@ -1,0 +1,86 @@
+"""Checks of a record's fields; each raises BadField naming the field."""
+
+import re
+from typing import Any
+
+import numpy as np
+
+from rmjax.data.schema import Message
+
+_MAX_NUMBER = float(np.finfo(np.float32).max)  # labels and margins are stored as float32
+
+
+class BadField(Exception):
+    """An unusable field of a record; `kind` is the reason without the value found, by which bad records are counted."""
+
+    def __init__(self, reason: str, kind: str = ""):
+        super().__init__(reason)
+        self.kind = re.sub(r"\[[0-9]+\]", "[i]", kind or reason.split(";")[0])
+
+
+def unexpected(value: Any, name: str, expected: str) -> BadField:
+    """Returns the error for a field with an unexpected value."""
+    return BadField(f"{name} is {value!r:.60}; expected {expected}", f"{name} is not {expected}")
+
+
+def number(value: Any, name: str) -> float:
+    """Returns a finite number, also from text (a CSV cell)."""
+    try:
+        if isinstance(value, str):
+            value = float(value)
+        if not isinstance(value, bool) and isinstance(value, int | float) and abs(float(value)) <= _MAX_NUMBER:
+            return float(value)
+    except (ValueError, OverflowError):
+        pass
+    raise unexpected(value, name, "a finite number")
+
+
+def entries(value: Any, name: str, count: int, per: str) -> list[Any]:
+    """Returns a list with one entry per response or step (`per`)."""
+    if not isinstance(value, list):
+        raise unexpected(value, name, f"a list with one entry per {per}")
+    if len(value) != count:
+        reason = f"{name} has {len(value)} entries; expected {count}, one per {per}"
+        raise BadField(reason, f"{name} has another number of entries than there are {per}s")
+    return value
+
+
+def texts(value: Any, name: str) -> list[str]:
+    """Returns a list of at least one string, none empty."""
+    if not isinstance(value, list) or not value:
+        raise unexpected(value, name, "a list of strings")
+    return [text(entry, f"{name}[{i}]") for i, entry in enumerate(value)]
+
+
+def text(value: Any, name: str) -> str:
+    """Returns a string with more than white space."""
+    if not isinstance(value, str) or not value.strip():
+        raise unexpected(value, name, "a string that is not empty")
+    return value
+
+
+def messages(value: Any, name: str) -> list[Message]:
+    """Returns a list of at least one chat message; a message with tool calls may have no content.
+
+    Null keys are removed, also in tool calls: Parquet and `datasets` give every message the keys of all messages.
+    """
+    if not isinstance(value, list) or not value:
+        raise unexpected(value, name, "a string or a list of messages")
+    for i, message in enumerate(value):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise unexpected(message, f"message[{i}] of {name}", "an object with role and content")
+        content, calls = message.get("content"), message.get("tool_calls")
+        if not isinstance(content, str) and not (content is None and isinstance(calls, list) and calls):
+            raise unexpected(content, f"message[{i}].content of {name}", "a string")
+    return [
+        {key: _without_null(part) for key, part in message.items() if part is not None or key == "content"}
+        for message in value
+    ]
+
+
+def _without_null(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_null(entry) for entry in value]
+    if isinstance(value, dict):
+        return {key: _without_null(entry) for key, entry in value.items() if entry is not None}
+    return value

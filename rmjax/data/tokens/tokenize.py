@@ -1,0 +1,135 @@
+"""Comparisons to a tokenized dataset: options, length limits, and the report of what was left out."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from rmjax.core.config import check_choice
+from rmjax.core.errors import InputError
+from rmjax.data.records.options import DATA_DEFAULTS, ReadOptions
+from rmjax.data.records.sources import ReadReport
+from rmjax.data.schema import Comparison, Tree
+from rmjax.data.tokens.dataset import TokenizedDataset
+from rmjax.data.tokens.rendering import make_trees, separate_prompt
+from rmjax.data.tokens.tokenizer import Tokenizer
+from rmjax.data.tokens.trees import make_tree
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetOptions(ReadOptions):
+    """Options that, with the source's content and the tokenizer, determine a dataset; see the section `data`."""
+
+    max_length: int = DATA_DEFAULTS.max_length
+    on_overlong: str = DATA_DEFAULTS.on_overlong
+
+
+@dataclasses.dataclass
+class DatasetReport(ReadReport):
+    """Numbers of comparisons read, kept, dropped, truncated and skipped; printed for every source."""
+
+    source: str = ""
+    kept: int = 0
+    dropped_overlong: int = 0
+    dropped_responses: int = 0
+    truncated: int = 0
+    special_token_texts: int = 0
+    tokens: int = 0
+    unique_tokens: int = 0
+    longest: int = 0
+    cached: bool = False
+    cache_error: str = ""
+
+    def __str__(self) -> str:
+        losses = [f"{count} skipped ({reason})" for reason, count in self.skipped.items()]
+        losses += [f"{self.dropped_overlong} dropped as longer than max_length"] if self.dropped_overlong else []
+        losses += [f"{self.dropped_responses} single responses dropped"] if self.dropped_responses else []
+        losses += [f"{self.truncated} prompts truncated"] if self.truncated else []
+        losses += [f"{self.special_token_texts} texts contain special tokens"] if self.special_token_texts else []
+        losses += [f"{self.blank} blank lines"] if self.blank else []
+        losses += [f"tokens not cached ({self.cache_error})"] if self.cache_error else []
+        shared = 1 - self.unique_tokens / max(self.tokens, 1)
+        return (
+            f"{self.source}: {self.kept:,} comparisons of {self.records:,} records ({self.format}"
+            f"{', tokens from cache' if self.cached else ''}); {', '.join(losses) or 'nothing dropped'}; "
+            f"{self.tokens:,} tokens, {self.unique_tokens:,} unique ({shared:.0%} shared), longest {self.longest:,}"
+        )
+
+
+def tokenize(
+    comparisons: Sequence[Comparison], tokenizer: Tokenizer, options: DatasetOptions, source: str, read: ReadReport
+) -> tuple[TokenizedDataset, DatasetReport]:
+    """Returns the dataset of comparisons within the length limit, and the report, which extends `read`.
+
+    `max_length` bounds the longest single conversation of a comparison; the tree that shares its prompt may be longer.
+    `truncate_prompt` removes tokens from the left of the shared prompt, after a BOS; where the responses alone are too
+    long the comparison is dropped, and counted.
+
+    Raises:
+      InputError: a comparison is too long and `on_overlong` is `error`; or a response has no tokens, the better and the
+        worse response have the same tokens, or the chat template fails, and `on_bad_record` is `error`.
+    """
+    check_choice("data.on_overlong", options.on_overlong, ("drop", "truncate_prompt", "error"))
+    conversations = [conversation for comparison in comparisons for conversation in comparison.conversations]
+    texts = [conversation for conversation in conversations if isinstance(conversation, str)]
+    if len(texts) < len(conversations):
+        tokenizer.check_template()
+    report = DatasetReport(**vars(read), source=source)
+    report.special_token_texts = sum(tokenizer.find_special_token(text) is not None for text in texts)
+    attributes = tuple(dict.fromkeys(name for comparison in comparisons for name in comparison.attributes))
+    trees, kept = [], []
+    for comparison, tree in zip(comparisons, make_trees(comparisons, tokenizer, f"tokenizing {source}"), strict=True):
+        if isinstance(tree, str):
+            if options.on_bad_record == "error":
+                raise InputError(f"{comparison.where}: {tree} (or set data.on_bad_record to skip)")
+            report.skipped[tree.split(" (")[0]] += 1
+            continue
+        fitted = _limit_length(tree, comparison, tokenizer, options, report)
+        if fitted is None:
+            report.dropped_overlong += 1
+            continue
+        report.tokens += len(fitted.prefix) * len(fitted.branches) + sum(map(len, fitted.branches))
+        report.unique_tokens += fitted.length
+        report.longest = max(report.longest, fitted.longest)
+        trees.append(fitted)
+        kept.append(comparison)
+    report.kept = len(trees)
+    return TokenizedDataset.build(kept, trees, attributes), report
+
+
+def _limit_length(
+    tree: Tree, comparison: Comparison, tokenizer: Tokenizer, options: DatasetOptions, report: DatasetReport
+) -> Tree | None:
+    """Returns the tree within `max_length`, truncated if needed; None if it has to be dropped."""
+    if tree.longest <= options.max_length:
+        return tree
+    if options.on_overlong == "error":
+        raise InputError(
+            f"{comparison.where}: {tree.longest} tokens, more than data.max_length = {options.max_length}; raise it, "
+            "or set data.on_overlong to drop"
+        )
+    if options.on_overlong == "drop":
+        return _drop_overlong_responses(tree, options.max_length, report)
+    truncated = _truncate_prompt(separate_prompt(comparison, tree, tokenizer), options.max_length, tokenizer)
+    report.truncated += truncated is not None
+    return truncated
+
+
+def _drop_overlong_responses(tree: Tree, max_length: int, report: DatasetReport) -> Tree | None:
+    """Returns the tree without its overlong responses, if others remain and no edge compares them; else None."""
+    short = [k for k, branch in enumerate(tree.branches) if len(tree.prefix) + len(branch) <= max_length]
+    if tree.edges or not short or len(tree.readouts) != len(tree.branches):
+        return None
+    report.dropped_responses += len(tree.branches) - len(short)
+    sequences = [np.concatenate([tree.prefix, tree.branches[k]]) for k in short]
+    return make_tree(sequences, labels=None if tree.labels is None else tree.labels[short])
+
+
+def _truncate_prompt(tree: Tree, max_length: int, tokenizer: Tokenizer) -> Tree | None:
+    """Returns the tree with its prompt truncated on the left, a BOS kept; None if the responses alone are too long."""
+    excess = tree.longest - max_length
+    bos = tokenizer.base.bos_token_id
+    start = 1 if bos is not None and len(tree.prefix) and tree.prefix[0] == bos else 0
+    if excess > len(tree.prefix) - start:
+        return None
+    return dataclasses.replace(tree, prefix=np.delete(tree.prefix, slice(start, start + excess)))

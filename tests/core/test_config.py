@@ -1,0 +1,97 @@
+"""The configuration: its reference page, checks, and the JSON file of a run."""
+
+import re
+
+import ml_collections
+import pytest
+
+from rmjax.core import config as configs
+from rmjax.core.config_reference import reference
+from rmjax.core.errors import InputError
+from tests.conftest import ROOT
+
+
+def test_the_reference_describes_every_key():
+    rows = re.findall(r"^\| `(\S+)` \| `(.+)` \| (.+) \|$", reference(), re.MULTILINE)
+    values = dict(configs.leaves(configs.default()))
+    assert sorted(key for key, _, _ in rows) == sorted(values)
+    for key, default, description in rows:
+        assert eval(default, {}) == values[key], key
+        assert len(description) >= 10, key
+
+
+def test_the_committed_reference_is_up_to_date():
+    assert (ROOT / "docs" / "configuration.md").read_text() == reference(), (
+        "run python -m rmjax.core.config_reference > docs/configuration.md"
+    )
+
+
+def without_comment():
+    config = ml_collections.ConfigDict()
+    config.name = "run"  # name of the run
+    config.seed = 0
+    return config
+
+
+def in_another_form():
+    config = ml_collections.ConfigDict()
+    config.name = "run"  # name of the run
+    config.update(seed=0)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("declaration", "message"),
+    [(without_comment, r"config\.seed has no comment"), (in_another_form, r"config\.seed is not declared as")],
+)
+def test_a_key_without_a_description_is_an_error(declaration, message):
+    with pytest.raises(ValueError, match=message):
+        reference(declaration)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model.num_layers", 0, r"config\.model\.num_layers is 0; expected at least 1"),
+        ("optimizer.weight_decay", -0.1, r"config\.optimizer\.weight_decay is -0\.1; expected at least 0"),
+        ("objective.label_smoothing", 0.5, r"label_smoothing is 0\.5; expected below 0\.5"),
+        ("model.remat", "some", r"config\.model\.remat is 'some'; choose one of none, small, layer"),
+        ("train.epochs", 1.0, r"config\.train\.steps is 1 and config\.train\.epochs is 1\.0; set exactly one"),
+    ],
+)
+def test_invalid_values_are_named(key, value, message):
+    config = configs.default()
+    config.train.steps = 1
+    configs.check(config)
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(InputError, match=message):
+        configs.check(config)
+
+
+def test_a_saved_configuration_is_read_back(tmp_path):
+    config = configs.fine_tuning()
+    configs.save(config, tmp_path / "config.json")
+    assert dict(configs.leaves(configs.load(tmp_path / "config.json"))) == dict(configs.leaves(config))
+    (tmp_path / "config.json").write_text('{"model": {"unknown": 1}}')
+    with pytest.raises(InputError, match=r"config\.json: not a configuration of this version"):
+        configs.load(tmp_path / "config.json")
+
+
+def test_only_layout_and_logging_may_change_on_resume(tmp_path):
+    configs.save(configs.small(), tmp_path / "config.json")
+    config = configs.small()
+    config.mesh.fsdp = 2
+    config.train.rows_per_device = 1
+    config.evaluation.every = 5
+    configs.check_same_run(config, tmp_path / "config.json")
+    config.train.seed = 1
+    with pytest.raises(InputError, match=r"another configuration \(train\.seed: 0 there, 1 here\)"):
+        configs.check_same_run(config, tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(("best", "score"), [("", 0.75), ("loss", -0.5), ("mse/helpfulness", -2.0), ("spearman", 0.25)])
+def test_the_selection_score_is_higher_for_better_checkpoints(best, score):
+    metrics = {"loss": 0.5, "accuracy": 0.75, "spearman": 0.25, "mse/helpfulness": 2.0}
+    assert configs.selection_score(metrics, best) == score
+    with pytest.raises(InputError, match=r"checkpoint\.best is 'auc'; choose one of accuracy, loss"):
+        configs.selection_score(metrics, "auc")

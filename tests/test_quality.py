@@ -1,0 +1,70 @@
+"""Static checks and executable documentation: ruff, mypy, doctests, the documentation build, words."""
+
+import doctest
+import importlib
+import importlib.util
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+import rmjax
+from tests.conftest import ROOT
+
+PACKAGE = pathlib.Path(rmjax.__file__).parent
+PROGRAMS = {f"rmjax.{path.stem}" for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in PACKAGE.rglob("*.py")
+)
+
+
+def run(*command):
+    """Runs a tool of this environment in the checkout; fails with its output."""
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", [("check",), ("format", "--check")], ids=" ".join)
+def test_ruff(command):
+    run("ruff", *command, ".")
+
+
+def test_mypy():
+    run("mypy")
+
+
+def test_the_documentation_builds_without_warnings(tmp_path):
+    if importlib.util.find_spec("material") is None:
+        pytest.skip("mkdocs-material (extra [docs]) is not installed")
+    run("mkdocs", "build", "--strict", "--quiet", f"--site-dir={tmp_path}")
+
+
+# Importing a program defines its flags, and two programs define some of the same names.
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in PROGRAMS])
+def test_docstring_examples(name):
+    failures, _ = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert not failures
+
+
+def test_there_are_docstring_examples():
+    texts = {path: path.read_text() for path in PACKAGE.rglob("*.py")}
+    assert sum(">>>" in text for text in texts.values()) >= 8
+
+
+def test_formatting_is_skipped_for_tables_only():
+    """Only module-level tables and test parameters keep their own layout."""
+    for path in [path for folder in ("rmjax", "experiments", "configs") for path in (ROOT / folder).rglob("*.py")]:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if "# fmt: skip" in line:
+                assert re.match(r"^( {0,4}[^ ]|[\])}])", line), f"{path}:{number}: a skip inside of code"
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "BUILD_NOTES.md", "docs/design.md"])
+def test_files_named_in_the_documentation_exist(page):
+    for name in re.findall(
+        r"`((?:rmjax|tests|experiments|configs|docs|deploy)/[\w./]+\.\w+)`", (ROOT / page).read_text()
+    ):
+        if "NAME" not in name:
+            assert (ROOT / name).exists(), f"{page} names {name}"
