@@ -15,6 +15,7 @@ from rmjax.metrics.edges import EdgeTable
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+
 def render(title: str, headline: list[tuple[str, str]], table: EdgeTable | None) -> str:
     """Returns the HTML page, with `headline` as (name, value) rows; without figures if `table` is None."""
     rows = "".join(

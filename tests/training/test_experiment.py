@@ -88,9 +88,15 @@ def test_losses_on_every_mesh_equal_those_on_one_device(tiny, reference, tmp_pat
 
 @pytest.mark.parametrize(
     "change",
-    [{"train.rows_per_device": 1}, {"train.rows_per_device": 16}, {"data.row_length": 512}, {"model.remat": "layer"},
-     {"model.remat": "none"}, {"model.scan_layers": False}],
-)  # fmt: skip
+    [
+        {"train.rows_per_device": 1},
+        {"train.rows_per_device": 16},
+        {"data.row_length": 512},
+        {"model.remat": "layer"},
+        {"model.remat": "none"},
+        {"model.scan_layers": False},
+    ],
+)
 def test_memory_layout_does_not_change_losses(tiny, reference, tmp_path, change):
     for key, value in change.items():
         section, name = key.split(".")

@@ -40,13 +40,23 @@ def with_objective(config, format, objective, **more):
     ("format", "objective", "options", "metrics", "at_zero"),
     [
         ("kwise", "pairwise", {}, {"accuracy", "accuracy_ceiling"}, math.log(2)),
-        ("kwise", "plackett_luce", {"reward_l2": 0.01}, {"accuracy", "loss/plackett_luce", "loss/reward_l2"},
-         math.log(24)),
-        ("regression", "regression", {"standardize": True}, {"mse/order", "pearson/start", "spearman", "mse_floor"},
-         None),
+        (
+            "kwise",
+            "plackett_luce",
+            {"reward_l2": 0.01},
+            {"accuracy", "loss/plackett_luce", "loss/reward_l2"},
+            math.log(24),
+        ),
+        (
+            "regression",
+            "regression",
+            {"standardize": True},
+            {"mse/order", "pearson/start", "spearman", "mse_floor"},
+            None,
+        ),
         ("process", "process", {}, {"accuracy", "auc", "accuracy_ceiling"}, math.log(2)),
     ],
-)  # fmt: skip
+)
 def test_each_task_trains_and_reports(tiny, tmp_path, format, objective, options, metrics, at_zero):
     tiny = with_objective(tiny, format, objective, **options)
     result = train(tiny, tmp_path / "run")
@@ -66,9 +76,9 @@ def test_each_task_trains_and_reports(tiny, tmp_path, format, objective, options
         assert found[name] == pytest.approx(best[name], abs=1e-4), name
 
 
-@pytest.mark.parametrize("change", [
-    {"data.row_length": 256}, {"train.rows_per_device": 1}, {"mesh.data": 2, "mesh.fsdp": 2},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change", [{"data.row_length": 256}, {"train.rows_per_device": 1}, {"mesh.data": 2, "mesh.fsdp": 2}]
+)
 def test_memory_layout_does_not_change_the_losses_of_a_mixture(tiny, tmp_path, change):
     """Each of two terms is divided by its own total weight, for any microbatches and devices."""
     sources = (write(tmp_path / "r.jsonl", "regression"), write(tmp_path / "p.jsonl", "pairs"))
