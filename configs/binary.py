@@ -9,8 +9,9 @@ accuracy is 0.931.
 from rmjax.core import config as configs
 
 
-def get_config():
+def get_config(arg: str = ""):
     """Returns the configuration."""
+    configs.check_argument(arg)
     config = configs.small()
     config.name = "binary"
     config.train.steps = 700

@@ -18,9 +18,10 @@ from rmjax.core import config as configs
 
 def get_config(arg: str = ""):
     """Returns the configuration; with `pretrained`, the one to fine-tune a pretrained model on the user's data."""
+    configs.check_argument(arg, "pretrained")
     config = configs.fine_tuning() if arg == "pretrained" else configs.small()
     config.name = "kwise"
-    config.data.format = "kwise"
+    config.data.synthetic_format = "kwise"
     config.objective.name = "pairwise"
     if arg == "pretrained":
         config.data.max_length = 2048

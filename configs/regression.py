@@ -2,7 +2,7 @@
 
 python -m rmjax.train --config=configs/regression.py
 
-Two CPU cores, 1 minute 40 seconds: mean squared error 0.273 on new responses; the variance of the label noise is 0.250.
+Two CPU cores, 1 minute 40 seconds: mean squared error 0.274 on new responses; the variance of the label noise is 0.250.
 
 python -m rmjax.train --config=configs/regression.py:pretrained --config.model.path=DIR \
         --config.data.train=../shared/data/summeval/train.jsonl \
@@ -33,9 +33,10 @@ from rmjax.core import config as configs
 
 def get_config(arg: str = ""):
     """Returns the configuration; with `pretrained`, the one to fine-tune a pretrained model on the user's data."""
+    configs.check_argument(arg, "pretrained")
     config = configs.fine_tuning() if arg == "pretrained" else configs.small()
     config.name = "regression"
-    config.data.format = "regression"
+    config.data.synthetic_format = "regression"
     config.objective.name = "regression"
     config.objective.standardize = True  # the head has no bias; predictions start at the mean of the labels
     if arg == "pretrained":

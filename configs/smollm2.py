@@ -30,8 +30,9 @@ hh_harmless (--config.data.train=../shared/data/hh_harmless/train.jsonl.gz
 from rmjax.core import config as configs
 
 
-def get_config():
-    """Returns the configuration; set model.path, data.train and data.validation on the command line."""
+def get_config(arg: str = ""):
+    """Returns the configuration; model.path, data.train and data.validation are required."""
+    configs.check_argument(arg)
     config = configs.fine_tuning()
     config.name = "smollm2"
     return config

@@ -1,17 +1,17 @@
-"""What packing and sharing prompts save: tokens, and seconds for one epoch of the train step.
+"""Benchmark of packing and prompt sharing: tokens and train step time of an epoch, against padded layouts.
 
     python experiments/bench_packing.py --tokenizer=DIR ../shared/data
 
-For pairs (hh_harmless), K-wise data (qa_feedback_kwise, K = 4) and single responses grouped by prompt (summeval, 16 to
-an article), ways of laying out the same steps, with the same model, batch by batch in turn:
+Data: pairs (hh_harmless), K-wise data (qa_feedback_kwise, K = 4), and single responses grouped by prompt (summeval, 16
+per article). Layouts of the same batches, for the same model, measured alternately:
 
-* packed: prefix trees, each shared prompt once, packed into rows.
-* padded: each response a row of its own with its prompt, padded to the longest of the step, in 64s.
-* sorted: the same, but the step's responses sorted by length and each microbatch padded to its own longest.
-* pairs: K-wise data as trainers of pairs take it, every untied pair a record with two rows; sorted too.
+* packed: prefix trees with each shared prompt once, packed into rows.
+* padded: one row per response with its prompt, padded to the longest of the batch (rounded up to a multiple of 64).
+* sorted: as padded, but the responses of the batch are sorted by length and each microbatch is padded to its longest.
+* pairs: K-wise data as pairs, one record of two rows per untied pair, as in pairwise trainers; sorted as well.
 
-The model is random, of the sizes given here; the ratio is the sum of the times of all batches. `--batches` takes the
-first so many of the epoch, so that a large model can be timed too; `--model` times a pretrained one.
+The model is randomly initialized, with the sizes of the flags, or pretrained with `--model`. Times are sums over all
+batches. `--batches` limits the benchmark to the first batches of the epoch, for large models.
 """
 
 import argparse
@@ -41,17 +41,17 @@ from rmjax.training.optimizer import make_optimizer, make_schedule
 from rmjax.training.step import Trainer
 
 UNIT = 64  # tokens; padded lengths are multiples of it
-# name: (file, objective, comparisons a step)
+# Data set: (file, objective, comparisons per batch)
 SETS = {
     "hh_harmless": ("train.jsonl.gz", "bradley_terry", 16),
     "qa_feedback_kwise": ("train.jsonl", "pairwise", 8),
     "summeval": ("train.jsonl", "regression", 2),
 }
-MICRO_TOKENS = 4096  # of a padded microbatch, about
+MICROBATCH_TOKENS = 4096  # of a padded microbatch, at most, unless one sequence is longer
 
 
-def lone_responses(tree: Tree) -> list[Tree]:
-    """Returns each response as a conversation of its own."""
+def split_responses(tree: Tree) -> list[Tree]:
+    """Returns one tree per response, with the prompt repeated."""
     return [
         Tree(
             tree.prefix[:0],
@@ -64,14 +64,14 @@ def lone_responses(tree: Tree) -> list[Tree]:
     ]
 
 
-def paired_responses(tree: Tree) -> list[Tree]:
-    """Returns both responses of every pair; with K > 2 a response comes once for each pair that it is in."""
-    responses = lone_responses(tree)
+def split_pairs(tree: Tree) -> list[Tree]:
+    """Returns one tree per response of every pair; with K > 2, a response is repeated for each of its pairs."""
+    responses = split_responses(tree)
     return [responses[k] for edge in tree.edges for k in (edge.winner, edge.loser)]
 
 
-class Side:
-    """Our model and optimizer over steps laid out one way, compiled once a shape."""
+class Layout:
+    """Train state of a layout, with one compiled program per shape."""
 
     def __init__(self, config, dataset: TokenizedDataset, vocab_size: int):
         mesh = make_mesh(devices=jax.devices()[:1])
@@ -88,7 +88,7 @@ class Side:
         self._compiled: dict[tuple, jax.stages.Compiled] = {}
 
     def fill(self, rows: list[list[Tree]], length: int, readouts: int, edges: int) -> dict[str, np.ndarray]:
-        """Lays rows out as one microbatch."""
+        """Returns the arrays of a microbatch."""
         return fill_rows(rows, packed_spec(len(rows), length, readouts, max(edges, 1), self._attributes))
 
     def _program(self, name: str, function, *arguments):
@@ -98,11 +98,11 @@ class Side:
         return self._compiled[key]
 
 
-class Packed(Side):
-    """The train step itself, one program for all steps."""
+class Packed(Layout):
+    """The train step of rmjax.training, with one program for all batches."""
 
     def seconds(self, dataset: TokenizedDataset, plan: BatchPlan, step: int) -> float:
-        """Returns the time of a step."""
+        """Returns the time of a step, in seconds."""
         item = materialize(dataset, plan, step, np.arange(plan.microbatch_rows))
         batch, count = item["batch"], item["microbatches"]
         step = self._program("step", self._trainer.compile_step(plan.short_length), self._state, batch, count)
@@ -112,23 +112,23 @@ class Packed(Side):
         return time.perf_counter() - start
 
 
-class Padded(Side):
-    """Microbatches of many shapes: a gradient each, added up, then one update."""
+class Padded(Layout):
+    """Gradient accumulation over padded microbatches of different shapes, then one update."""
 
     def seconds(self, responses: list[Tree], by_length: bool) -> tuple[float, int]:
-        """Returns the time of a step, and the token slots that it computed."""
-        trainer, micro, slots = self._trainer, [], 0
+        """Returns the time of a step in seconds, and its number of tokens with padding."""
+        trainer, microbatches, slots = self._trainer, [], 0
         longest = max(tree.length for tree in responses)
         responses = sorted(responses, key=lambda tree: tree.length) if by_length else responses
-        while responses:  # where sorted, the longest first; as many as fill a microbatch
+        while responses:  # from the end: if sorted, the longest first
             length = -(-(responses[-1].length if by_length else longest) // UNIT) * UNIT
-            each = max(1, MICRO_TOKENS // length)
-            micro.append(self.fill([[tree] for tree in responses[-each:]], length, 1, 0))
-            slots += length * len(responses[-each:])
-            responses = responses[:-each]
+            count = max(1, MICROBATCH_TOKENS // length)
+            microbatches.append(self.fill([[tree] for tree in responses[-count:]], length, 1, 0))
+            slots += length * len(responses[-count:])
+            responses = responses[:-count]
 
         def loss(params, rows):
-            # The sum of squares stands for any loss on the rewards: what is timed is the model.
+            # The cost of the loss is negligible against that of the model, so a sum of squares is representative.
             return jax.numpy.sum(trainer.model.rewards(params, rows) ** 2)
 
         gradient = jax.jit(jax.grad(loss))
@@ -139,27 +139,27 @@ class Padded(Side):
             return state | {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}
 
         update = jax.jit(update, donate_argnums=0)
-        programs = [self._program("gradient", gradient, self._state["params"], rows) for rows in micro]
+        programs = [self._program("gradient", gradient, self._state["params"], rows) for rows in microbatches]
         abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self._state["params"])
         add = self._program("add", add, abstract, abstract)
         update = self._program("update", update, self._state, abstract)
         start = time.perf_counter()
         total = None
-        for compiled, rows in zip(programs, micro, strict=True):
-            found = compiled(self._state["params"], rows)
-            total = found if total is None else add(total, found)
+        for compiled, rows in zip(programs, microbatches, strict=True):
+            gradients = compiled(self._state["params"], rows)
+            total = gradients if total is None else add(total, gradients)
         self._state = update(self._state, total)
         jax.block_until_ready(self._state)
         return time.perf_counter() - start, slots
 
 
-def ratio(sides: dict[str, float]) -> str:
-    """Returns the sides, and how many times the packed one each other is."""
-    return ", ".join(f"{value:,.0f} {side} ({value / sides['packed']:.2f}x)" for side, value in sides.items())
+def ratios(amounts: dict[str, float]) -> str:
+    """Returns the amount of each layout, and its ratio to that of the packed layout, as text."""
+    return ", ".join(f"{value:,.0f} {name} ({value / amounts['packed']:.2f}x)" for name, value in amounts.items())
 
 
 def measure(name: str, folder: pathlib.Path, flags: argparse.Namespace) -> None:
-    """Prints a data set's tokens and times."""
+    """Runs the benchmark on one data set and prints its numbers of tokens and times."""
     file, objective, batch_size = SETS[name]
     config = configs.default()
     config.model.path, config.model.dtype = flags.model, flags.dtype
@@ -170,7 +170,7 @@ def measure(name: str, folder: pathlib.Path, flags: argparse.Namespace) -> None:
     dataset, report = load_dataset((str(folder / name / file),), tokenizer, options, split="train")
     print(report)
     config.objective.name = objective
-    packed, padded = (side(config, dataset, len(tokenizer)) for side in (Packed, Padded))
+    packed, padded = (layout(config, dataset, len(tokenizer)) for layout in (Packed, Padded))
     dataset = dataset.with_attributes(make_head(config.objective, dataset).attributes)
     row_length = choose_row_length(dataset.lengths, batch_size, 1, short_microbatches=True)
     plan = training_plan(
@@ -186,41 +186,41 @@ def measure(name: str, folder: pathlib.Path, flags: argparse.Namespace) -> None:
         seed=0,
     )
     steps = range(min(flags.batches or plan.num_steps, plan.num_steps))
-    ways = {"padded": (lone_responses, False), "sorted": (lone_responses, True)}
+    layouts = {"padded": (split_responses, False), "sorted": (split_responses, True)}
     if objective == "pairwise":
-        ways["pairs"] = (paired_responses, True)
-    times: dict[str, list[float]] = {side: [] for side in ("packed", *ways)}
+        layouts["pairs"] = (split_pairs, True)
+    times: dict[str, list[float]] = {layout: [] for layout in ("packed", *layouts)}
     slots = dict.fromkeys(times, 0) | {"packed": plan.padded_tokens(steps)}
     for step in tqdm.tqdm(steps, desc=name, unit="step"):
         times["packed"].append(packed.seconds(dataset, plan, step))
         trees = [dataset.tree(int(i)) for i in plan.comparisons(step)]
-        for side, (lay_out, by_length) in ways.items():
-            seconds, computed = padded.seconds([one for tree in trees for one in lay_out(tree)], by_length)
-            times[side].append(seconds)
-            slots[side] += computed
+        for layout, (split, by_length) in layouts.items():
+            seconds, computed = padded.seconds([part for tree in trees for part in split(tree)], by_length)
+            times[layout].append(seconds)
+            slots[layout] += computed
     used = np.concatenate([plan.comparisons(step) for step in steps])
     unique = int(dataset.lengths[used].sum())
-    real = sum(t.length for i in used for t in lone_responses(dataset.tree(int(i))))
-    spent = {side: sum(each) for side, each in times.items()}
+    real = sum(part.length for i in used for part in split_responses(dataset.tree(int(i))))
+    total_seconds = {layout: sum(seconds) for layout, seconds in times.items()}
     print(
-        f"{name}: {len(steps)} of {plan.num_steps} steps of {batch_size}, rows of {row_length}\n"
+        f"{name}: {len(steps)} of {plan.num_steps} batches of {batch_size} comparisons, rows of {row_length} tokens\n"
         f"  tokens: {real:,} real, {unique:,} unique ({real / unique:.2f}x)\n"
-        f"  slots computed: {ratio(slots)}\n  seconds: {ratio(spent)}",
+        f"  tokens with padding: {ratios(slots)}\n  seconds: {ratios(total_seconds)}",
         flush=True,
     )
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Runs the benchmark on each data set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=pathlib.Path, help="the folder that holds the data sets")
-    parser.add_argument("--tokenizer", required=True, help="a Hugging Face directory")
-    parser.add_argument("--model", default="", help="a pretrained model instead of the random one")
-    parser.add_argument("--hidden_size", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("data", type=pathlib.Path, help="directory of the data sets")
+    parser.add_argument("--tokenizer", required=True, help="Hugging Face directory or hub name")
+    parser.add_argument("--model", default="", help="pretrained model; default: randomly initialized")
+    parser.add_argument("--hidden_size", type=int, default=128, help="of the randomly initialized model")
+    parser.add_argument("--layers", type=int, default=4, help="of the randomly initialized model")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--batches", type=int, default=0, help="steps of the epoch; 0: all")
-    parser.add_argument("--sets", default=",".join(SETS))
+    parser.add_argument("--batches", type=int, default=0, help="number of batches; 0: one epoch")
+    parser.add_argument("--sets", default=",".join(SETS), help="data sets, separated by commas")
     flags = parser.parse_args()
     print(f"{os.cpu_count()} cores, {flags.dtype}, {flags.model or f'D = {flags.hidden_size}, L = {flags.layers}'}")
     for name in flags.sets.split(","):

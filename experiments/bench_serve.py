@@ -1,15 +1,15 @@
-"""Speed of the server against PyTriton, whose servers NeMo-Aligner's reward models run in.
+"""Benchmark of the server against PyTriton, on which NeMo-Aligner's reward servers are built.
 
     python experiments/bench_serve.py overhead --peer=PYTHON_WITH_NVIDIA_PYTRITON
     python experiments/bench_serve.py model --model=DIR --peer=PYTHON_WITH_NVIDIA_PYTRITON_TORCH_TRANSFORMERS
     python experiments/bench_serve.py overload
     python experiments/bench_serve.py memory
 
-`overhead`: the reward is a sum in NumPy, so that what is measured is the server. `model`: a real reward model, samples
-of one prompt together; the peer runs transformers. `overload`: three times as many requests as can be answered, each
-with a deadline. `memory`: what the server holds in memory while it answers 100,000 requests. Both sides run in turns,
-asked by the same clients; the ratio is the median over the turns. Without --peer only our side runs. PyTriton needs an
-interpreter of its own, since it wants another NumPy.
+`overhead`: the reward is a sum in NumPy, so only the server's overhead is measured. `model`: a real reward model, with
+the samples of one prompt in one request; PyTriton runs transformers. `overload`: requests at three times the maximum
+rate, each with a deadline. `memory`: resident memory over 100,000 requests. Both servers are measured alternately with
+the same clients; ratios are medians over the rounds. Without --peer, only rmjax is measured. PyTriton needs a separate
+interpreter, because it requires another version of NumPy.
 """
 
 import argparse
@@ -24,18 +24,18 @@ import sys
 import time
 import types
 
-ROUNDS, SECONDS, WARM = 3, 2.0, 0.5
-OVERLOAD_SECONDS = 20.0  # many batches of a third of a second
+ROUNDS, SECONDS, WARM_UP_SECONDS = 3, 2.0, 0.5
+OVERLOAD_SECONDS = 20.0  # many batches, each of a third of a second
 CLIENTS = (1, 16, 128, 1024)
 INFER = b"/v2/models/reward_model/infer"
-FACES = ("http", "grpc")
+PROTOCOLS = ("http", "grpc")
 SAMPLES, MAX_LENGTH = 8, 1024
 REQUESTS, PARTS = 100_000, 20
-ALONE = ("overload", "memory")  # without the peer
-LOOP = asyncio.Runner()  # of the clients: grpc.aio does not outlive one event loop well
+WITHOUT_PEER = ("overload", "memory")
+LOOP = asyncio.Runner()  # of all clients, since grpc.aio must be used in one event loop only
 
 
-# The servers, each in a process of its own.
+# Servers, each in its own process.
 
 
 def free_port():
@@ -44,8 +44,8 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def serve_ours(http_port, grpc_port, delay):
-    """Serves the NumPy reward with rmjax."""
+def serve_rmjax(http_port, grpc_port, delay):
+    """Serves the NumPy reward with rmjax; scoring a sequence takes `delay` seconds more."""
     import numpy as np
     import uvloop
 
@@ -56,12 +56,12 @@ def serve_ours(http_port, grpc_port, delay):
     from rmjax.serving.services.reward import RewardService
 
     def score(trees):
-        if delay:  # a sleep of 0 would still hand the interpreter over
+        if delay:  # sleep(0) would release the GIL too
             time.sleep(delay * sum(len(tree.branches) for tree in trees))
         sums = [(tree.prefix.sum(), [branch.sum() for branch in tree.branches]) for tree in trees]
-        return [np.array([[shared + own] for own in each], np.float32) for shared, each in sums]
+        return [np.array([[prefix + branch] for branch in branches], np.float32) for prefix, branches in sums]
 
-    def encode(texts, close):
+    def encode(texts, add_eos):
         return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
 
     def load(metrics):
@@ -85,7 +85,7 @@ def serve_ours(http_port, grpc_port, delay):
 
 
 def serve_pytriton(http_port, grpc_port, model):
-    """Serves the NumPy reward, or a model by transformers, with PyTriton, bound as NeMo-Aligner binds its own."""
+    """Serves the NumPy reward, or a model of transformers, with PyTriton, configured as NeMo-Aligner's servers."""
     import numpy as np
     from pytriton.decorators import batch
     from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
@@ -102,8 +102,8 @@ def serve_pytriton(http_port, grpc_port, model):
     def infer(**inputs):
         if "sentences" not in inputs:
             lengths = inputs["sequence_lengths"]
-            inside = np.arange(inputs["tokens"].shape[1]) < lengths
-            return {"rewards": (inputs["tokens"] * inside).sum(axis=1, keepdims=True).astype(np.float32)}
+            mask = np.arange(inputs["tokens"].shape[1]) < lengths
+            return {"rewards": (inputs["tokens"] * mask).sum(axis=1, keepdims=True).astype(np.float32)}
         texts = [text.decode() for text in inputs["sentences"][:, 0]]
         if not model:
             sums = [[np.frombuffer(text.encode(), np.uint8).sum(dtype=np.int64)] for text in texts]
@@ -176,7 +176,7 @@ def get(port, path):
         return b" 200 " in client.recv(1 << 16).split(b"\r\n")[0]
 
 
-# The clients: messages are made once, so that the clients cost little.
+# Clients: messages are serialized once, so that the clients use little CPU time.
 
 
 def texts_body(texts, **parameters):
@@ -219,131 +219,131 @@ def grpc_message(given, parameters):
 
 
 async def http_client(port):
-    """Returns a coroutine function that sends a message and returns whether it was answered."""
+    """Returns a coroutine function that sends a message and returns whether the response has status 200."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
 
-    async def ask(message):
+    async def send(message):
         writer.write(message)
         head = await reader.readuntil(b"\r\n\r\n")
         length = int(head.lower().split(b"content-length: ")[-1].split(b"\r\n")[0])
         await reader.readexactly(length)
         return head.startswith(b"HTTP/1.1 200")
 
-    return ask
+    return send
 
 
-async def drive(server, face, message, clients, seconds):
-    """Returns (requests/s, seconds of each) of clients that send the next message when they have the answer."""
+async def closed_loop(server, protocol, message, clients, seconds):
+    """Returns (requests/s, latencies in seconds) of clients that send the next message after each response."""
     channels = []
-    if face == "http":
-        asks = [await http_client(server.http) for _ in range(clients)]
+    if protocol == "http":
+        senders = [await http_client(server.http) for _ in range(clients)]
     else:
         import grpc
 
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
         channels = [grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc}", options) for _ in range(min(clients, 8))]
         calls = [channel.unary_unary("/inference.GRPCInferenceService/ModelInfer") for channel in channels]
-        asks = [calls[i % len(calls)] for i in range(clients)]
-    times, began = [], time.perf_counter()
-    counted, ends = began + WARM, began + WARM + seconds
+        senders = [calls[i % len(calls)] for i in range(clients)]
+    times, start = [], time.perf_counter() + WARM_UP_SECONDS
+    end = start + seconds
 
-    async def run(ask):
-        while (sent := time.perf_counter()) < ends:
-            answer = await ask(message)
-            if answer is False:
+    async def run(send):
+        while (sent := time.perf_counter()) < end:
+            if await send(message) is False:
                 raise SystemExit(f"{server.name} refused a request")
-            if sent >= counted:
+            if sent >= start:
                 times.append(time.perf_counter() - sent)
 
-    await asyncio.gather(*map(run, asks))
+    await asyncio.gather(*map(run, senders))
     for channel in channels:
         await channel.close()
     return len(times) / seconds, times
 
 
-def in_turns(servers, measure):
-    """Runs `measure(server)` for the servers in turns; prints each one's medians and the ratio."""
-    figures = {server.name: [] for server in servers}
+def alternate(servers, measure):
+    """Runs `measure(server)` for each server in each round; prints medians over the rounds, and their ratio."""
+    rounds = {server.name: [] for server in servers}
     for _ in range(ROUNDS):
         for server in servers:
             rate, times = measure(server)
             times.sort()
-            figures[server.name].append((rate, times[len(times) // 2], times[int(0.99 * len(times))]))
-    for name, found in figures.items():
-        rate, middle, slow = (statistics.median(column) for column in zip(*found, strict=True))
-        print(f"    {name:10} {rate:8.1f} /s   p50 {1e3 * middle:8.2f} ms   p99 {1e3 * slow:8.2f} ms", flush=True)
+            rounds[server.name].append((rate, times[len(times) // 2], times[int(0.99 * len(times))]))
+    for name, measured in rounds.items():
+        rate, p50, p99 = (statistics.median(column) for column in zip(*measured, strict=True))
+        print(f"    {name:10} {rate:8.1f} /s   p50 {1e3 * p50:8.2f} ms   p99 {1e3 * p99:8.2f} ms", flush=True)
     if len(servers) == 2:
-        pairs = list(zip(*figures.values(), strict=True))
-        rates = statistics.median(ours[0] / peer[0] for ours, peer in pairs)
-        middles = statistics.median(ours[1] / peer[1] for ours, peer in pairs)
-        print(f"    ours / peer: rate {rates:.2f}, p50 {middles:.2f}", flush=True)
+        pairs = list(zip(*rounds.values(), strict=True))
+        rate_ratio = statistics.median(own[0] / peer[0] for own, peer in pairs)
+        p50_ratio = statistics.median(own[1] / peer[1] for own, peer in pairs)
+        print(f"    rmjax / PyTriton: rate {rate_ratio:.2f}, p50 {p50_ratio:.2f}", flush=True)
 
 
 def overhead(servers):
-    """What the servers cost by themselves."""
+    """Rates and latencies with a reward that costs almost nothing."""
     bodies = {"text of 1 KB": texts_body([b"x" * 1024]), "tokens 8 x 1024": tokens_body(8, 1024)}
-    for face in FACES:
-        make = {"http": http_message, "grpc": grpc_message}[face]
+    for protocol in PROTOCOLS:
+        serialize = {"http": http_message, "grpc": grpc_message}[protocol]
         for title, body in bodies.items():
-            message = make(*body)
+            message = serialize(*body)
             for clients in CLIENTS:
-                print(f"{face}, {title}, {clients} clients", flush=True)
-                in_turns(servers, lambda server: LOOP.run(drive(server, face, message, clients, SECONDS)))  # noqa: B023
+                print(f"{protocol}, {title}, {clients} clients", flush=True)
+                measure = lambda server: LOOP.run(closed_loop(server, protocol, message, clients, SECONDS))  # noqa: B023
+                alternate(servers, measure)
     for server in servers:
         print(f"{server.name}: {server.memory()} MiB at the end")
 
 
 def model(servers):
-    """Comparisons/s of a real model; a request holds the samples of one prompt."""
+    """Samples/s of a real model; a request holds the samples of one prompt."""
     words = [
         f"{start}{end}" for start in ("re", "un", "over", "fore") for end in ("see", "do", "take", "go", "make", "find")
     ]
     line = lambda seed, count: " ".join(words[(seed * 7 + i * (i + seed)) % len(words)] for i in range(count))
-    made = [[f"{line(i, 250)} Answer: {line(100 * i + k, 30)}.".encode() for k in range(SAMPLES)] for i in range(5)]
-    messages = [http_message(*texts_body(texts)) for texts in made]
+    requests = [[f"{line(i, 250)} Answer: {line(100 * i + k, 30)}.".encode() for k in range(SAMPLES)] for i in range(5)]
+    messages = [http_message(*texts_body(texts)) for texts in requests]
 
     def measure(server):
         async def run():
-            ask, times = await http_client(server.http), []
-            await ask(messages[0])
+            send, times = await http_client(server.http), []
+            await send(messages[0])
             began = time.perf_counter()
             for message in messages[1:]:
                 sent = time.perf_counter()
-                if not await ask(message):
+                if not await send(message):
                     raise SystemExit(f"{server.name} refused a request")
                 times.append(time.perf_counter() - sent)
             return SAMPLES * len(times) / (time.perf_counter() - began), times
 
         return LOOP.run(run())
 
-    print(f"{SAMPLES} samples a prompt, one request at a time: samples/s")
-    in_turns(servers, measure)
+    print(f"{SAMPLES} samples per prompt, one request at a time: samples/s")
+    alternate(servers, measure)
 
 
 def overload(servers):
-    """Three times as many requests as can be answered, open loop, each with a deadline of a second."""
+    """Goodput of an open loop at three times the maximum rate, with a deadline of one second per request."""
     (server,) = servers
     message = http_message(*texts_body([b"x" * 1024], timeout=1_000_000))
-    peak, _ = LOOP.run(drive(server, "http", message, 64, SECONDS))
+    peak, _ = LOOP.run(closed_loop(server, "http", message, 64, SECONDS))
 
     async def run():
-        asks = [await http_client(server.http) for _ in range(4096)]
-        free, times, refused, tasks = list(asks), [], 0, set()
+        idle = [await http_client(server.http) for _ in range(4096)]
+        times, refused, tasks = [], 0, set()
 
-        async def one(ask):
+        async def request(send):
             nonlocal refused
             sent = time.perf_counter()
-            if await ask(message):
+            if await send(message):
                 times.append(time.perf_counter() - sent)
             else:
                 refused += 1
-            free.append(ask)
+            idle.append(send)
 
         began = time.perf_counter()
         sent = 0
         while (now := time.perf_counter() - began) < OVERLOAD_SECONDS:
-            while sent < 3 * peak * now and free:
-                task = asyncio.create_task(one(free.pop()))
+            while sent < 3 * peak * now and idle:
+                task = asyncio.create_task(request(idle.pop()))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
                 sent += 1
@@ -353,29 +353,29 @@ def overload(servers):
         return len(times) / OVERLOAD_SECONDS, refused, sorted(times)
 
     goodput, refused, times = LOOP.run(run())
-    slow = 1e3 * times[int(0.99 * len(times))]
+    p99 = 1e3 * times[int(0.99 * len(times))]
     print(
-        f"peak {peak:.0f} /s; at three times that: goodput {goodput:.0f} /s ({goodput / peak:.2f} of the peak), "
-        f"{refused} refused or expired, p99 of the answered {slow:.0f} ms"
+        f"maximum rate {peak:.0f} /s; at three times that: goodput {goodput:.0f} /s ({goodput / peak:.2f} of the "
+        f"maximum), {refused} refused or expired, p99 of the successful requests {p99:.0f} ms"
     )
 
 
 def memory(servers):
-    """The server's resident memory while 16 clients send REQUESTS texts of 1 KB, each another one."""
+    """Resident memory of the server while 16 clients send REQUESTS different texts of 1 KB."""
     (server,) = servers
 
     async def run():
-        asks = [await http_client(server.http) for _ in range(16)]
+        senders = [await http_client(server.http) for _ in range(16)]
         for part in range(PARTS + 1):
             print(f"{part * REQUESTS // PARTS:7,} requests: {server.memory()} MiB", flush=True)
             numbers = iter(range(part * REQUESTS // PARTS, min(part + 1, PARTS) * REQUESTS // PARTS))
 
-            async def one(ask):
+            async def run_client(send):
                 for number in numbers:  # noqa: B023
-                    if not await ask(http_message(*texts_body([b"%01024d" % number]))):
+                    if not await send(http_message(*texts_body([b"%01024d" % number]))):
                         raise SystemExit(f"{server.name} refused a request")
 
-            await asyncio.gather(*map(one, asks))
+            await asyncio.gather(*map(run_client, senders))
 
     began = time.perf_counter()
     LOOP.run(run())
@@ -383,28 +383,30 @@ def memory(servers):
 
 
 def main():
-    """Runs what the flags say."""
-    global CLIENTS, FACES
+    """Starts the servers and runs a benchmark."""
+    global CLIENTS, PROTOCOLS
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["overhead", "model", "overload", "memory", "serve-ours", "serve-pytriton"])
-    parser.add_argument("--peer", default="", help="interpreter with nvidia-pytriton")
+    benchmarks = {"overhead": overhead, "model": model, "overload": overload, "memory": memory}
+    choices = [*benchmarks, "serve-rmjax", "serve-pytriton"]
+    parser.add_argument("benchmark", choices=choices, metavar="|".join(benchmarks), help="see above")
+    parser.add_argument("--peer", default="", help="Python interpreter with nvidia-pytriton")
     parser.add_argument("--model", default="", help="Hugging Face sequence classifier with one label")
-    parser.add_argument("--clients", default="", help="numbers of clients, with commas")
-    parser.add_argument("--face", default="", choices=["", *FACES], help="that one alone")
+    parser.add_argument("--clients", default="", help="numbers of concurrent clients, separated by commas")
+    parser.add_argument("--protocol", default="", choices=["", *PROTOCOLS], help="of `overhead`; default: both")
     parser.add_argument("--delay", type=float, default=0.0, help=argparse.SUPPRESS)
     parser.add_argument("--ports", type=int, nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.what == "serve-ours":
-        return serve_ours(*given.ports, given.delay)
-    if given.what == "serve-pytriton":
+    if given.benchmark == "serve-rmjax":
+        return serve_rmjax(*given.ports, given.delay)
+    if given.benchmark == "serve-pytriton":
         return serve_pytriton(*given.ports, given.model)
     if given.clients:
         CLIENTS = tuple(map(int, given.clients.split(",")))
-    if given.face:
-        FACES = (given.face,)
+    if given.protocol:
+        PROTOCOLS = (given.protocol,)
     ports = ["--ports", "{http}", "{grpc}"]
-    if given.what == "model":
-        ours = [
+    if given.benchmark == "model":
+        command = [
             sys.executable,
             "-m",
             "rmjax.serve",
@@ -414,17 +416,17 @@ def main():
             f"--max_length={MAX_LENGTH}",
         ]
     else:
-        delay = 0.005 if given.what == "overload" else 0.0
-        ours = [sys.executable, "{here}", "serve-ours", f"--delay={delay}", *ports]
-    servers = [Server("ours", ours)]
+        delay = 0.005 if given.benchmark == "overload" else 0.0
+        command = [sys.executable, "{here}", "serve-rmjax", f"--delay={delay}", *ports]
+    servers = [Server("rmjax", command)]
     try:
-        if given.peer and given.what not in ALONE:
+        if given.peer and given.benchmark not in WITHOUT_PEER:
             servers.append(
                 Server("PyTriton", [given.peer, "{here}", "serve-pytriton", f"--model={given.model}", *ports])
             )
-        elif given.what not in ALONE:
-            print("PyTriton is left out: no --peer")
-        {"overhead": overhead, "model": model, "overload": overload, "memory": memory}[given.what](servers)
+        elif given.benchmark not in WITHOUT_PEER:
+            print("PyTriton is not measured: --peer is not set")
+        benchmarks[given.benchmark](servers)
     finally:
         for server in servers:
             server.stop()

@@ -1,25 +1,26 @@
-"""Speed of the train step: packed against padded, a tight PyTorch loop, and TRL's RewardTrainer.
+"""Benchmark of the train step: packed and padded batches in rmjax, a PyTorch loop, and TRL's RewardTrainer.
 
     python -m pip install -e '.[bench]'
     python ../shared/tools/smollm2.py DIR
     python experiments/bench_train.py --model=DIR --data=../shared/data/hh_harmless/train.jsonl.gz --batches=2
 
-The sides:
+Implementations (--sides):
 
-* packed: our train step on prefix trees packed into rows.
-* padded: our train step with the prompt in both responses, all padded to the batch's longest, as the peers do.
-* torch: a tight loop over single conversations, unpadded, nothing computed twice.
-* trl: RewardTrainer.train() in the precision of --dtype, --batch comparisons a step, its other defaults: gradient
-  checkpointing, padding to the batch's longest.
-* trl-default: the same as it comes: bfloat16 autocast, 8 comparisons a step (so two updates for a batch of 16).
+* packed: rmjax's train step on prefix trees packed into rows.
+* padded: rmjax's train step with the prompt repeated for both responses, and padding to the longest of the batch.
+* torch: a loop over single conversations without padding or gradient checkpointing.
+* trl: RewardTrainer.train() in the precision of --dtype, with --batch comparisons per step and otherwise its defaults:
+  gradient checkpointing, padding to the longest of the batch.
+* trl-default: RewardTrainer.train() with its defaults: bfloat16 autocast, 8 comparisons per step (so two updates for a
+  batch of 16).
 
-Each side lives in a process of its own, so that none disturbs another and each has its own peak memory. The first of
---sides stays; each other one is made, takes every batch in turn with the first, and goes: two are in memory at a time,
-one is at work. JAX compiles every shape ahead; torch goes through every batch once before; TRL, whose steps are long,
-meets every shape on one layer of the model. All sides take the same optimizer steps (AdamW, clipping, head and learning
-rate alike): a small one, untimed, whose loss is from before any update, then the batches. In float32 a side's losses,
-but those of trl-default, must agree with the first's to about 1e-3. Figures are medians over the batches; ratios are
-taken batch by batch. A side that is not installed is left out.
+Each implementation runs in its own process, so that peak memory is measured separately. The process of the first one
+stays alive; each of the others is started, alternates with the first over all batches, and is ended: at any time two
+are in memory and one is running. Warm-up: JAX compiles every shape, torch runs every batch once, and TRL, whose steps
+are slow, runs every shape through a single layer. All take the same optimizer steps (same AdamW, clipping, head and
+learning rate): an untimed one on 2 comparisons, whose loss precedes any update, then the batches. In float32, losses
+must agree with those of the first to about 1e-3, except for trl-default. Results are medians over the batches; ratios
+are computed per batch. Implementations that are not installed are skipped.
 """
 
 import argparse
@@ -51,31 +52,31 @@ from rmjax.training.objectives import make_objective
 from rmjax.training.optimizer import make_optimizer, make_schedule
 from rmjax.training.step import Trainer
 
-Commands = Iterator[list[int]]  # the comparisons of each step
-Reply = Callable[[float], None]  # takes the step's loss when the step is done
-ROW_LENGTH = 1152  # with short rows, .91 of hh_harmless's batches of 16 is filled
-LEARNING_RATE = 1e-6  # so small that rounding, which Adam's first steps magnify, stays below 1e-3 in the losses
+Batches = Iterator[list[int]]  # indices of the comparisons of each step
+Reply = Callable[[float], None]  # called with the loss of a completed step
+ROW_LENGTH = 1152  # with short rows, 91 % of the slots are filled for hh_harmless and batches of 16
+LEARNING_RATE = 1e-6  # so small that rounding errors, amplified by Adam's first steps, change losses by less than 1e-3
 
 
 def head(hidden_size: int) -> np.ndarray:
-    """Returns the reward head [D] that every side starts from; a head of zeros would make every loss ln 2."""
+    """Returns the initial reward head [D] of all implementations; with zeros, every loss would be ln 2."""
     return np.random.default_rng(0).normal(0, 0.02, hidden_size).astype(np.float32)
 
 
 def conversations(tree: Tree) -> list[np.ndarray]:
-    """Returns both whole conversations, the better first."""
+    """Returns the tokens of both whole conversations, chosen first."""
     return [np.concatenate([tree.prefix, branch]) for branch in tree.branches]
 
 
 def unshared(tree: Tree) -> Tree:
-    """Returns the same comparison with its prompt repeated in every branch."""
+    """Returns the comparison with the prompt repeated in every branch."""
     branches = tuple(conversations(tree))
     readouts = tuple((k, len(branch) - 1) for k, branch in enumerate(branches))
     return Tree(tree.prefix[:0], branches, readouts, tree.edges)
 
 
-class JaxSide:
-    """Our train step, its programs compiled for every batch's shape."""
+class Rmjax:
+    """rmjax's train step, compiled for the shapes of all batches."""
 
     def __init__(self, flags: argparse.Namespace, dataset: TokenizedDataset, batches: list[list[int]], packed: bool):
         config = model_config(flags)
@@ -107,11 +108,11 @@ class JaxSide:
         }
         self.prepared = time.perf_counter() - start
 
-    def run(self, commands: Commands, reply: Reply) -> None:
-        """Takes the steps."""
-        for chosen in commands:
-            rows = self._rows(chosen)
-            length = min(length for length in self._programs if length >= self._length(chosen))
+    def run(self, batches: Batches, reply: Reply) -> None:
+        """Takes one step per batch."""
+        for batch in batches:
+            rows = self._rows(batch)
+            length = min(length for length in self._programs if length >= self._length(batch))
             used = [sum(tree.length for tree in row) for row in rows]
             count = count_microbatches(used, self._short, self._rows_each)
             self._state, report = self._programs[length](self._state, self._batch(rows, length), count)
@@ -119,28 +120,28 @@ class JaxSide:
             total, weight = jax.device_get(report["sums"]["loss/bradley_terry"])
             reply(float(total / weight))
 
-    def _length(self, chosen: list[int]) -> int:
-        # Padded: both responses of a comparison in one row, each as long as the batch's longest (in units of 64).
-        longest = max(self._dataset.tree(i).longest for i in chosen)
+    def _length(self, batch: list[int]) -> int:
+        # Padded: both responses of a comparison in one row, each padded to the longest, a multiple of 64.
+        longest = max(self._dataset.tree(i).longest for i in batch)
         return ROW_LENGTH if self._packed else 2 * 64 * -(-longest // 64)
 
-    def _rows(self, chosen: list[int]) -> list[list[Tree]]:
-        trees = [self._dataset.tree(i) for i in chosen]
+    def _rows(self, batch: list[int]) -> list[list[Tree]]:
+        trees = [self._dataset.tree(i) for i in batch]
         if not self._packed:
             return [[unshared(tree)] for tree in trees]
         packed = pack_for_step(np.array([tree.length for tree in trees]), ROW_LENGTH, self._short)
         return [[trees[i] for i in row] for row in packed]
 
     def _batch(self, rows: list[list[Tree]], length: int) -> dict[str, np.ndarray]:
-        # Microbatches beyond those in use are padding: one program serves any number of them.
+        # Microbatches without rows are padding, so that one program is used for any number of microbatches.
         spec = packed_spec(self._rows_each, length, 2 * self._largest, self._largest, 1)
         starts = range(0, self._microbatches * self._rows_each, self._rows_each)
-        micro = [fill_rows(rows[start : start + self._rows_each], spec) for start in starts]
-        return {name: np.stack([part[name] for part in micro]) for name in spec}
+        microbatches = [fill_rows(rows[start : start + self._rows_each], spec) for start in starts]
+        return {name: np.stack([microbatch[name] for microbatch in microbatches]) for name in spec}
 
 
-class TorchSide:
-    """A tight loop: each conversation alone, unpadded, gradients accumulated, nothing recomputed."""
+class TorchLoop:
+    """Gradient accumulation over single conversations, without padding or gradient checkpointing."""
 
     def __init__(self, flags: argparse.Namespace, dataset: TokenizedDataset, batches: list[list[int]]):
         import torch
@@ -154,33 +155,33 @@ class TorchSide:
         self._optimizer.zero_grad()
         self.prepared = time.perf_counter() - start
 
-    def run(self, commands: Commands, reply: Reply) -> None:
-        """Takes the steps."""
+    def run(self, batches: Batches, reply: Reply) -> None:
+        """Takes one step per batch."""
         import torch
 
-        for chosen in commands:
-            loss = self._backward(chosen)
+        for batch in batches:
+            loss = self._backward(batch)
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
             self._optimizer.step()
             self._optimizer.zero_grad()
             reply(loss)
 
-    def _backward(self, chosen: list[int]) -> float:
+    def _backward(self, batch: list[int]) -> float:
         import torch
 
         total = 0.0
-        for i in chosen:
+        for i in batch:
             sequences = [torch.from_numpy(ids).long()[None] for ids in conversations(self._dataset.tree(i))]
             with torch.autocast("cpu", torch.bfloat16, enabled=self._bfloat16):
                 rewards = [self._model(ids, use_cache=False).logits.float() for ids in sequences]
-            loss = -torch.nn.functional.logsigmoid(rewards[0] - rewards[1]).sum() / len(chosen)
+            loss = -torch.nn.functional.logsigmoid(rewards[0] - rewards[1]).sum() / len(batch)
             loss.backward()
             total += loss.item()
         return total
 
 
-class TrlSide:
-    """RewardTrainer.train() itself, with its own collator, fed the steps' comparisons by its data loader."""
+class Trl:
+    """RewardTrainer.train() with its own collator, and a data loader that yields the given batches."""
 
     def __init__(self, flags: argparse.Namespace, dataset: TokenizedDataset, batches: list[list[int]], default: bool):
         import datasets
@@ -192,30 +193,30 @@ class TrlSide:
         pairs = [conversations(dataset.tree(i)) for i in range(len(dataset))]
         columns = {"chosen_ids": [pair[0] for pair in pairs], "rejected_ids": [pair[1] for pair in pairs]}
         self._table = datasets.Dataset.from_dict(columns)
-        parts = [part for batch in batches for part in self._parts(batch)]
-        shapes = {(2 * len(part), max(dataset.tree(i).longest for i in part)) for part in parts}
+        trl_batches = [part for batch in batches for part in self._split(batch)]
+        shapes = {(2 * len(part), max(dataset.tree(i).longest for i in part)) for part in trl_batches}
         start = time.perf_counter()
-        meet_shapes(flags.model, shapes, self._bfloat16)
+        warm_up_shapes(flags.model, shapes, self._bfloat16)
         self.prepared = time.perf_counter() - start
 
-    def _parts(self, chosen: list[int]) -> list[list[int]]:
-        return [chosen[start : start + self._size] for start in range(0, len(chosen), self._size)]
+    def _split(self, batch: list[int]) -> list[list[int]]:
+        return [batch[start : start + self._size] for start in range(0, len(batch), self._size)]
 
-    def run(self, commands: Commands, reply: Reply) -> None:
-        """Takes the steps."""
+    def run(self, batches: Batches, reply: Reply) -> None:
+        """Takes one step, or several of its batch size, per batch."""
         import trl
 
         losses: list[float] = []
-        side = self
+        split = self._split
 
-        class Fed(trl.RewardTrainer):
-            """Asks for the comparisons of the next step where a data loader would draw them."""
+        class Trainer(trl.RewardTrainer):
+            """A trainer whose data loader yields the given batches."""
 
             def get_train_dataloader(self) -> Iterator[dict]:
-                for chosen in commands:
-                    for part in side._parts(chosen):
+                for batch in batches:
+                    for part in split(batch):
                         yield self.data_collator([self.train_dataset[i] for i in part])
-                    # The trainer asks again when the step is done.
+                    # The trainer resumes this generator when the step is complete.
                     reply(statistics.mean(losses))
                     losses.clear()
 
@@ -237,21 +238,21 @@ class TrlSide:
                 lr_scheduler_type="constant",
                 **options,
             )
-            Fed(
+            Trainer(
                 model=torch_model(self._flags.model),
                 args=arguments,
                 train_dataset=self._table,
-                # A pad token that ends no conversation: the classifier reads the last token that is not padding.
+                # The classifier reads the last token that is not padding, so the pad token must not be the EOS token.
                 processing_class=Tokenizer.load(self._flags.model).with_separate_pad().base,
             ).train()
 
 
 def torch_model(path: str):
-    """Returns transformers' classifier with the common head, parameters in float32."""
+    """Returns transformers' classifier with the head of `head`, and parameters in float32."""
     import torch
     import transformers
 
-    transformers.logging.set_verbosity_error()  # it would report the head as missing
+    transformers.logging.set_verbosity_error()  # it would warn about the missing head
     transformers.logging.disable_progress_bar()
     model = transformers.AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.float32)
     model.score.weight.data.copy_(torch.from_numpy(head(model.config.hidden_size)))
@@ -259,8 +260,8 @@ def torch_model(path: str):
     return model
 
 
-def meet_shapes(path: str, shapes: set[tuple[int, int]], bfloat16: bool) -> None:
-    """Runs one layer of the model forward and back at each (sequences, length), so that its kernels are made."""
+def warm_up_shapes(path: str, shapes: set[tuple[int, int]], bfloat16: bool) -> None:
+    """Runs one layer of the model forward and backward with each shape (sequences, length), which creates kernels."""
     import torch
     import transformers
 
@@ -273,7 +274,7 @@ def meet_shapes(path: str, shapes: set[tuple[int, int]], bfloat16: bool) -> None
 
 
 def matmul_peak(dtype: str) -> float:
-    """Returns FLOP/s of a 2048³ product with float32 accumulation: the median of 9."""
+    """Returns the FLOP/s of a 2048³ matrix product with float32 accumulation, the median of 9."""
     x = jnp.ones((2048, 2048), dtype)
     product = jax.jit(lambda a, b: jnp.dot(a, b, preferred_element_type=jnp.float32))
     product(x, x).block_until_ready()
@@ -286,33 +287,33 @@ def matmul_peak(dtype: str) -> float:
 
 
 def model_config(flags: argparse.Namespace):
-    """Returns rmjax's configuration for the model."""
+    """Returns rmjax's configuration with the model of the flags."""
     config = configs.default()
     config.model.path, config.model.dtype = flags.model, flags.dtype
     return config
 
 
 def load_data(flags: argparse.Namespace) -> TokenizedDataset:
-    """Returns the comparisons; the first process to ask tokenizes them, the others read its cache."""
+    """Returns the comparisons; the first process tokenizes them, the others read the cache."""
     return load_dataset((flags.data,), Tokenizer.load(flags.model), DatasetOptions(max_length=1024), split="train")[0]
 
 
 SIDES = {
-    "packed": lambda *given: JaxSide(*given, packed=True),
-    "padded": lambda *given: JaxSide(*given, packed=False),
-    "torch": TorchSide,
-    "trl": lambda *given: TrlSide(*given, default=False),
-    "trl-default": lambda *given: TrlSide(*given, default=True),
+    "packed": lambda *arguments: Rmjax(*arguments, packed=True),
+    "padded": lambda *arguments: Rmjax(*arguments, packed=False),
+    "torch": TorchLoop,
+    "trl": lambda *arguments: Trl(*arguments, default=False),
+    "trl-default": lambda *arguments: Trl(*arguments, default=True),
 }
-NEEDS = {"torch": ["torch"], "trl": ["torch", "trl"], "trl-default": ["torch", "trl"]}
+REQUIRES = {"torch": ["torch"], "trl": ["torch", "trl"], "trl-default": ["torch", "trl"]}
 
 
 def serve(name: str, flags: argparse.Namespace, batches: list[list[int]], pipe) -> None:
-    """Runs in a side's process: makes it ready, then takes the steps that the pipe asks for."""
+    """Runs in the process of an implementation: warms up, then takes a step for each batch from the pipe."""
     start = time.perf_counter()
     side = SIDES[name](flags, load_data(flags), batches)
 
-    def commands() -> Commands:
+    def receive() -> Batches:
         pipe.send((time.perf_counter() - start, side.prepared))
         while True:
             try:
@@ -323,25 +324,25 @@ def serve(name: str, flags: argparse.Namespace, batches: list[list[int]], pipe) 
     def reply(loss: float) -> None:
         pipe.send((loss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 
-    side.run(commands(), reply)
+    side.run(receive(), reply)
 
 
 class Process:
-    """A side in its own process, seen from the one that measures."""
+    """The process of an implementation, with its losses, step times in seconds, and peak memory in KiB."""
 
     def __init__(self, name: str, flags: argparse.Namespace, batches: list[list[int]]):
         context = multiprocessing.get_context("spawn")
         self.name, self.losses, self.seconds, self.peak = name, [], [], 0
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(name, flags, batches, theirs), daemon=True)
+        self._pipe, child_pipe = context.Pipe()
+        self._process = context.Process(target=serve, args=(name, flags, batches, child_pipe), daemon=True)
         self._process.start()
-        theirs.close()
+        child_pipe.close()
         self.ready, self.prepared = self._receive()
 
-    def step(self, chosen: list[int]) -> None:
-        """Takes a step, and notes its loss and time and the peak memory since the start."""
+    def step(self, batch: list[int]) -> None:
+        """Takes a step, and stores its loss, its time, and the peak memory so far."""
         start = time.perf_counter()
-        self._pipe.send(chosen)
+        self._pipe.send(batch)
         loss, self.peak = self._receive()
         self.seconds.append(time.perf_counter() - start)
         self.losses.append(loss)
@@ -355,22 +356,22 @@ class Process:
         try:
             return self._pipe.recv()
         except EOFError:
-            raise SystemExit(f"{self.name}: its process ended; its error is above") from None
+            raise SystemExit(f"the process of {self.name} ended, see its error above") from None
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Runs the benchmark and prints its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--data", required=True)
+    parser.add_argument("--model", required=True, help="Hugging Face directory of a causal LM")
+    parser.add_argument("--data", required=True, help="JSONL file of pairs")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--batch", type=int, default=16, help="comparisons a step")
-    parser.add_argument("--batches", type=int, default=3, help="timed steps")
-    parser.add_argument("--sides", default=",".join(SIDES), help="which, and in which order")
+    parser.add_argument("--batch", type=int, default=16, help="comparisons per step")
+    parser.add_argument("--batches", type=int, default=3, help="number of timed steps")
+    parser.add_argument("--sides", default=",".join(SIDES), help="implementations in order, separated by commas")
     flags = parser.parse_args()
-    asked = flags.sides.split(",")
-    if unknown := set(asked) - set(SIDES):
-        parser.error(f"--sides names {', '.join(sorted(unknown))}; choose from {', '.join(SIDES)}")
+    requested = flags.sides.split(",")
+    if unknown := set(requested) - set(SIDES):
+        parser.error(f"--sides has {', '.join(sorted(unknown))}; expected {', '.join(SIDES)}")
     began = time.perf_counter()
     dataset = load_data(flags)
     order = np.random.default_rng(0).permutation(len(dataset))
@@ -380,20 +381,20 @@ def main() -> None:
         side = Process(name, flags, [batches[0][:2], *batches])
         side.step(batches[0][:2])
         print(
-            f"{name}: ready after {side.ready:.1f} s, {side.prepared:.1f} of them to compile or to warm up; first "
-            f"step, of 2 comparisons, {side.seconds[0]:.1f} s; its loss, before any update, {side.losses[0]:.5f}",
+            f"{name}: ready after {side.ready:.1f} s, of which {side.prepared:.1f} s compilation or warm-up; first "
+            f"step, on 2 comparisons, {side.seconds[0]:.1f} s, with loss {side.losses[0]:.5f} before any update",
             flush=True,
         )
         return side
 
-    names = [name for name in asked if installed(name)]
+    names = [name for name in requested if installed(name)]
     first, sides, own = start(names[0]), [], []
     for name in names[1:]:
         side = start(name)
         for number, batch in enumerate(batches, 1):
             first.step(batch)
             side.step(batch)
-            # The first's losses of its first pass: later ones come after more updates than the side has had.
+            # Losses of the first implementation's first pass, after as many updates as this one has had.
             print(
                 f"batch {number}: {names[0]} {first.seconds[-1]:.2f} s, {name} {side.seconds[-1]:.2f} s; losses "
                 f"{first.losses[number]:.5f} and {side.losses[number]:.5f}",
@@ -417,7 +418,7 @@ def main() -> None:
         "unique": [sum(dataset.tree(i).length for i in batch) for batch in batches],
     }
     print(
-        f"\n{os.cpu_count()} cores, {flags.dtype}, {flags.batches} batches of {flags.batch}; matmul peak "
+        f"\n{os.cpu_count()} cores, {flags.dtype}, {flags.batches} batches of {flags.batch}; matrix product peak "
         f"{peak / 1e9:.0f} GFLOP/s\n"
     )
     columns = (
@@ -433,13 +434,13 @@ def main() -> None:
     )
     print(f"{columns[0]:<12}" + "".join(f"  {column}" for column in columns[1:]))
     for side, base in zip([first, *sides], [first.seconds[1:], *own], strict=True):
-        taken = side.seconds[1:]
+        times = side.seconds[1:]
         rates = {
-            what: statistics.median(values[i % len(batches)] / seconds for i, seconds in enumerate(taken))
-            for what, values in amounts.items()
+            unit: statistics.median(values[i % len(batches)] / seconds for i, seconds in enumerate(times))
+            for unit, values in amounts.items()
         }
         flops = 6 * matrices * rates["unique"]
-        ratio = statistics.median(s / b for s, b in zip(taken, base, strict=True))
+        ratio = statistics.median(s / b for s, b in zip(times, base, strict=True))
         cells = (
             f"{rates['comparisons']:.2f}",
             f"{rates['real']:.0f}",
@@ -453,18 +454,18 @@ def main() -> None:
         aligned = (f"  {cell:>{len(column)}}" for cell, column in zip(cells, columns[1:], strict=True))
         print(f"{side.name:<12}" + "".join(aligned))
     print(
-        "\nReal tokens: both whole conversations, no padding. Unique tokens: a shared prompt once; the GFLOP/s are\n"
-        "6 FLOP for each of them and each weight of the layers' matrices, attention apart, so that all sides are\n"
-        "held against the same work. Compile: once, not in the steps; of torch and TRL, their warm-up.\n"
-        f"All of it took {time.perf_counter() - began:.0f} s."
+        "\nReal tokens: both whole conversations without padding. Unique tokens: shared prompts counted once.\n"
+        "GFLOP/s: 6 FLOP per unique token and weight of the layers' matrices, without attention, for all sides.\n"
+        "Compile: compilation or warm-up, once, not included in the steps.\n"
+        f"Total time: {time.perf_counter() - began:.0f} s."
     )
 
 
 def installed(name: str) -> bool:
-    """Returns whether a side can run here; says so if not."""
-    missing = [module for module in NEEDS.get(name, ()) if importlib.util.find_spec(module) is None]
+    """Returns whether the requirements of an implementation are installed; prints a message if not."""
+    missing = [module for module in REQUIRES.get(name, ()) if importlib.util.find_spec(module) is None]
     if missing:
-        print(f"{name}: left out, {missing[0]} is not installed")
+        print(f"{name}: skipped, because {missing[0]} is not installed")
     return not missing
 
 

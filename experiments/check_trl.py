@@ -1,17 +1,16 @@
-"""Our Bradley-Terry loss against TRL's own RewardTrainer.compute_loss, on the same rewards.
+"""Comparison of the Bradley-Terry loss of rmjax with TRL's RewardTrainer.compute_loss on the same rewards.
 
     python -m pip install -e '.[bench]' && python experiments/check_trl.py
 
-TRL's method is called as it is, on a model that returns given logits: plain, with margins, and with centering.
+TRL's method is called unmodified, with a model that returns given logits: plain, with margins, and with centering.
 """
 
+import argparse
 import collections
 import types
 
 import jax.numpy as jnp
 import numpy as np
-import torch
-import trl
 
 from rmjax.core import config as configs
 from rmjax.data.packing.rows import fill_rows
@@ -21,8 +20,11 @@ from rmjax.training.objectives import make_objective
 PAIRS = 50
 
 
-def theirs(rewards: np.ndarray, margins: np.ndarray | None, coefficient: float | None) -> float:
-    """Returns the loss of TRL's method for rewards [PAIRS, 2] (better, worse)."""
+def trl_loss(rewards: np.ndarray, margins: np.ndarray | None, coefficient: float | None) -> float:
+    """Returns TRL's loss of rewards [PAIRS, 2] (chosen, rejected), with margins [PAIRS] and centering coefficient."""
+    import torch
+    import trl
+
     logits = torch.tensor(np.concatenate([rewards[:, 0], rewards[:, 1]]))[:, None]
     accelerator = types.SimpleNamespace(gather=lambda x: x, gather_for_metrics=lambda x: x)
     trainer = types.SimpleNamespace(
@@ -40,8 +42,8 @@ def theirs(rewards: np.ndarray, margins: np.ndarray | None, coefficient: float |
     return float(trl.RewardTrainer.compute_loss(trainer, model, inputs))
 
 
-def ours(rewards: np.ndarray, margins: np.ndarray | None, coefficient: float | None) -> float:
-    """Returns our loss for the same."""
+def rmjax_loss(rewards: np.ndarray, margins: np.ndarray | None, coefficient: float | None) -> float:
+    """Returns rmjax's loss; the arguments are those of `trl_loss`."""
     config = configs.default().objective
     config.margin, config.centering = margins is not None, coefficient or 0.0
     one = np.array([1], np.int32)
@@ -54,15 +56,18 @@ def ours(rewards: np.ndarray, margins: np.ndarray | None, coefficient: float | N
 
 
 def main() -> None:
-    """Compares and prints."""
+    """Prints the losses and their differences; raises AssertionError if one exceeds 1e-5, relative."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    import trl
+
     rng = np.random.default_rng(0)
     rewards = rng.normal(0, 3, (PAIRS, 2)).astype(np.float32)
     margins = rng.uniform(0, 2, PAIRS).astype(np.float32)
     print(f"trl {trl.__version__}, {PAIRS} pairs")
     for name, arguments in {"plain": (None, None), "margin": (margins, None), "centering": (None, 0.01)}.items():
-        their, our = theirs(rewards, *arguments), ours(rewards, *arguments)
-        print(f"{name}: TRL {their:.7f}, rmjax {our:.7f}, difference {abs(their - our):.1e}")
-        np.testing.assert_allclose(our, their, rtol=1e-5)
+        expected, found = trl_loss(rewards, *arguments), rmjax_loss(rewards, *arguments)
+        print(f"{name}: TRL {expected:.7f}, rmjax {found:.7f}, difference {abs(expected - found):.1e}")
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""Random mutations of valid HTTP and gRPC messages against a server: never a crash, a 500 or a wrong score.
+"""Fuzz test of the server: random mutations of valid HTTP and gRPC messages.
 
     python experiments/fuzz_serve.py --count=100000
 
-The model is a sum of bytes, so that the right score of a valid message is known; every eighth message is valid, sent
-between the broken ones. A message may still be valid after its mutation, and is then answered. What must not happen: an
-answer that blames the server (HTTP 500, gRPC INTERNAL or UNKNOWN), no answer to a request that arrived whole, a wrong
-score for a valid one, a server that no longer serves.
+The reward is the sum of a text's bytes, so expected scores are known. Every eighth message is valid; a mutated message
+may still be valid too. Failures are: an internal server error (HTTP 500, gRPC INTERNAL or UNKNOWN), no response to a
+complete request, a wrong score, and a server that stops responding.
 """
 
 import argparse
@@ -30,9 +29,9 @@ from rmjax.serving.services.reward import RewardService
 THREADS = 4
 INFER = "/v2/models/reward_model/infer"
 TEXTS = ["a text", "Grüße", "x" * 50]
-FINE = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
-ODD = [None, True, -1, 0, 2**31, 2**63, 2**70, 1.5, "", "\ud800", "x" * 99, [], {}, [[]], [None], {"name": 1}, "BYTES",
-       "FP32", "sentences", "tokens", [[[1]]], float("nan")]  # fmt: skip
+ALLOWED = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
+UNEXPECTED = [None, True, -1, 0, 2**31, 2**63, 2**70, 1.5, "", "\ud800", "x" * 99, [], {}, [[]], [None], {"name": 1},
+              "BYTES", "FP32", "sentences", "tokens", [[[1]]], float("nan")]  # fmt: skip
 
 
 def total(text):
@@ -47,7 +46,7 @@ def load(metrics):
             np.array([[tree.prefix.sum() + branch.sum()] for branch in tree.branches], np.float32) for tree in trees
         ]
 
-    def encode(texts, close):
+    def encode(texts, add_eos):
         rendered = [text if isinstance(text, str) else "".join(m["content"] for m in text) for text in texts]
         return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in rendered]
 
@@ -128,7 +127,7 @@ def mutate(data, rng):
 
 
 def mutate_json(value, rng):
-    """Returns a JSON value with one node replaced, removed or doubled."""
+    """Returns a JSON value with one node replaced, removed or duplicated."""
     nodes = []
 
     def walk(node):
@@ -145,14 +144,14 @@ def mutate_json(value, rng):
         elif kind == 1 and isinstance(node, list):
             node.insert(key, node[key])
         else:
-            node[key] = rng.choice(ODD)
+            node[key] = rng.choice(UNEXPECTED)
     return value
 
 
 def exchange(port, content, seconds):
-    """Sends bytes; returns the status and body of the answer, or (0, b"") where there is none in time."""
+    """Sends bytes; returns the status and body of the response, or (0, b"") if there is none in time."""
     with socket.create_connection(("127.0.0.1", port)) as client:
-        # A reset at the end, so that 100,000 connections do not use up the ports.
+        # Closes the connection with a reset: 100,000 connections in TIME_WAIT would exhaust the ports.
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.settimeout(seconds)
         answer = b""
@@ -189,12 +188,12 @@ def fuzz_http(port, rng, found):
         content = request(method, path, headers, mutate(body, rng))
     else:
         content = mutate(request(method, path, headers, body), rng)
-        status, answer = exchange(port, content, 0.05)  # it may wait for more, or for nothing
+        status, answer = exchange(port, content, 0.05)  # an incomplete request gets no response
         check_http(content, status, answer, found)
         return
     status, answer = exchange(port, content, 20)
     if not status:
-        found["failed"].append(("no answer", content))
+        found["failed"].append(("no response", content))
     check_http(content, status, answer, found)
 
 
@@ -216,12 +215,12 @@ def fuzz_grpc(channel, rng, found):
     except grpc.RpcError as error:
         code = error.code().name
     found["grpc"][code] += 1
-    if code not in FINE:
+    if code not in ALLOWED:
         found["failed"].append((code, method, data))
 
 
 def valid(port, channel, rng, found):
-    """Sends a message that is whole, and checks its scores."""
+    """Sends a valid message and checks its scores."""
     texts = [str(rng.random()) for _ in range(rng.randint(1, 3))]
     expected = [total(text) for text in texts]
     if rng.random() < 0.5:
@@ -243,7 +242,7 @@ def valid(port, channel, rng, found):
 
 
 def fuzz(count, seed=0):
-    """Returns {"http": {status: n}, "grpc": {code: n}, "valid": n, "failed": [what went wrong]}."""
+    """Returns {"http": {status: n}, "grpc": {code: n}, "valid": n, "failed": [description]}."""
     loop = asyncio.new_event_loop()
     serving = threading.Thread(target=loop.run_forever)
     serving.start()
@@ -285,15 +284,15 @@ def fuzz(count, seed=0):
 
 
 def main():
-    """Fuzzes as the flags say."""
+    """Runs the fuzz test and prints its results; exits with status 1 after failures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=100_000, help="number of messages")
+    parser.add_argument("--seed", type=int, default=0, help="of the mutations")
     given = parser.parse_args()
     found = fuzz(given.count, given.seed)
     for failure in found["failed"][:20]:
         print("FAILED", failure)
-    print(f"HTTP {dict(sorted(found['http'].items()))} (0: no answer, the request was not whole)")
+    print(f"HTTP {dict(sorted(found['http'].items()))} (0: no response to an incomplete request)")
     print(f"gRPC {dict(sorted(found['grpc'].items()))}")
     print(f"{found['valid']} valid messages; {len(found['failed'])} failures")
     raise SystemExit(bool(found["failed"]))

@@ -1,40 +1,91 @@
 """Describes the records of a data source, and how training would use them.
 
     python -m rmjax.describe --data=SOURCE [--model=PATH] [--validation=SOURCE]
+    python -m rmjax.describe --config=FILE [--config.data.train=SOURCE ...]
 
 Prints format, counts, lengths, ties, label ranges, duplicates, overlap, dropped records and one tokenized comparison.
+With --config, sources, tokenizer and data options are those of the configuration: both splits are shown as
+rmjax.train with the same arguments would use them.
 """
 
 from collections.abc import Sequence
 
-from absl import flags
-
 from rmjax.core import program
+from rmjax.core.config import Config
 from rmjax.core.errors import InputError
-from rmjax.data.description import describe, overlap
+from rmjax.data.description import describe, describe_splits, overlap
 from rmjax.data.tokens.tokenize import DatasetOptions
 from rmjax.data.tokens.tokenizer import Tokenizer
 from rmjax.models import loading
+from rmjax.training import datasets
+from rmjax.training.checks import check_config
+from rmjax.training.objectives import make_head, make_objective
 
-_DATA = flags.DEFINE_list("data", [], "Comma-separated files, globs or hub names; or `synthetic`.")
-_VALIDATION = flags.DEFINE_list("validation", [], "Sources to check for overlap with --data.")
-_MODEL = flags.DEFINE_string("model", "", "Model whose tokenizer and data options apply; empty: byte-level tokenizer.")
-_FORMAT = flags.DEFINE_string("format", "auto", "Record format; auto: detected.")
-_STRINGS = flags.DEFINE_enum("strings", None, ["joined", "chat"], "Prompt format of strings; default: the model's.")
-_TIES = flags.DEFINE_enum("ties", None, ["drop", "half"], "Drop ties, or target 0.5; default: the model's.")
-_STEPS = flags.DEFINE_enum("step_labels", None, ["auto", "binary", "ternary"], "Step label scale; default: model's.")
-_MISSING = flags.DEFINE_float("missing_label", None, "Number marking a missing label; default: the model's, or -100.")
-_COLUMNS = flags.DEFINE_list("columns", [], "Fields to rename, comma-separated old=new.")
-_GROUP = flags.DEFINE_bool("group_prompts", False, "Merge single responses to the same prompt into one comparison.")
-_MAX_LENGTH = flags.DEFINE_integer("max_length", 0, "Maximum conversation length in tokens; 0: the model's, or 1024.")
-_ON_OVERLONG = flags.DEFINE_enum("on_overlong", "drop", ["drop", "truncate_prompt"], "Handling of longer comparisons.")
-_LIMIT = flags.DEFINE_integer("limit", 0, "Maximum number of comparisons; 0: no limit.", lower_bound=0)
+FLAGS = program.Flags()
+_CONFIG = FLAGS.config("Configuration file of a training run; --config.section.key=value overrides.")
+_DATA = FLAGS.list("data", [], "Comma-separated files, globs or hub names; or `synthetic`.")
+_VALIDATION = FLAGS.list("validation", [], "Sources to check for overlap with --data.")
+_MODEL = FLAGS.string("model", "", "Model whose tokenizer and data options apply; empty: byte-level tokenizer.")
+_FORMAT = FLAGS.string("format", "auto", "Record format; auto: detected.")
+_STRINGS = FLAGS.enum("strings", None, ["joined", "chat"], "Prompt format of strings; default: the model's.")
+_TIES = FLAGS.enum("ties", None, ["drop", "half"], "Drop ties, or target 0.5; default: the model's.")
+_STEPS = FLAGS.enum("step_labels", None, ["auto", "binary", "ternary"], "Step label scale; default: model's.")
+_MISSING = FLAGS.float("missing_label", None, "Number marking a missing label; default: the model's, or -100.")
+_COLUMNS = FLAGS.list("columns", [], "Fields to rename, comma-separated old=new.")
+_GROUP = FLAGS.bool("group_prompts", False, "Merge single responses to the same prompt into one comparison.")
+_MAX_LENGTH = FLAGS.integer("max_length", 0, "Maximum conversation length in tokens; 0: the model's, or 1024.")
+_ON_OVERLONG = FLAGS.enum("on_overlong", "drop", ["drop", "truncate_prompt"], "Handling of longer comparisons.")
+_LIMIT = FLAGS.integer("limit", 0, "Maximum number of comparisons; 0: no limit.", lower_bound=0)
+_OPTIONS = {  # the configuration keys of the flags
+    "data.train": "--data",
+    "data.validation": "--validation",
+    "model.path": "--model",
+    "data.format": "--format",
+    "data.strings": "--strings",
+    "data.ties": "--ties",
+    "data.step_labels": "--step_labels",
+    "data.missing_label": "--missing_label",
+    "data.columns": "--columns",
+    "data.group_prompts": "--group_prompts",
+    "data.max_length": "--max_length",
+    "data.on_overlong": "--on_overlong",
+    "data.train_limit": "--limit",
+}
 
 
 def main(_: Sequence[str]) -> None:
-    """Prints the description of --data."""
-    if not _DATA.value:
-        raise InputError("--data is missing; give a file, a glob, a hub name, or `synthetic`")
+    """Prints the description of --data, or of the data of --config."""
+    if _CONFIG.value is not None:
+        if given := [(flag, key) for key, flag in _OPTIONS.items() if FLAGS.values[flag.lstrip("-")].present]:
+            flag, key = given[0]
+            raise InputError(f"{flag} does not apply with --config; use --config.{key}")
+        _describe_config(_CONFIG.value)
+    elif _DATA.value:
+        try:
+            _describe_data()
+        except InputError as error:
+            raise InputError(program.rename_options(str(error), _OPTIONS)) from error
+    else:
+        raise InputError("--data is missing; give a file, a glob, a hub name, or `synthetic`; or give --config")
+
+
+def _describe_config(config: Config) -> None:
+    check_config(config)
+    tokenizer = Tokenizer.load(loading.tokenizer_of(config))
+    print(f"tokenizer: {tokenizer.name}; strings: {config.data.strings}; max_length: {config.data.max_length}\n")
+    print(describe_splits(config.data, tokenizer))
+    try:
+        sources = {split: config.data[split] for split in datasets.SPLITS}
+        *splits, _ = datasets.load(config, sources, tokenizer, log=lambda line: None, progress=False)
+        head = make_head(config.objective, splits[0])
+        objective = make_objective(config.objective, head)
+        for split, dataset in zip(datasets.SPLITS, splits, strict=True):
+            objective.check_data(split, dataset.with_attributes(head.attributes))
+    except InputError as error:
+        print(f"training would stop: {error}")
+
+
+def _describe_data() -> None:
     tokenizer = Tokenizer.load(loading.tokenizer_directory(_MODEL.value) if _MODEL.value else "")
     data_options, max_length = loading.data_options(_MODEL.value) if _MODEL.value else ({}, 0)
     given = {flag.name: flag.value for flag in (_STRINGS, _TIES, _STEPS, _MISSING) if flag.value is not None}
@@ -54,4 +105,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    program.run(main)
+    program.run(main, FLAGS)

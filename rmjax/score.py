@@ -11,28 +11,32 @@ JAX_NUM_PROCESSES and JAX_PROCESS_ID where no scheduler sets them. All processes
 first writes and prints.
 """
 
+import dataclasses
 import pathlib
 import sys
 from collections.abc import Sequence
 
 import jax
-from absl import flags
 
 from rmjax.core import program
 from rmjax.core.errors import InputError
-from rmjax.evaluation.pipeline import load_pipeline
+from rmjax.core.text import count_of
+from rmjax.data.records.formats import FORMATS
+from rmjax.evaluation.pipeline import describe_model, load_pipeline
 from rmjax.evaluation.score_file import score_file
 
-_MODEL = flags.DEFINE_string("model", "", "Artifact, Hugging Face directory with a reward head, or workdir.")
-_INPUT = flags.DEFINE_string("input", "", "JSONL file (also .gz) of pairs, texts or messages, with or without labels.")
-_FORMAT = flags.DEFINE_string("format", "auto", "Record format; auto: detected.")
-_STRINGS = flags.DEFINE_enum("strings", None, ["joined", "chat"], "Prompt format of strings; default: the model's.")
-_COLUMNS = flags.DEFINE_list("columns", [], "Fields to rename, comma-separated old=new.")
-_OUTPUT = flags.DEFINE_string("output", "", "File to write, or to continue.")
-_MAX_LENGTH = flags.DEFINE_integer("max_length", 0, "Maximum conversation length in tokens; 0: the model's.")
-_ROWS = flags.DEFINE_integer("rows_per_device", 0, "Rows per batch on each device; 0: chosen by platform.")
-_BEST_OF = flags.DEFINE_bool("best_of", False, "Best-of-N: add `best`, the index of the highest-reward response.")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Data type of activations.")
+FLAGS = program.Flags()
+_OPTIONS = {f"data.{name}": f"--{name}" for name in ("format", "strings", "columns", "max_length")}
+_MODEL = FLAGS.string("model", "", "Artifact, Hugging Face directory with a reward head, or workdir.")
+_INPUT = FLAGS.string("input", "", "JSONL file (also .gz) of pairs, texts or messages, with or without labels.")
+_FORMAT = FLAGS.enum("format", "auto", ["auto", *FORMATS], "Record format; auto: detected.")
+_STRINGS = FLAGS.enum("strings", None, ["joined", "chat"], "Prompt format of strings; default: the model's.")
+_COLUMNS = FLAGS.list("columns", [], "Fields to rename, comma-separated old=new.")
+_OUTPUT = FLAGS.string("output", "", "File to write, or to continue.")
+_MAX_LENGTH = FLAGS.integer("max_length", 0, "Maximum conversation length in tokens; 0: the model's.", lower_bound=0)
+_ROWS = FLAGS.integer("rows_per_device", 0, "Rows per batch on each device; 0: chosen by platform.", lower_bound=0)
+_BEST_OF = FLAGS.bool("best_of", False, "Best-of-N: add `best`, the index of the highest-reward response.")
+_DTYPE = FLAGS.enum("dtype", "float32", ["float32", "bfloat16"], "Data type of activations.")
 
 
 def main(_: Sequence[str]) -> None:
@@ -43,14 +47,17 @@ def main(_: Sequence[str]) -> None:
     pipeline = load_pipeline(
         _MODEL.value, max_length=_MAX_LENGTH.value, rows_per_device=_ROWS.value, dtype=_DTYPE.value
     ).with_data_options(_FORMAT.value, _COLUMNS.value, _STRINGS.value)
+    pipeline = dataclasses.replace(pipeline, option_names=_OPTIONS)
+    print(describe_model(_MODEL.value, pipeline))
     lines, errors = score_file(pipeline, _INPUT.value, pathlib.Path(_OUTPUT.value), best_of=_BEST_OF.value)
-    print(f"{_OUTPUT.value}: {lines - errors:,} of {lines:,} records scored")
+    print(f"{_OUTPUT.value}: {lines - errors:,} of {count_of(lines, 'record')} scored")
     if errors:
         if jax.process_index() == 0:
-            print(f"error: {errors:,} records could not be scored; see `error` in the output", file=sys.stderr)
+            failed = count_of(errors, "record")
+            print(f"error: {failed} could not be scored; see `error` in the output", file=sys.stderr)
         sys.exit(1)
 
 
 if __name__ == "__main__":
     program.use_huge_pages()
-    program.run(main)
+    program.run(main, FLAGS, options=_OPTIONS)

@@ -10,12 +10,10 @@ requests are finished.
 
 import asyncio
 import functools
-import importlib.util
 import pathlib
 from collections.abc import Sequence
 
 import jax
-from absl import flags
 
 from rmjax.core import program
 from rmjax.core.errors import InputError
@@ -25,7 +23,6 @@ from rmjax.evaluation.pipeline import load_pipeline
 from rmjax.models.loading import load_model
 from rmjax.serving import app
 from rmjax.serving.engine.offload import DeviceMemory
-from rmjax.serving.engine.queue import Engine
 from rmjax.serving.metrics import ModelMetrics
 from rmjax.serving.registry import Load, ModelRegistry
 from rmjax.serving.security import Security
@@ -34,49 +31,33 @@ from rmjax.serving.services.critic_state import Critic
 from rmjax.serving.services.inputs import InputReader
 from rmjax.serving.services.reward import RewardService
 
-_MODEL = flags.DEFINE_list("model", [], "Artifact, Hugging Face directory or workdir; several: NAME=PATH,NAME2=PATH.")
-_HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0: all interfaces.")
-_PORT = flags.DEFINE_integer("grpc_port", 8001, "gRPC port; 0: any free port.", lower_bound=0, upper_bound=65535)
-_HTTP = flags.DEFINE_integer("http_port", 8000, "HTTP port; 0: any free port.", lower_bound=0, upper_bound=65535)
-_MAX_LENGTH = flags.DEFINE_integer("max_length", 0, "Maximum tokens per sequence, longer: rejected; 0: the model's.")
-_TRUNCATE = flags.DEFINE_bool("truncate", False, "Truncate longer sequences instead; see the output `exceeded`.")
-_QUEUE = flags.DEFINE_integer("queue", 4096, "Maximum number of queued sequences.", lower_bound=1)
-_QUEUE_TOKENS = flags.DEFINE_integer("queue_tokens", 1 << 22, "Maximum number of queued tokens.", lower_bound=1)
-_ROWS = flags.DEFINE_integer("rows_per_device", 0, "Rows per batch on each device; 0: chosen by platform.")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Data type of activations.")
-_TOKEN = flags.DEFINE_string("token_file", "", "File with the bearer token of clients; empty: no authentication.")
-_CRITIC = flags.DEFINE_string("critic", "", "Reward model that initializes the PPO critic; empty: no critic.")
-_CRITIC_DIR = flags.DEFINE_string("critic_dir", "", "Directory of the critic's checkpoints; resumed from the latest.")
-_CRITIC_RATE = flags.DEFINE_float("critic_learning_rate", 9e-6, "Learning rate of the critic.", lower_bound=0.0)
-_COMBINE = flags.DEFINE_bool("combine_rm_and_critic", False, "critic_infer also returns the reward model's rewards.")
-_OFFLOAD = flags.DEFINE_bool("offload", False, "Run one model at a time; offload the others to host memory.")
-_CERTIFICATE = flags.DEFINE_string("tls_cert", "", "PEM file of the server's TLS certificate chain; empty: no TLS.")
-_KEY = flags.DEFINE_string("tls_key", "", "PEM file of the TLS private key.")
-_CLIENT_CA = flags.DEFINE_string("tls_client_ca", "", "PEM file of the client CA (mutual TLS); empty: off.")
+FLAGS = program.Flags()
+_MODEL = FLAGS.list("model", [], "Artifact, Hugging Face directory or workdir; several: NAME=PATH,NAME2=PATH.")
+_HOST = FLAGS.string("host", "127.0.0.1", "Address to listen on; 0.0.0.0: all interfaces.")
+_PORT = FLAGS.integer("grpc_port", 8001, "gRPC port; 0: any free port.", lower_bound=0, upper_bound=65535)
+_HTTP = FLAGS.integer("http_port", 8000, "HTTP port; 0: any free port.", lower_bound=0, upper_bound=65535)
+_MAX_LENGTH = FLAGS.integer("max_length", 0, "Maximum tokens per sequence, longer: rejected; 0: the model's.")
+_TRUNCATE = FLAGS.bool("truncate", False, "Truncate longer sequences instead; see the output `exceeded`.")
+_QUEUE = FLAGS.integer("queue", 4096, "Maximum number of queued sequences.", lower_bound=1)
+_QUEUE_TOKENS = FLAGS.integer("queue_tokens", 1 << 22, "Maximum number of queued tokens.", lower_bound=1)
+_ROWS = FLAGS.integer("rows_per_device", 0, "Rows per batch on each device; 0: chosen by platform.")
+_DTYPE = FLAGS.enum("dtype", "float32", ["float32", "bfloat16"], "Data type of activations.")
+_TOKEN = FLAGS.string("token_file", "", "File with the bearer token of clients; empty: no authentication.")
+_CRITIC = FLAGS.string("critic", "", "Reward model that initializes the PPO critic; empty: no critic.")
+_CRITIC_DIR = FLAGS.string("critic_dir", "", "Directory of the critic's checkpoints; resumed from the latest.")
+_CRITIC_RATE = FLAGS.float("critic_learning_rate", 9e-6, "Learning rate of the critic.", lower_bound=0.0)
+_COMBINE = FLAGS.bool("combine_rm_and_critic", False, "critic_infer also returns the reward model's rewards.")
+_OFFLOAD = FLAGS.bool("offload", False, "Run one model at a time; offload the others to host memory.")
+_CERTIFICATE = FLAGS.string("tls_cert", "", "PEM file of the server's TLS certificate chain; empty: no TLS.")
+_KEY = FLAGS.string("tls_key", "", "PEM file of the TLS private key.")
+_CLIENT_CA = FLAGS.string("tls_client_ca", "", "PEM file of the client CA (mutual TLS); empty: off.")
 
 
 def _load(path: str, memory: DeviceMemory, metrics: ModelMetrics) -> RewardService:
     with memory.resident():  # offloads the other models
         pipeline = load_pipeline(path, max_length=_MAX_LENGTH.value, rows_per_device=_ROWS.value, dtype=_DTYPE.value)
-        scorer = pipeline.scorer
-        on_device = memory.resident(memory.register(scorer, "params", metrics))
-    engine = Engine(
-        on_device(scorer.score),
-        on_device(scorer.warm_up),
-        max_length=pipeline.max_length,
-        batch_tokens=scorer.rows * scorer.row_length,
-        queue_size=_QUEUE.value,
-        queue_tokens=_QUEUE_TOKENS.value,
-        metrics=metrics,
-    )
-    return RewardService(
-        engine,
-        pipeline.tokenizer,
-        vocab_size=scorer.model.decoder.vocab_size,
-        attributes=pipeline.attributes,
-        prompt_format=pipeline.options.strings,
-        truncate=_TRUNCATE.value,
-        metadata=pipeline.metadata,
+    return app.make_reward_service(
+        pipeline, metrics, memory, queue_size=_QUEUE.value, queue_tokens=_QUEUE_TOKENS.value, truncate=_TRUNCATE.value
     )
 
 
@@ -136,15 +117,10 @@ def main(_: Sequence[str]) -> None:
         registry = ModelRegistry(loaders, paths)
         await app.serve(registry, _HOST.value, _PORT.value, _HTTP.value, security)
 
-    loop_factory = None
-    if importlib.util.find_spec("uvloop"):  # faster than asyncio's event loop; not available on Windows
-        import uvloop
-
-        loop_factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
+    with asyncio.Runner(loop_factory=app.event_loop_factory()) as runner:
         runner.run(serve())
 
 
 if __name__ == "__main__":
     program.use_huge_pages()
-    program.run(main)
+    program.run(main, FLAGS)

@@ -50,7 +50,7 @@ def rewards(made, records):
     assert [{k: v for k, v in line.items() if k != "rewards"} for line in scored] == records
 
     items = read_evaluation_data([str(made / "pairs.jsonl")], pipeline.options)
-    evaluate(pipeline, items, made / "evaluation", title="test")
+    evaluate(pipeline, items, title="test").save(made / "evaluation")
     predicted = [json.loads(line) for line in (made / "evaluation" / "predictions.jsonl").read_text().splitlines()]
 
     async def serve():

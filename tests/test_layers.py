@@ -32,7 +32,8 @@ ALLOWED = {
     "metrics": {"core", "data"},
     "training": {"core", "data", "models", "metrics"},
     "evaluation": {"core", "data", "models", "metrics"},
-    "serving.client": set(),
+    "serving.client": {"serving.conversations"},
+    "serving.conversations": set(),
     "serving.errors": {"core"},
     "serving.metrics": {"core"},
     "serving.protocol": {"core", "serving.errors", "serving.metrics"},
@@ -48,7 +49,9 @@ ALLOWED = {
     },
     "serving.http": {"data", *_TRANSPORT},
     "serving.grpc": _TRANSPORT,
+    "serving.app": {"core", "evaluation", "serving"},
     "serving": {"core"},
+    "api": {"core", "data", "models", "metrics", "training", "evaluation", "serving"},
 }
 PROGRAMS = {path.stem for path in ROOT.glob("*.py")}
 PACKAGES = sorted(path.parent.relative_to(ROOT).as_posix() for path in ROOT.rglob("__init__.py"))

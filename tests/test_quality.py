@@ -15,7 +15,7 @@ import rmjax
 from tests.conftest import ROOT
 
 PACKAGE = pathlib.Path(rmjax.__file__).parent
-PROGRAMS = {f"rmjax.{path.stem}" for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+PROGRAMS = {f"rmjax.{path.stem}" for path in PACKAGE.glob("*.py") if path.stem not in ("__init__", "api")}
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in PACKAGE.rglob("*.py")
 )

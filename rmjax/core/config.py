@@ -6,13 +6,16 @@ value of another type, raises an error that names the key.
 
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
 from rmjax.core.errors import InputError
 from rmjax.core.files import write_atomic
+
+REQUIRED = "<required>"  # value of a key that has no default: the user has to set it
 
 # Annotation of a configuration or a section: a ConfigDict, whose attributes have too wide a union type for mypy.
 Config = Any
@@ -35,7 +38,19 @@ _CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "model.param_dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "small", "layer"),
+    "data.synthetic_format": ("pairs", "kwise", "regression", "process"),
+    "data.strings": ("joined", "chat"),
+    "data.ties": ("drop", "half"),
+    "data.step_labels": ("auto", "binary", "ternary"),
+    "data.on_overlong": ("drop", "truncate_prompt", "error"),
+    "data.on_bad_record": ("error", "skip"),
     "objective.process_loss": ("cross_entropy", "mse"),
+    "optimizer.name": ("adamw", "lion"),
+    "optimizer.schedule": ("constant", "linear", "cosine"),
+}
+_ELEMENTS = {  # type of the entries of a tuple
+    str: ("data.train", "data.validation", "data.columns", "objective.attributes"),
+    float: ("data.weights", "objective.weights", "objective.attribute_weights"),
 }
 
 
@@ -81,6 +96,7 @@ def default() -> ml_collections.ConfigDict:
     data.on_bad_record = "error"  # records that cannot be used: error, or skip (counted in the report)
     data.train_limit = 0  # maximum number of comparisons per `train` source; 0: no limit
     data.validation_limit = 0  # maximum number of comparisons per `validation` source; 0: no limit
+    data.synthetic_format = "pairs"  # built-in data's format if `format` is auto: pairs, kwise, regression or process
     data.synthetic_train = 20000  # size of the built-in training data, in comparisons
     data.synthetic_validation = 1000  # size of the built-in validation data, in comparisons
 
@@ -118,13 +134,13 @@ def default() -> ml_collections.ConfigDict:
     mesh.sequence = 1  # shards of a row's tokens (sequence parallelism)
 
     config.train = train = ml_collections.ConfigDict()  # Duration, batch size, seed and logging of the training loop.
-    train.steps = 0  # optimizer steps; set either this or `epochs`, the other is 0
-    train.epochs = 0.0  # passes over the training data; set either this or `steps`, the other is 0
+    train.steps = 0  # optimizer steps; 0: no limit. With `epochs` set too, the run ends at whichever comes first
+    train.epochs = 0.0  # passes over the training data; 0: no limit
     train.batch_size = 64  # comparisons per step, over all devices
     train.rows_per_device = 8  # rows of a microbatch on each device; bounds memory, does not change results
     train.seed = 0  # random seed of initialization and data order
     train.log_every = 1  # steps between training lines in metrics.jsonl
-    train.profile = ""  # reserved; has no effect
+    train.profile = ""  # steps to trace, `first:last` (from 1), for TensorBoard or Perfetto; written to workdir/profile
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()  # When checkpoints are saved, and which are kept.
     checkpoint.every = 0  # steps between checkpoints; 0: at each validation
@@ -146,8 +162,12 @@ def small() -> ml_collections.ConfigDict:
 
 
 def fine_tuning() -> ml_collections.ConfigDict:
-    """Returns `default()` with options for fine-tuning all weights of a pretrained model for one epoch."""
+    """Returns `default()` with options for fine-tuning all weights of a pretrained model for one epoch.
+
+    `model.path`, `data.train` and `data.validation` are `REQUIRED`.
+    """
     config = default()
+    config.model.path, config.data.train, config.data.validation = REQUIRED, (REQUIRED,), (REQUIRED,)
     config.data.strings = "chat"
     config.optimizer.update(learning_rate=5e-5, schedule="linear", warmup_steps=8)
     config.train.update(epochs=1.0, batch_size=16, rows_per_device=1)
@@ -164,32 +184,48 @@ def leaves(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tupl
             yield prefix + key, value
 
 
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raises InputError naming the key and the choices if `value` is not one of `choices`."""
-    if value not in choices:
+def check_argument(argument: str, *known: str) -> None:
+    """Raises InputError unless the argument of a configuration file (`FILE:ARGUMENT`) is empty or one of `known`."""
+    if argument and argument not in known:
+        expected = f"expected {' or '.join(known)}, or none" if known else "this configuration takes none"
+        raise InputError(f"unknown argument {argument!r} after the colon; {expected}")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str] = ()) -> None:
+    """Raises InputError naming the key if `value` is not one of `choices`, by default those of the key `name`."""
+    if value not in (choices := choices or _CHOICES[name]):
         raise InputError(f"config.{name} is {value!r}; choose one of {', '.join(choices)}")
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Raises InputError for invalid values, naming the key, the value and the valid values."""
+    """Raises InputError for missing and invalid values, naming the key, the value and the valid values."""
+    values = dict(leaves(config))
+    if missing := [key for key, value in values.items() if value in (REQUIRED, (REQUIRED,))]:
+        flags = " ".join(f"--config.{key}={'DIR' if key == 'model.path' else 'FILE'}" for key in missing)
+        raise InputError(
+            f"{', '.join(f'config.{key}' for key in missing)}: required by this configuration and not set; add {flags} "
+            "(hub names are accepted too)"
+        )
     for section, (positive, not_negative) in _BOUNDS.items():
         for key in positive + not_negative:
             if config[section][key] < (minimum := int(key in positive)):
                 raise InputError(f"config.{section}.{key} is {config[section][key]}; expected at least {minimum}")
-    values = dict(leaves(config))
-    for key, choices in _CHOICES.items():
-        check_choice(key, values[key], choices)
+    for kind, keys in _ELEMENTS.items():
+        for key in keys:
+            for entry in values[key]:
+                if not isinstance(entry, str if kind is str else int | float):
+                    expected = "texts" if kind is str else "numbers"
+                    raise InputError(f"config.{key} holds {entry!r}; expected {expected}")
+    for key in _CHOICES:
+        check_choice(key, values[key])
     if config.objective.label_smoothing >= 0.5:
         raise InputError(f"config.objective.label_smoothing is {config.objective.label_smoothing}; expected below 0.5")
-    if (config.train.steps > 0) == (config.train.epochs > 0):
-        raise InputError(
-            f"config.train.steps is {config.train.steps} and config.train.epochs is {config.train.epochs}; "
-            "set exactly one of them above 0 and the other to 0"
-        )
+    if not (config.train.steps or config.train.epochs):
+        raise InputError("config.train.steps and config.train.epochs are 0; set one of them, or both")
 
 
-def selection_score(metrics: dict[str, float], best: str) -> float:
-    """Returns the score (higher is better) by which `checkpoint.best` compares checkpoints.
+def selection_metric(metrics: dict[str, float], best: str) -> str:
+    """Returns the name of the validation metric by which `checkpoint.best` compares checkpoints.
 
     Raises:
       InputError: the validation metrics do not include `best`.
@@ -197,6 +233,12 @@ def selection_score(metrics: dict[str, float], best: str) -> float:
     name = best or next(name for name in ("accuracy", "spearman", "loss") if name in metrics)
     if name not in metrics:
         raise InputError(f"config.checkpoint.best is {best!r}; choose one of {', '.join(sorted(metrics))}")
+    return name
+
+
+def selection_score(metrics: dict[str, float], best: str) -> float:
+    """Returns the value of `selection_metric`, negated if lower is better."""
+    name = selection_metric(metrics, best)
     lower_is_better = any(part in ("loss", "mse") for part in name.split("/"))
     return -metrics[name] if lower_is_better else metrics[name]
 
@@ -227,5 +269,24 @@ def check_same_run(config: ml_collections.ConfigDict, path: pathlib.Path) -> Non
     if changed:
         raise InputError(
             f"{path.parent} holds a run with another configuration ({'; '.join(changed)}). "
-            "Resume it with the same values, or choose another --workdir."
+            "Resume it with the same values, or choose another workdir."
         )
+
+
+_DEFAULTS = dict(leaves(default()))
+_KEY = re.compile(rf"(?<![\w./=-])(?:config\.)?((?:{'|'.join(_BOUNDS)}|mesh)\.\w+)(?![\w/]|\.\w)( = )?")
+
+
+def rename_options(message: str, options: Mapping[str, str]) -> str:
+    """Returns a message with each configuration key replaced by the flag that sets it, or by `config.` and the key.
+
+    >>> rename_options("data.format is 'csv'; data.ties = half keeps ties", {"data.ties": "--ties"})
+    "config.data.format is 'csv'; --ties=half keeps ties"
+    """
+
+    def rename(match: re.Match) -> str:
+        if (key := match[1]) not in _DEFAULTS:
+            return match[0]
+        return options[key] + ("=" if match[2] else "") if key in options else f"config.{key}{match[2] or ''}"
+
+    return _KEY.sub(rename, message)

@@ -1,4 +1,4 @@
-"""Atomic writes, and reading of JSON files."""
+"""Atomic writes, reading of JSON files, and recognition of files that are given by mistake."""
 
 import json
 import os
@@ -6,6 +6,89 @@ import pathlib
 from typing import Any
 
 from rmjax.core.errors import InputError
+
+_HEAD = 64  # bytes of a file that are compared
+_HTML = ("an HTML page", "download the file itself; the address may be that of a page about it")
+_TORCH = ("PyTorch weights", "give a Hugging Face directory with config.json and safetensors; convert the weights")
+_GGUF = ("a GGUF model", "give the Hugging Face directory with safetensors that it was made from")
+_ARCHIVE = ("an archive", "extract it, and give what is in it")
+_ARROW = ("an Arrow file", "give the directory that `datasets` wrote it to")
+_NEMO = (
+    "a NeMo model",
+    "convert it to Hugging Face format with NeMo's conversion script for its architecture, and give the directory "
+    "that the script writes",
+)
+_RECOMPRESS = "decompress it, or compress it by gzip"
+_TEXTS = {  # the first characters, in lower case: what the file is, and what to do
+    b"version https://git-lfs": ("a git-lfs pointer instead of the file", "run `git lfs pull` in its repository"),
+    b"<!doctype html": _HTML,
+    b"<html": _HTML,
+}
+_MAGIC = {
+    b"GGUF": _GGUF,
+    b"ARROW1": _ARROW,
+    b"\x80\x02": _TORCH,
+    b"PK\x03\x04": ("a ZIP file (an archive, a spreadsheet or PyTorch weights)", "extract, export or convert it"),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd", _RECOMPRESS),
+    b"\xfd7zXZ": ("compressed by xz", _RECOMPRESS),
+    b"BZh": ("compressed by bzip2", _RECOMPRESS),
+    b"\x1f\x8b": ("compressed by gzip", "add .gz to its name"),
+    b"PAR1": ("a Parquet file", "give it the ending .parquet"),
+}
+_ENDINGS = {
+    ".nemo": _NEMO,
+    ".gguf": _GGUF,
+    ".bin": _TORCH,
+    ".pt": _TORCH,
+    ".pth": _TORCH,
+    ".ckpt": _TORCH,
+    ".safetensors": ("a file of weights", "give the directory that it is in"),
+    ".yaml": ("a YAML file", "configurations are Python files (see configs/), data is JSONL, Parquet or CSV"),
+    ".yml": ("a YAML file", "configurations are Python files (see configs/), data is JSONL, Parquet or CSV"),
+    ".py": ("a Python file", "configurations are given as --config"),
+    ".ipynb": ("a notebook", "give the data or the model that it uses"),
+    ".tar": _ARCHIVE,
+    ".tar.gz": _ARCHIVE,
+    ".tgz": _ARCHIVE,
+    ".zip": _ARCHIVE,
+    ".arrow": _ARROW,
+}
+
+
+def identify(path: pathlib.Path, *, by_name: bool = True) -> str:
+    """Returns what a file or directory is that was given as data or model and can be neither, and what to do; else "".
+
+    Only names (unless `by_name` is False) and the first bytes are read.
+    """
+    found = None
+    if path.is_dir():
+        has = lambda *names: all((path / name).exists() for name in names)
+        if has("config.json"):
+            return ""
+        if has("model_config.yaml") or has("context", "weights") or any(path.glob("*.nemo")):
+            found = _NEMO
+        elif has("adapter_config.json"):
+            found = (
+                "an adapter of PEFT (LoRA)",
+                "merge it into its base model (merge_and_unload), and give the result",
+            )
+    elif path.is_file():
+        name, head = path.name.lower(), _head(path)
+        text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+        found = next((what for start, what in _TEXTS.items() if text.startswith(start)), None)
+        if found is None and not name.endswith((".gz", ".parquet")):
+            found = next((what for start, what in _MAGIC.items() if head.startswith(start)), None)
+        if found is None and by_name:
+            found = next((what for ending, what in _ENDINGS.items() if name.endswith(ending)), None)
+    return f"this is {found[0]}; {found[1]}" if found else ""
+
+
+def _head(path: pathlib.Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(_HEAD)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
 
 
 def write_atomic(path: pathlib.Path, text: str) -> None:
@@ -22,7 +105,22 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise InputError(f"{path}: missing; a model directory must have it") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid JSON ({error}); copy the file again") from error
+        raise InputError(f"{path}: {identify(path) or f'not valid JSON ({error}); copy the file again'}") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: the JSON value is a {type(value).__name__}; expected an object")
     return value
+
+
+def check_writable(directory: pathlib.Path, name: str) -> None:
+    """Raises InputError, with the option's `name`, unless files can be written to a directory, which may not exist yet.
+
+    >>> check_writable(pathlib.Path("/dev/null/results"), "--output")
+    Traceback (most recent call last):
+      ...
+    rmjax.core.errors.InputError: --output=/dev/null/results: /dev/null is a file; choose another directory
+    """
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"{name}={directory}: {existing} is a file; choose another directory")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"{name}={directory}: {existing} is not writable; choose another directory")

@@ -1,23 +1,113 @@
 """Start-up of the programs: flags, exit statuses, multi-host initialization and process settings."""
 
+import functools
+import io
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
+from ml_collections import config_flags
 
+from rmjax.core import config_file
+from rmjax.core.config import rename_options
 from rmjax.core.errors import InputError
 
 _HELP_FLAGS = {"-h", "-?", "--help", "-help", "--helpshort", "--helpfull", "--helpxml"}
+# What absl says of values that cannot be parsed, and what the programs say.
+_PARSE_ERRORS = {
+    r"invalid literal for int\(\) .*": "expected an integer",
+    r"could not convert string to float.*": "expected a number",
+    r"\('Non-boolean argument.*": "expected true or false",
+    r"Found (\S+) in argv before .*": r"\1 comes before --config=FILE; put it after",
+}
 
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
+class Flags:
+    """The flags of one program, separate from absl's global ones: several programs can be imported in one process.
+
+    The methods define a flag (as absl's DEFINE_*) and return its holder, with its `value` after `parse`.
+    """
+
+    def __init__(self) -> None:
+        self.values = flags.FlagValues()
+        define: Callable[[Callable], Callable] = lambda function: functools.partial(function, flag_values=self.values)
+        self.string = define(flags.DEFINE_string)
+        self.integer = define(flags.DEFINE_integer)
+        self.float = define(flags.DEFINE_float)
+        self.bool = define(flags.DEFINE_bool)
+        self.enum = define(flags.DEFINE_enum)
+        self.list = define(flags.DEFINE_list)
+
+    def config(self, description: str) -> Any:
+        """Defines --config=FILE[:ARGUMENT] with overrides --config.KEY=VALUE; the value is a ConfigDict or None."""
+        holder = config_flags.DEFINE_config_file("config", None, description, flag_values=self.values)
+        self.values["config"].parser = _ConfigParser()
+        return holder
+
+    def parse(self, argv: Sequence[str]) -> list[str]:
+        """Parses the command line and returns the program's name and the positional arguments.
+
+        Raises:
+          InputError: a flag is unknown, its value is wrong, or a configuration file cannot be used.
+        """
+        try:
+            return self.values(argv)
+        except flags.UnrecognizedFlagError as error:
+            if error.flagname.partition(".")[0] == "config" and "config" in self.values:
+                raise InputError(f"--{error.flagname}: --config=FILE is missing") from error
+            raise InputError(str(error)) from error
+        # A wrong override raises whatever ml_collections raises.
+        except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error.__context__, InputError):  # of `_ConfigParser`, wrapped by absl
+                raise error.__context__ from None
+            message = " ".join(str(error).split()).removeprefix("flag ")
+            for found, replacement in _PARSE_ERRORS.items():
+                message = re.sub(found, replacement, message)
+            raise InputError(message) from error
+
+
+class _ConfigParser(flags.ArgumentParser):
+    """Loads a configuration file and checks the names of the overrides on the command line."""
+
+    def parse(self, path: str) -> Any:
+        config = config_file.load(path)
+        for argument in sys.argv[1:]:
+            if match := re.match(r"--?(?:no)?config\.([^=]+)", argument):
+                config_file.check_override(config, match[1])
+        return config
+
+
+def run(
+    main: Callable[[Sequence[str]], None],
+    program_flags: Flags,
+    *,
+    options: Mapping[str, str] | None = None,
+    more_help: Callable[[], str] = lambda: "",
+) -> None:
     """Runs `main` with flags parsed; wrong flags and InputError print one line to standard error and exit with 2.
 
     Args:
       main: is called with the program's name; positional arguments are refused.
+      options: the flags that set configuration keys, {"data.format": "--format"}; error messages name them instead.
+      more_help: returns text that --help prints below the flags.
     """
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        logging.set_verbosity(logging.WARNING)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(line_buffering=True)  # a log file receives each line at once
+        if not _HELP_FLAGS.isdisjoint(argv):
+            print("\n\n".join(filter(None, (sys.modules["__main__"].__doc__, _help(program_flags), more_help()))))
+            sys.exit(0)
+        try:
+            arguments = program_flags.parse(argv)
+        except InputError as error:
+            _fail(str(error))
+        flags.FLAGS(argv[:1])  # libraries read absl's own flags
+        return arguments
 
     def checked_main(arguments: Sequence[str]) -> None:
         if len(arguments) > 1:
@@ -25,12 +115,18 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         try:
             main(arguments)
         except InputError as error:
-            _fail(str(error))
+            _fail(rename_options(str(error), options or {}))
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
 
-    app.run(checked_main, flags_parser=_parse_flags)
+    app.run(checked_main, flags_parser=parse)
+
+
+def _help(program_flags: Flags) -> str:
+    values = program_flags.values
+    lines = [line for module in values.flags_by_module_dict() for line in values.module_help(module).splitlines()]
+    return "\n".join(["flags:", *(line for line in lines if line.startswith(" "))])
 
 
 def use_huge_pages() -> None:
@@ -73,18 +169,6 @@ def initialize_distributed() -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
 
 
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-    logging.set_verbosity(logging.WARNING)
-    try:
-        return flags.FLAGS(["--help" if argument == "-h" else argument for argument in argv])
-    except SystemExit as error:  # absl exits with 1 after it has printed the help
-        sys.exit(error.code if _HELP_FLAGS.isdisjoint(argv) else 0)
-    # A config file runs while flags are parsed; a wrong override raises whatever ml_collections raises.
-    except (flags.Error, InputError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        message = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
-        _fail(" ".join(message.split()))
-
-
 def _fail(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
     sys.exit(2)

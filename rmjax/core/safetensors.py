@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rmjax.core.errors import InputError
+from rmjax.core.files import identify
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -49,10 +50,12 @@ class TensorDirectory:
             file = safe_open(path, framework="numpy")
             tensors = list(file.keys())
         except FileNotFoundError as error:
-            hint = "copy it again, or convert weights in other formats (.bin, .gguf) to safetensors"
-            raise InputError(f"{path}: missing; {hint}") from error
+            others = sorted(other.name for end in ("bin", "gguf", "pth") for other in path.parent.glob(f"*.{end}"))
+            fix = f"convert {others[0]} to safetensors" if others else "copy the directory again"
+            raise InputError(f"{path}: missing; a model's weights must be in safetensors: {fix}") from error
         except (SafetensorError, OSError) as error:
-            raise InputError(f"{path}: truncated or not a safetensors file ({error}); copy it again") from error
+            reason = f"truncated or not a safetensors file ({error}); copy it again"
+            raise InputError(f"{path}: {identify(path, by_name=False) or reason}") from error
         for name in tensors:
             if name in self.shapes:
                 raise InputError(f"{path}: the tensor {name!r} is in another file too; remove one of them")
@@ -84,7 +87,10 @@ def write(directory: pathlib.Path, tensors: Iterable[tuple[str, Callable[[], np.
     for number, shard in enumerate(shards, 1):
         file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         arrays = {name: np.ascontiguousarray(make()) for name, make in shard.items()}
+        (directory / file).touch()
+        mode = (directory / file).stat().st_mode  # follows the umask; that of `save_file` does not
         save_file(arrays, directory / file, metadata={"format": "pt"})
+        (directory / file).chmod(mode)
         weight_map.update(dict.fromkeys(arrays, file))
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}

@@ -1,32 +1,76 @@
 """Text description of a data source: counts, lengths, labels, duplicates, and one comparison token by token."""
 
 import collections
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from rmjax.core.config import Config
+from rmjax.core.errors import InputError
+from rmjax.core.text import count_of
 from rmjax.data.records.read import read_comparisons
+from rmjax.data.records.sources import Sources, as_tuple
 from rmjax.data.schema import Comparison, Conversation, Tree
-from rmjax.data.tokens.dataset import align_labels
-from rmjax.data.tokens.rendering import make_trees
-from rmjax.data.tokens.tokenize import DatasetOptions, tokenize
+from rmjax.data.tokens.dataset import TokenizedDataset, align_labels, concatenate
+from rmjax.data.tokens.load import load_dataset
+from rmjax.data.tokens.tokenize import DatasetOptions, DatasetReport, tokenize
 from rmjax.data.tokens.tokenizer import Tokenizer
 
 _MAX_TOKENS = 400  # shown of a prompt or response
 _SYNTHETIC_SIZE = 1000  # comparisons of the built-in data, without a limit
 
 
-def describe(sources: Sequence[str], tokenizer: Tokenizer, options: DatasetOptions) -> str:
-    """Returns the description of a source.
+def describe(sources: Sources, tokenizer: Tokenizer, options: DatasetOptions) -> str:
+    """Returns the description of a source, without its bad records.
 
     Raises:
-      InputError: the source cannot be read, or no record can be used.
+      InputError: the source cannot be read.
     """
+    options = dataclasses.replace(options, on_bad_record="skip")
     comparisons, read_report = read_comparisons(sources, options, synthetic_size=options.limit or _SYNTHETIC_SIZE)
-    dataset, report = tokenize(comparisons, tokenizer, options, ", ".join(sources), read_report)
-    lines = [str(report)]
+    dataset, report = tokenize(comparisons, tokenizer, options, _names(sources), read_report)
+    return "\n".join(_describe_report(report) + _describe(comparisons, dataset, tokenizer))
+
+
+def describe_splits(data: Config, tokenizer: Tokenizer) -> str:
+    """Returns the description of both splits of the section `config.data`, read and tokenized as in training.
+
+    Where training would stop at a record, such records are left out.
+
+    Raises:
+      InputError: a source cannot be read.
+    """
+    lines, splits = [], []
+    for split in ("train", "validation"):
+        options, size = DatasetOptions.from_config(data, split), data[f"synthetic_{split}"]
+        overlong = "drop" if options.on_overlong == "error" else options.on_overlong
+        lenient = dataclasses.replace(options, on_bad_record="skip", on_overlong=overlong)
+        comparisons, datasets = [], []
+        lines.append(f"{split}:")
+        for source in data[split]:
+            found, read_report = read_comparisons(source, lenient, split=split, synthetic_size=size)
+            try:
+                dataset, report = load_dataset(source, tokenizer, options, split=split, synthetic_size=size)
+            except InputError:
+                dataset, report = tokenize(found, tokenizer, lenient, source, read_report)
+            lines += _describe_report(report)
+            comparisons += found
+            datasets.append(dataset)
+        lines += [*_describe(comparisons, concatenate(datasets), tokenizer), ""]
+        splits.append(comparisons)
+    return "\n".join([*lines, _overlap("training and validation data", *splits)])
+
+
+def _describe_report(report: DatasetReport) -> list[str]:
+    return [str(report), *(f"  left out: {cause}" for cause in report.causes())]
+
+
+def _describe(comparisons: Sequence[Comparison], dataset: TokenizedDataset, tokenizer: Tokenizer) -> list[str]:
+    """Returns lines about comparisons and about the dataset of those of them that are not left out."""
+    lines = []
     if len(dataset):
         low, median, high = np.percentile(dataset.lengths, [5, 50, 95]).astype(int).tolist()
         lines.append(
@@ -36,12 +80,11 @@ def describe(sources: Sequence[str], tokenizer: Tokenizer, options: DatasetOptio
     lines += _responses(comparisons) + _labels(comparisons)
     counts = collections.Counter(map(_comparison_key, comparisons))
     duplicates = sum(count - 1 for count in counts.values())
-    lines.append(f"duplicates: {duplicates:,} comparisons have the same conversations as another one")
-    trees = make_trees(comparisons[:1], tokenizer)
-    if trees and isinstance(trees[0], Tree):
-        lines += ["", f"{comparisons[0].where}, token by token (¦ between tokens, ⟦ ⟧ at readouts):"]
-        lines += render(trees[0], tokenizer)
-    return "\n".join(lines)
+    lines.append(f"duplicates: {count_of(duplicates, 'comparison')} with the same conversations as another one")
+    if len(dataset):
+        lines += ["", f"{dataset.where(0)}, token by token (¦ between tokens, ⟦ ⟧ at readouts):"]
+        lines += render(dataset.tree(0), tokenizer)
+    return lines
 
 
 def _responses(comparisons: Sequence[Comparison]) -> list[str]:
@@ -55,7 +98,7 @@ def _responses(comparisons: Sequence[Comparison]) -> list[str]:
         pairs = sum(len(c.conversations) * (len(c.conversations) - 1) // 2 for c in comparisons if c.edges)
         margins = np.array([edge.margin for _, edge in edges])
         lines.append(
-            f"preferences: {len(edges):,}; {pairs - len(edges):,} pairs tied; the better response is the "
+            f"preferences: {len(edges):,}; {count_of(pairs - len(edges), 'pair')} tied; the better response is the "
             f"longer one in {longer:.1%}; margins {margins.min():g} to {margins.max():g}"
         )
     return lines
@@ -74,16 +117,22 @@ def _labels(comparisons: Sequence[Comparison]) -> list[str]:
     return lines
 
 
-def overlap(first: Sequence[str], second: Sequence[str], options: DatasetOptions) -> str:
+def overlap(first: Sources, second: Sources, options: DatasetOptions) -> str:
     """Returns a line with the numbers of comparisons and of single conversations that two sources have in common."""
     size = options.limit or _SYNTHETIC_SIZE
     sets = [read_comparisons(sources, options, synthetic_size=size)[0] for sources in (first, second)]
-    comparisons = set.intersection(*(set(map(_comparison_key, found)) for found in sets))
-    conversations = set.intersection(*({_hash(text) for c in found for text in c.conversations} for found in sets))
-    return (
-        f"overlap of {', '.join(first)} and {', '.join(second)}: {len(comparisons):,} comparisons, "
-        f"{len(conversations):,} conversations"
-    )
+    return _overlap(f"{_names(first)} and {_names(second)}", *sets)
+
+
+def _overlap(names: str, first: Sequence[Comparison], second: Sequence[Comparison]) -> str:
+    comparisons = set.intersection(*(set(map(_comparison_key, found)) for found in (first, second)))
+    conversations = set.intersection(*({_hash(t) for c in found for t in c.conversations} for found in (first, second)))
+    counts = f"{count_of(len(comparisons), 'comparison')}, {count_of(len(conversations), 'conversation')}"
+    return f"overlap of {names}: {counts}"
+
+
+def _names(sources: Sources) -> str:
+    return ", ".join(map(str, as_tuple(sources)))
 
 
 def _comparison_key(comparison: Comparison) -> tuple[str, ...]:

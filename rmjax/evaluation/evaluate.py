@@ -4,19 +4,22 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import tqdm
 
 from rmjax.core.errors import InputError
+from rmjax.core.progress import progress_bar
+from rmjax.core.text import count_of
 from rmjax.data.records.formats import Item
 from rmjax.data.records.options import DATA_DEFAULTS, ReadOptions
 from rmjax.data.records.read import read_items
+from rmjax.data.records.sources import Source
 from rmjax.data.schema import Comparison
 from rmjax.data.tokens.dataset import align_labels
+from rmjax.evaluation import report
 from rmjax.evaluation.pipeline import RewardPipeline, prediction_line, score_chunks
-from rmjax.evaluation.report import render
-from rmjax.metrics.edges import edge_table
+from rmjax.metrics.edges import EdgeTable, edge_table
 from rmjax.metrics.labels import label_metrics
 from rmjax.metrics.pairs import pair_metrics
 from rmjax.metrics.subsets import subset_metrics
@@ -25,7 +28,7 @@ ScoredComparison = tuple[Comparison, np.ndarray]  # with its rewards float32 [R,
 
 
 def read_evaluation_data(
-    sources: Sequence[str], options: ReadOptions, *, limit: int = 0, on_bad_record: str = "error"
+    sources: Sequence[str | Source], options: ReadOptions, *, limit: int = 0, on_bad_record: str = "error"
 ) -> list[Item]:
     """Returns the items of `read_items`, which documents the errors; of the built-in data, the validation split."""
     options = dataclasses.replace(options, limit=limit, on_bad_record=on_bad_record)
@@ -33,24 +36,71 @@ def read_evaluation_data(
     return read_items(sources, options, split="validation", synthetic_size=size)[0]
 
 
-def evaluate(
-    pipeline: RewardPipeline, items: Sequence[Item], output: pathlib.Path, *, title: str
-) -> list[tuple[str, str]]:
-    """Writes metrics.json, predictions.jsonl and report.html to `output`; returns the headline, (name, text) rows.
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The result of `evaluate`; a notebook shows it as a report.
 
-    Items that cannot be scored (for example too long) are counted in the metrics and have `error` in predictions.jsonl.
+    Attributes:
+      title: names model and data.
+      metrics: `comparisons`, `not_scored`, and the metrics by name, those of a subset as `SUBSET/NAME`.
+      predictions: a line per item: the record's fields and `rewards` or `error`.
+      edges: rewards at the edges' ends, for figures; None if the data has no preferences.
+    """
+
+    title: str
+    metrics: dict[str, float]
+    predictions: list[dict[str, Any]]
+    edges: EdgeTable | None
+
+    @property
+    def headline(self) -> list[tuple[str, str]]:
+        """The metrics as (name, text) rows."""
+        rows = [("comparisons", f"{self.metrics['comparisons']:,}")]
+        if self.metrics["not_scored"]:
+            rows.append(("not scored (see `error` in predictions.jsonl)", f"{self.metrics['not_scored']:,}"))
+        for name, value in list(self.metrics.items())[2:]:
+            if name == "accuracy" and "accuracy_low" in self.metrics:
+                interval = f"{self.metrics['accuracy_low']:.4f} to {self.metrics['accuracy_high']:.4f}"
+                rows.append((name, f"{value:.4f} (95 %: {interval})"))
+            elif not name.endswith(("accuracy_low", "accuracy_high")):
+                rows.append((name, f"{value:.4f}"))
+        return rows
+
+    def save(self, directory: pathlib.Path | str) -> None:
+        """Writes metrics.json, predictions.jsonl and report.html to `directory`, which is created if missing."""
+        path = pathlib.Path(directory)
+        path.mkdir(parents=True, exist_ok=True)
+        lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self.predictions)
+        (path / "predictions.jsonl").write_text(lines, encoding="utf-8")
+        (path / "metrics.json").write_text(json.dumps(self.metrics, indent=2) + "\n")
+        (path / "report.html").write_text(report.render(self.title, self.headline, self.edges), encoding="utf-8")
+
+    def __str__(self) -> str:
+        width = max(len(name) for name, _ in self.headline)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in self.headline)
+
+    def _repr_html_(self) -> str:
+        return report.render_body(self.headline, self.edges)
+
+
+def evaluate(pipeline: RewardPipeline, items: Sequence[Item], *, title: str = "", progress: bool = True) -> Evaluation:
+    """Scores items and computes the metrics of their labels.
+
+    Items that cannot be scored (for example too long) are counted in the metrics and have `error` in the predictions.
 
     Raises:
       InputError: no item could be scored, or no scored comparison has a preference or a label.
     """
-    output.mkdir(parents=True, exist_ok=True)
     scored: list[ScoredComparison] = []
-    bar = tqdm.tqdm(total=len(items), desc="scoring", unit="record", dynamic_ncols=True)
-    with bar, open(output / "predictions.jsonl", "w", encoding="utf-8") as file:
+    predictions = []
+    with progress_bar(len(items), "scoring", "record", disable=not progress) as bar:
         for item, rewards in (pair for chunk in score_chunks(pipeline, items, bar) for pair in chunk):
-            file.write(json.dumps(prediction_line(item, rewards, pipeline.attributes), ensure_ascii=False) + "\n")
+            predictions.append(prediction_line(item, rewards, pipeline.attributes))
             if isinstance(item, Comparison) and not isinstance(rewards, str):
                 scored.append((item, rewards))
+    if items and not scored:
+        count = count_of(len(items), "record")
+        raise InputError(f"none of {count} could be scored; the first error: {predictions[0].get('error')}")
     metrics = compute_metrics(pipeline, scored)
     if not metrics:
         names = sorted({name for comparison, _ in scored for name in comparison.attributes})
@@ -62,11 +112,8 @@ def evaluate(
     subsets = [comparison.subset for comparison, _ in scored]
     metrics |= subset_metrics(subsets, lambda members: compute_metrics(pipeline, [scored[i] for i in members]))
     counts = {"comparisons": len(scored), "not_scored": len(items) - len(scored)}
-    (output / "metrics.json").write_text(json.dumps(counts | metrics, indent=2) + "\n")
-    headline = _headline(counts, metrics)
-    table = edge_table(*_ranked(pipeline, scored)) if "accuracy_low" in metrics else None
-    (output / "report.html").write_text(render(title, headline, table), encoding="utf-8")
-    return headline
+    edges = edge_table(*_ranked(pipeline, scored)) if "accuracy_low" in metrics else None
+    return Evaluation(title, counts | metrics, predictions, edges)
 
 
 def compute_metrics(pipeline: RewardPipeline, scored: Sequence[ScoredComparison]) -> dict[str, float]:
@@ -97,16 +144,3 @@ def _aligned_labels(pipeline: RewardPipeline, comparison: Comparison) -> np.ndar
     # The single label of a step belongs to the head's first attribute, whatever its name.
     names = pipeline.attributes[:1] if comparison.steps else comparison.attributes
     return align_labels(comparison.labels, names, pipeline.attributes)
-
-
-def _headline(counts: dict[str, int], metrics: dict[str, float]) -> list[tuple[str, str]]:
-    rows = [("comparisons", f"{counts['comparisons']:,}")]
-    if counts["not_scored"]:
-        rows.append(("not scored (see `error` in predictions.jsonl)", f"{counts['not_scored']:,}"))
-    for name, value in metrics.items():
-        if name == "accuracy" and "accuracy_low" in metrics:
-            interval = f"{metrics['accuracy_low']:.4f} to {metrics['accuracy_high']:.4f}"
-            rows.append((name, f"{value:.4f} (95 %: {interval})"))
-        elif not name.endswith(("accuracy_low", "accuracy_high")):
-            rows.append((name, f"{value:.4f}"))
-    return rows

@@ -4,13 +4,13 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 
+from rmjax.core.config import rename_options
 from rmjax.core.errors import InputError, non_finite_error
 from rmjax.core.mesh import make_mesh, row_shards
 from rmjax.core.processes import all_equal
@@ -34,6 +34,7 @@ class RewardPipeline:
       max_length: of a conversation, in tokens; longer ones are not scored.
       options: data options, by default those of training.
       metadata: contents of rmjax.json, for a workdir `Workdir.metadata`.
+      option_names: of configuration keys, in errors of records: {"data.columns": "--columns"}.
     """
 
     scorer: Scorer
@@ -41,6 +42,7 @@ class RewardPipeline:
     max_length: int
     options: ReadOptions
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+    option_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def attributes(self) -> tuple[str, ...]:
@@ -69,7 +71,7 @@ class RewardPipeline:
 
         def result(tree: Tree | str) -> np.ndarray | str:
             if isinstance(tree, str):
-                return tree
+                return rename_options(tree, self.option_names)
             if tree.longest > self.max_length:
                 return f"{tree.longest} tokens exceed max_length = {self.max_length}; raise --max_length or shorten it"
             rewards = next(scored)
@@ -121,10 +123,21 @@ def load_pipeline(
     return RewardPipeline(scorer, tokenizer, max_length, options, loaded.metadata)
 
 
+def describe_model(path: str, pipeline: RewardPipeline) -> str:
+    """Returns a line about the model that was loaded from a path: artifact or workdir, and the checkpoint's step."""
+    metadata = pipeline.metadata
+    if not metadata:
+        return f"model: {path}, a Hugging Face model"
+    step = metadata.get("source_step")
+    if "format_version" not in metadata:  # `Workdir.metadata`
+        return f"model: {path}, its best checkpoint (step {step})"
+    return f"model: {path}, an artifact" + (f" of the checkpoint at step {step}" if step is not None else "")
+
+
 def score_chunks(
-    pipeline: RewardPipeline, items: Iterable[Item], progress: tqdm.tqdm
+    pipeline: RewardPipeline, items: Iterable[Item], progress: Any
 ) -> Iterator[list[tuple[Item, np.ndarray | str]]]:
-    """Yields chunks of (item, its rewards or error message), in order."""
+    """Yields chunks of (item, its rewards or error message), in order; `progress` is from `progress_bar`."""
     items = iter(items)
     while chunk := list(itertools.islice(items, CHUNK_SIZE)):
         yield list(zip(chunk, pipeline.rewards(chunk), strict=True))

@@ -18,11 +18,16 @@ if TYPE_CHECKING:
 
 def render(title: str, headline: list[tuple[str, str]], table: EdgeTable | None) -> str:
     """Returns the HTML page, with `headline` as (name, value) rows; without figures if `table` is None."""
+    return page(title, f"<header><h1>{html.escape(title)}</h1></header>{render_body(headline, table)}")
+
+
+def render_body(headline: list[tuple[str, str]], table: EdgeTable | None) -> str:
+    """Returns the table and the figures of `render` without the page around them."""
     rows = "".join(
         f'<tr><td>{html.escape(name)}</td><td class="number">{html.escape(value)}</td></tr>' for name, value in headline
     )
     figures = "" if table is None else _margins(table) + _calibration(table)
-    return page(title, f"<header><h1>{html.escape(title)}</h1></header><table>{rows}</table>{figures}")
+    return f"<table>{rows}</table>{figures}"
 
 
 def _margins(table: EdgeTable) -> str:

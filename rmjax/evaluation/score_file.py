@@ -5,23 +5,46 @@ import itertools
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 import jax
 import numpy as np
-import tqdm
 from jax.experimental import multihost_utils
 
 from rmjax.core.errors import InputError
 from rmjax.core.processes import synchronized_errors
+from rmjax.core.progress import progress_bar
+from rmjax.core.text import count_of
 from rmjax.data.records.formats import Item, iterate_comparisons
 from rmjax.data.schema import Comparison
 from rmjax.evaluation.pipeline import RewardPipeline, json_record, prediction_line, score_chunks
 
 
+@dataclasses.dataclass
+class _Counts:
+    """Of the lines of a score file."""
+
+    lines: int = 0
+    errors: int = 0
+    first_error: str = ""
+    best: int = 0  # lines with `best`
+
+    def add(self, line: dict[str, Any]) -> None:
+        self.lines += 1
+        self.best += "best" in line
+        if "rewards" not in line:
+            self.errors += 1
+            self.first_error = self.first_error or str(line.get("error", ""))
+
+
 def score_file(
-    pipeline: RewardPipeline, source: str, output: pathlib.Path, *, best_of: bool = False
+    pipeline: RewardPipeline,
+    source: str,
+    output: pathlib.Path,
+    *,
+    best_of: bool = False,
+    log: Callable[[str], object] = print,
 ) -> tuple[int, int]:
     """Writes a JSON line per record of `source` to `output`, after existing ones; returns (lines, lines with `error`).
 
@@ -29,6 +52,7 @@ def score_file(
 
     Args:
       best_of: add `best` to records with several responses: the index of the first with the highest merged reward.
+      log: is called with lines about existing lines, the first error, and a `best_of` without effect.
 
     Raises:
       InputError: the input cannot be read, or `output` has lines of another input or of another `best_of`.
@@ -36,40 +60,42 @@ def score_file(
     items = iterate_comparisons(source, dataclasses.replace(pipeline.options, labeled=False))
     first = jax.process_index() == 0
     with synchronized_errors():
-        done, errors = _skip_scored(items, output, best_of) if first else (0, 0)
+        counts = _skip_scored(items, output, best_of) if first else _Counts()
         file = _open(output) if first else open(os.devnull, "a")  # noqa: SIM115 (closed below)
-    done, errors = map(int, multihost_utils.broadcast_one_to_all(np.array([done, errors])))
+    done, counts.errors = map(int, multihost_utils.broadcast_one_to_all(np.array([counts.lines, counts.errors])))
+    counts.lines = done
     with synchronized_errors():  # raises if the input cannot be read
         items = itertools.islice(items, 0 if first else done, None)
         head = list(itertools.islice(items, 1))
     if done:
-        print(f"{output}: continuing after the {done:,} lines already there", flush=True)
-    bar = tqdm.tqdm(initial=done, desc="scoring", unit="record", dynamic_ncols=True, disable=not first)
-    with bar, file:
+        log(f"{output}: continuing after {count_of(done, 'existing line')}")
+    with progress_bar(None, "scoring", "record", initial=done, disable=not first) as bar, file:
         for chunk in score_chunks(pipeline, itertools.chain(head, items), bar):
             for item, rewards in chunk:
                 line = prediction_line(item, rewards, pipeline.attributes)
-                if isinstance(rewards, str):
-                    errors += 1
-                elif best_of and _has_alternatives(item):
+                if best_of and _has_alternatives(item) and not isinstance(rewards, str):
                     line["best"] = int(pipeline.merge(rewards).argmax())
+                counts.add(line)
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
-            done += len(chunk)
-    return done, errors
+    if counts.errors:
+        log(f"first error: {counts.first_error}")
+    if best_of and not counts.best:
+        log("warning: --best_of has no effect: no scored record has several responses")
+    return counts.lines, counts.errors
 
 
 def _has_alternatives(item: Item) -> bool:
     return isinstance(item, Comparison) and len(item.conversations) > 1
 
 
-def _skip_scored(items: Iterator[Item], output: pathlib.Path, best_of: bool) -> tuple[int, int]:
-    """Takes the items that `output` has lines of from the iterator; returns (lines, lines with `error`)."""
-    done = errors = 0
-    for done, line in enumerate(_existing_lines(output), 1):
-        _check_line(f"{output}:{done}", line, next(items, None), best_of)
-        errors += "rewards" not in line
-    return done, errors
+def _skip_scored(items: Iterator[Item], output: pathlib.Path, best_of: bool) -> _Counts:
+    """Takes the items that `output` has lines of from the iterator; returns the counts of these lines."""
+    counts = _Counts()
+    for number, line in enumerate(_existing_lines(output), 1):
+        _check_line(f"{output}:{number}", line, next(items, None), best_of)
+        counts.add(line)
+    return counts
 
 
 def _open(output: pathlib.Path) -> TextIO:

@@ -1,9 +1,12 @@
 """The serving artifact: a Hugging Face sequence classifier with the metadata file rmjax.json."""
 
+import dataclasses
 import hashlib
 import json
 import pathlib
 from typing import Any
+
+import jax.numpy as jnp
 
 from rmjax.core import safetensors
 from rmjax.core.errors import InputError
@@ -18,14 +21,21 @@ FORMAT_VERSION = 1
 
 def write(
     directory: pathlib.Path, model: RewardModel, params: Params, pad_token_id: int, metadata: dict[str, Any]
-) -> None:
+) -> dict[str, Any]:
     """Writes config.json, weights and rmjax.json into `directory`, which must already hold the tokenizer's files.
+
+    The head's scale is multiplied into its weights. Its shift is not, since a Hugging Face head has no bias: rmjax adds
+    it, and the rewards are transformers' logits plus `transformers_shift` [A] of rmjax.json.
 
     Args:
       pad_token_id: a token that never ends a conversation: transformers reads the reward at the last token that is not
         padding.
       metadata: further contents of rmjax.json: maximum length, source step, validation metrics, …
+
+    Returns:
+      the contents of rmjax.json.
     """
+    model, params = _fold_scale(model, params)
     attributes, family = model.head.attributes, FAMILIES[model.family]
     config = family.write_config(model.decoder) | {
         "architectures": [family.classifier],
@@ -40,8 +50,19 @@ def write(
     safetensors.write(directory, weights.named_tensors(model, params))
     checksums = {path.name: _sha256(path) for path in sorted(directory.iterdir()) if path.name != METADATA_FILE}
     fixed = {"format_version": FORMAT_VERSION, "head": "linear", "pooling": "last_token"}
-    metadata = metadata | fixed | model.head.to_json() | {"sha256": checksums}
+    shift = {"transformers_shift": list(model.head.shift) or [0.0] * len(attributes)}
+    metadata = metadata | fixed | model.head.to_json() | shift | {"sha256": checksums}
     (directory / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n")
+    return metadata
+
+
+def _fold_scale(model: RewardModel, params: Params) -> tuple[RewardModel, Params]:
+    """Returns the model with its head's scale in the head's weights; the rewards stay the same, to float rounding."""
+    if not model.head.scale:
+        return model, params
+    kernel = params["head"]["kernel"] * jnp.asarray(model.head.scale, jnp.float32)
+    head = dataclasses.replace(model.head, scale=())
+    return dataclasses.replace(model, head=head), params | {"head": {"kernel": kernel}}
 
 
 def read_metadata(directory: pathlib.Path) -> dict[str, Any]:

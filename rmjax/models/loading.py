@@ -5,11 +5,12 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rmjax.core.config import Config
 from rmjax.core.errors import InputError
-from rmjax.core.files import read_json
+from rmjax.core.files import identify, read_json
 from rmjax.models import artifact, weights
 from rmjax.models.architecture import DecoderConfig, HeadConfig
 from rmjax.models.decoder import Params, RewardModel
@@ -38,6 +39,8 @@ def resolve_path(path: str) -> pathlib.Path:
       InputError: `path` is neither a directory nor a name that can be downloaded from the hub.
     """
     directory = pathlib.Path(path).expanduser()
+    if what := identify(directory):
+        raise InputError(f"model {path!r}: {what}")
     if directory.is_dir():
         return directory
     if directory.exists() or path.startswith((".", "/", "~")) or path.count("/") != 1:
@@ -55,6 +58,11 @@ def tokenizer_directory(path: str) -> str:
     """Returns the directory with the tokenizer of the model at PATH."""
     workdir = Workdir(resolve_path(path))
     return str(workdir.tokenizer_directory if workdir.is_workdir else workdir.path)
+
+
+def tokenizer_of(config: Config) -> str:
+    """Returns the directory or hub name of a run's tokenizer; empty for the built-in one."""
+    return config.data.tokenizer or (config.model.path and tokenizer_directory(config.model.path))
 
 
 def data_options(path: str) -> tuple[dict[str, Any], int]:
@@ -95,7 +103,7 @@ def initial_params(config: Config, model: RewardModel, mesh: Mesh, key: jax.Arra
     """Returns the parameters at the start of training: of `config.path` if it is set, and random where it has none.
 
     Raises:
-      InputError: the pretrained head has other attributes, scale or shift than the model's.
+      InputError: the pretrained head has other attributes, or another shift, than the model's.
     """
     if not config.path:
         shardings = state_shardings(mesh, jax.eval_shape(model.init, key))
@@ -103,23 +111,37 @@ def initial_params(config: Config, model: RewardModel, mesh: Mesh, key: jax.Arra
     workdir = Workdir(resolve_path(config.path))
     if workdir.is_workdir:
         _check_head(workdir.path, workdir.head(), model.head)
-        return workdir.restore_params(model, mesh)
+        return _rescale(workdir.restore_params(model, mesh), workdir.head(), model.head)
+    found = model.head
     if metadata := artifact.read_metadata(workdir.path):
-        _check_head(workdir.path, HeadConfig.from_json(metadata), model.head)
+        found = HeadConfig.from_json(metadata)
+        _check_head(workdir.path, found, model.head)
     shape = (model.decoder.hidden_size, len(model.head.attributes))
     head = model.head.init * jax.random.normal(key, shape, "float32")
-    return weights.load(workdir.path, model, mesh, initial_head=head)
+    return _rescale(weights.load(workdir.path, model, mesh, initial_head=head), found, model.head)
 
 
 def _check_head(directory: pathlib.Path, found: HeadConfig, expected: HeadConfig) -> None:
     single = len(found.attributes) == 1 == len(expected.attributes)  # then its name does not matter
     attributes_differ = found.attributes != expected.attributes and not single
-    if attributes_differ or (found.scale, found.shift) != (expected.scale, expected.shift):
+    if attributes_differ or found.shift != expected.shift:
         describe = lambda head: f"{', '.join(head.attributes)} (scale {list(head.scale)}, shift {list(head.shift)})"
         raise InputError(
             f"{directory}: the reward head predicts {describe(found)}; expected {describe(expected)}: "
             "start from a model without a reward head"
         )
+
+
+def _rescale(params: Params, found: HeadConfig, expected: HeadConfig) -> Params:
+    """Returns the parameters with the head's weights such that the rewards of `found` result with `expected`'s scale.
+
+    Export folds the scale into the weights, so that an artifact of a standardized head has scale 1.
+    """
+    if found.scale == expected.scale:
+        return params
+    ones = (1.0,) * len(expected.attributes)
+    ratio = jnp.asarray(found.scale or ones, jnp.float32) / jnp.asarray(expected.scale or ones, jnp.float32)
+    return params | {"head": {"kernel": params["head"]["kernel"] * ratio}}
 
 
 def load_model(path: str, *, mesh: Mesh, dtype: str = "float32", attention: str = "auto") -> LoadedModel:

@@ -47,7 +47,7 @@ def load(path: pathlib.Path, model: RewardModel, mesh: Mesh, *, initial_head: ja
                 raise InputError(f"{path}: the tensor {name!r} is missing; {fix}")
             if files.shapes[name] != (expected := shape[::-1] if transposed else shape):
                 found = files.shapes[name]
-                raise InputError(f"{path}: the tensor {name!r} has shape {found}; config.json asks for {expected}")
+                raise InputError(f"{path}: the tensor {name!r} has shape {found}; expected {expected} by config.json")
 
         def shard(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None  # only in the type stub

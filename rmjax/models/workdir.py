@@ -1,5 +1,6 @@
 """The workdir of a training run: its files, its best checkpoint and the metadata of the model in it."""
 
+import itertools
 import json
 import pathlib
 from typing import Any
@@ -34,6 +35,12 @@ class Workdir:
         self.metrics_file = path / "metrics.jsonl"  # training and validation metrics, one JSON object per line
         self.tensorboard_directory = path / "tensorboard"  # TensorBoard event files
         self.learning_curve_file = path / "learning_curve.svg"  # a figure of `metrics_file`
+
+    @classmethod
+    def unused(cls, name: str) -> "Workdir":
+        """Returns runs/NAME-N with the smallest N from 1 that does not exist."""
+        paths = (pathlib.Path("runs") / f"{name}-{number}" for number in itertools.count(1))
+        return cls(next(path for path in paths if not path.exists()))
 
     def __str__(self) -> str:
         return str(self.path)

@@ -1,11 +1,48 @@
-"""Errors that end a request, with their HTTP status and gRPC status code.
+"""Errors that end a request, with their HTTP status and gRPC status code, and the names of inputs in their messages.
 
 Messages are sent to the client: they name the tensor or field, never a path or a line of code on the server.
 """
 
+import dataclasses
+
 from absl import logging
 
 from rmjax.core.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class InputName:
+    """Name of a request's input in error messages.
+
+    Attributes:
+      text: the whole input.
+      row_format: of one of its rows, with the row's index as `{}`; empty: the input is a single conversation.
+    """
+
+    text: str
+    row_format: str = ""
+
+    def row(self, row: int) -> str:
+        """Returns the name of a row."""
+        return self.row_format.format(row) or self.text
+
+
+def tensor_name(name: str) -> InputName:
+    """Returns the name of an input tensor.
+
+    >>> tensor_name("tokens").row(3)
+    "tensor 'tokens', row 3"
+    """
+    return InputName(f"tensor {name!r}", f"tensor {name!r}, row {{}}")
+
+
+def field_name(name: str, *, is_list: bool = False) -> InputName:
+    """Returns the name of a field of a JSON body, with one conversation or a list of them.
+
+    >>> field_name("query", is_list=True).row(3)
+    "'query[3]' of the body"
+    """
+    return InputName(f"{name!r} of the body", f"'{name}[{{}}]' of the body" if is_list else "")
 
 
 class ServingError(Exception):

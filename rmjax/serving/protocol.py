@@ -30,6 +30,7 @@ PARAMETERS = {
     "add_eos": (bool, "tokenize strings with the special tokens and the end-of-sequence token, as in training"),
     "timeout": (int, "microseconds until the deadline; 0: none"),
 }
+_TYPE_NAMES = {bool: "bool (JSON true or false)", int: "int"}
 _IGNORED_PARAMETERS = {"sequence_id", "sequence_start", "sequence_end", "priority", "binary_data_output"}  # Triton's
 _MAX_AXIS, _MAX_TIMEOUT = 1 << 31, 1 << 53  # elements; microseconds
 Arrays = dict[str, np.ndarray]
@@ -68,8 +69,11 @@ class Model(Protocol):
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
     max_batch_size: int  # 0: the first axis of its tensors is not a batch axis
-    metadata: Mapping[str, Any]
     metrics: ModelMetrics
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The model card."""
 
     @property
     def ready(self) -> bool:
@@ -98,9 +102,9 @@ def read_call(parameters: Mapping[str, Any], client: str, now: float, time_left:
     """
     for name, value in parameters.items():
         if name not in PARAMETERS and name not in _IGNORED_PARAMETERS:
-            raise RequestError(f"unknown parameter {name!r}; expected {', '.join(PARAMETERS)}")
+            raise RequestError(f"unknown parameter {name!r:.80}; expected {', '.join(PARAMETERS)}")
         if name in PARAMETERS and type(value) is not (kind := PARAMETERS[name][0]):
-            raise RequestError(f"parameter {name!r} is {value!r:.60}; expected {kind.__name__}")
+            raise RequestError(f"parameter {name!r} is {value!r:.60}; expected {_TYPE_NAMES[kind]}")
     seconds = [time_left] if time_left is not None else []
     if (timeout := parameters.get("timeout", 0)) > 0:
         seconds.append(min(timeout, _MAX_TIMEOUT) / 1e6)
@@ -120,8 +124,8 @@ def check_input(name: str, datatype: str, shape: Sequence[int], expected: Mappin
     axes = len(expected[name].shape)
     if len(shape) > 2 * axes or any(not 0 <= size < _MAX_AXIS for size in shape):
         raise RequestError(
-            f"tensor {name!r} has {len(shape)} axes, of sizes {list(shape[: 2 * axes])!s:.60}; expected "
-            f"{axes}, not negative and below {_MAX_AXIS} each"
+            f"tensor {name!r} has {len(shape)} axes, of sizes {list(shape[: 2 * axes])!s:.60}; expected {axes} axes, "
+            f"of sizes that are not negative and below {_MAX_AXIS}"
         )
 
 
@@ -129,7 +133,8 @@ def reshape(name: str, values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """Returns a tensor's flat values in its shape; raises RequestError if their number differs."""
     if values.size != (size := math.prod(shape)):
         raise RequestError(
-            f"tensor {name!r} has shape {list(shape)}, which is {size} elements, but its contents hold {values.size}"
+            f"tensor {name!r} has shape {list(shape)}, which is {size} elements, but its contents hold {values.size}; "
+            "make shape and contents agree"
         )
     return values.reshape(shape)
 
@@ -173,7 +178,9 @@ def check_outputs(names: Iterable[str], model: Model) -> None:
     """Raises RequestError if a request names an unknown output: called before any computation."""
     for name in names:
         if name not in model.outputs:
-            raise RequestError(f"unknown output tensor {name!r:.80}; the outputs are {', '.join(model.outputs)}")
+            raise RequestError(
+                f"unknown output tensor {name!r:.80}; the model's outputs are {', '.join(model.outputs)}"
+            )
 
 
 def select_outputs(names: Sequence[str], outputs: Arrays) -> Arrays:

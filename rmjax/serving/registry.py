@@ -69,7 +69,7 @@ class ModelRegistry:
         if loaded is None:
             raise NotFound(f"unknown model {name!r:.80}; this server has {', '.join(self.names)}")
         if version not in ("", VERSION):
-            raise NotFound(f"model {name!r} has no version {version!r:.40}; leave it empty, or give {VERSION}")
+            raise NotFound(f"model {name!r:.80} has no version {version!r:.40}; expected {VERSION}, or none")
         return loaded
 
     @contextlib.contextmanager

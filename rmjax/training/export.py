@@ -5,6 +5,7 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +20,16 @@ from rmjax.models.workdir import Workdir
 
 def export(
     workdir: pathlib.Path, output: pathlib.Path, *, merge: Sequence[str] = (), standardize: bool = False
-) -> None:
+) -> dict[str, Any]:
     """Writes the artifact of the workdir's best checkpoint; `output` appears only when it is complete.
 
     Args:
       merge: `attribute=weight` each: reduce the attributes to one reward, in the weights of the head.
-      standardize: rewards become (reward - mean) / std, with mean and std over the validation data. Only rmjax's own
-        programs and server apply it: a Hugging Face head has no bias, so transformers returns raw rewards.
+      standardize: rewards become (reward - mean) / std, with mean and std over the validation data. transformers'
+        logits then differ from them by a constant, see `artifact.write`.
+
+    Returns:
+      the contents of rmjax.json.
 
     Raises:
       InputError: `workdir` is not a workdir, `output` is in use, or an option does not fit the head.
@@ -46,10 +50,12 @@ def export(
             loaded = _standardize_rewards(loaded)
         tokenizer = Tokenizer.load(str(loaded.directory)).with_separate_pad()
         tokenizer.save(incomplete)
-        artifact.write(incomplete, loaded.model, loaded.params, tokenizer.base.pad_token_id, loaded.metadata)
+        pad = tokenizer.base.pad_token_id
+        metadata = artifact.write(incomplete, loaded.model, loaded.params, pad, loaded.metadata)
         if output.exists():
             output.rmdir()
         shutil.move(incomplete, output)
+    return metadata
 
 
 def _merge_attributes(loaded: loading.LoadedModel, merge: Sequence[str]) -> loading.LoadedModel:

@@ -3,14 +3,13 @@
 import json
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorboardX
-import tqdm
 
 from rmjax.core.files import write_atomic
+from rmjax.core.progress import progress_bar, write_line
 from rmjax.models.workdir import Workdir
 from rmjax.training import figures
 
@@ -43,6 +42,12 @@ def read_metrics(path: pathlib.Path, last_step: int) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return [line for line in lines if line["step"] <= last_step]
+
+
+def latest_validation(path: pathlib.Path, last_step: int) -> dict[str, float]:
+    """Returns the metrics of the last validation up to `last_step` in metrics.jsonl; {} if there is none."""
+    lines = [line for line in read_metrics(path, last_step) if line["split"] == "validation"]
+    return {name: value for name, value in lines[-1].items() if name not in ("step", "split")} if lines else {}
 
 
 class JsonlWriter(MetricsWriter):
@@ -127,12 +132,10 @@ class CompositeWriter(MetricsWriter):
 
 
 class ProgressBar:
-    """A bar with rate, loss, accuracy and time left; `disable` it on all processes but the first."""
+    """A bar with rate, loss, accuracy and time left; lines are printed with `log`."""
 
-    def __init__(self, steps: int, done: int, disable: bool):
-        interval = 0.2 if sys.stderr.isatty() else 30.0  # seconds; each update is a line in a log file
-        options = {"unit": "step", "mininterval": interval, "dynamic_ncols": True}
-        self._bar = tqdm.tqdm(desc="training", total=steps, initial=done, disable=disable, **options)
+    def __init__(self, steps: int, done: int, log: Callable[[str], object], disable: bool):
+        self._bar, self._log = progress_bar(steps, "training", "step", initial=done, disable=disable), log
 
     def update(self, metrics: dict[str, float]) -> None:
         """Advances by one step and shows its metrics."""
@@ -143,8 +146,7 @@ class ProgressBar:
 
     def print(self, line: str) -> None:
         """Prints a line above the bar."""
-        if not self._bar.disable:
-            self._bar.write(line)
+        write_line(self._log, line)
 
     def close(self) -> None:
         """Stops updating the bar and leaves it on the screen."""

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -11,15 +12,16 @@ import grain
 import jax
 import numpy as np
 
-from rmjax.core.config import Config
+from rmjax.core.config import Config, selection_score
 from rmjax.core.errors import InputError
 from rmjax.data.packing.pipeline import materialize
 from rmjax.data.packing.plan import BatchPlan
 from rmjax.data.tokens.dataset import TokenizedDataset
 from rmjax.models.workdir import Workdir
 from rmjax.training.checkpoints import Checkpoints
-from rmjax.training.logging import WRITERS, CompositeWriter, MetricsWriter, OpenWriter, ProgressBar
+from rmjax.training.logging import WRITERS, CompositeWriter, MetricsWriter, OpenWriter, ProgressBar, latest_validation
 from rmjax.training.objectives import Objective
+from rmjax.training.profiling import Profiler, parse_steps
 from rmjax.training.step import State, Trainer, shard_batch
 from rmjax.training.validation import Validation
 
@@ -45,6 +47,8 @@ class TrainingResult:
 class StopRequest:
     """Context manager that turns SIGTERM and the first SIGINT into a flag, which the loop reads between steps.
 
+    Only the main thread can handle signals; in another thread nothing is changed.
+
     The processes of a multi-process run must stop at the same step: there `Checkpoints.preempted` reports SIGTERM,
     which JAX handles, and SIGINT interrupts at once.
     """
@@ -54,7 +58,8 @@ class StopRequest:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ():
+        handles = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
+        for number in (signal.SIGTERM, signal.SIGINT) if handles else ():
             self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -126,21 +131,21 @@ def run(
     checkpoints: Checkpoints,
     workdir: Workdir,
     writers: Sequence[OpenWriter],
+    progress: ProgressBar,
 ) -> TrainingResult:
     """Trains from `state['step']`, where `iterator` is, to the end of the training plan or until a signal stops it.
 
-    `state` is donated; `writers` are used in addition to `logging.WRITERS`. Raises InputError if a step's loss or
-    gradient is not finite; no checkpoint is saved after that step.
+    `state` is donated; `writers` are used in addition to `logging.WRITERS`; `progress` is closed. Raises InputError if
+    a step's loss or gradient is not finite; no checkpoint is saved after that step.
     """
     step, last = int(state["step"]), training.plan.num_steps
     validate_every = config.evaluation.every or max(1, last // 10)
     save_every = config.checkpoint.every or validate_every
-    quiet = jax.process_index() > 0
-    writer = CompositeWriter(workdir, step, () if quiet else (*WRITERS, *writers))
-    progress = ProgressBar(last, step, quiet)
+    metrics = latest_validation(workdir.metrics_file, step)
+    writer = CompositeWriter(workdir, step, () if jax.process_index() > 0 else (*WRITERS, *writers))
     logger = StepLogger(trainer.objective, training, config.train.log_every, writer, progress)
     train_step, evaluate = trainer.compile_step(training.plan.short_length), trainer.compile_evaluation()
-    metrics: dict[str, float] = {}
+    profiler = Profiler(parse_steps(config.train.profile), workdir.path / "profile")
 
     def validate() -> dict[str, float]:
         metrics = run_validation(trainer, evaluate, state["params"], validation)
@@ -150,14 +155,17 @@ def run(
         return metrics
 
     closing = contextlib.closing
-    with closing(checkpoints), closing(progress), closing(writer), StopRequest() as stop:
+    with closing(checkpoints), closing(progress), closing(writer), closing(profiler), StopRequest() as stop:
         if step == 0:
             metrics = validate()
+            selection_score(metrics, config.checkpoint.best)  # raises if the validation data does not give this metric
         while step < last:
             item = next(iterator)
+            profiler.before(step + 1)
             batch = shard_batch(trainer.mesh, item["batch"], training.plan.microbatch_rows, training.rows)
             state, outputs = train_step(state, batch, item["microbatches"])
             step += 1
+            profiler.after(step, outputs)
             logger.add(step, outputs)
             stopping = stop.requested or checkpoints.preempted(step)
             validating = step % validate_every == 0 or step == last

@@ -18,6 +18,7 @@ import numpy as np
 
 from rmjax.core.config import Config, check_choice, default
 from rmjax.core.errors import InputError
+from rmjax.core.text import count_of
 from rmjax.data.tokens.dataset import TokenizedDataset
 from rmjax.metrics.ranking import ranking_accuracy_sums
 from rmjax.models.architecture import HeadConfig
@@ -131,8 +132,6 @@ class Objective:
 
     def check_data(self, split: str, dataset: TokenizedDataset) -> None:
         """Raises InputError if labels that a term needs are missing, or labels that it does not support are present."""
-        if not len(dataset):
-            raise InputError(f"config.data.{split}: no usable comparison is left; see the counts above")
         targets = np.unique(dataset.edges["target"])
         soft = targets[~np.isin(targets, (0.5, 1))]
         labeled = np.zeros(len(dataset), bool)
@@ -141,7 +140,8 @@ class Objective:
             if not present.any():
                 raise InputError(
                     f"config.data.{split}: no record has a {term.needs.description}, which objective {term.name!r} "
-                    f"needs; if the data has them (first record: {dataset.where(0)}), set config.data.format"
+                    f"needs; the head has {', '.join(dataset.attributes)}; if the data has them (first record: "
+                    f"{dataset.where(0)}), set config.data.format"
                 )
             if len(soft) and not term.soft_labels:
                 raise InputError(
@@ -189,6 +189,17 @@ def select_terms(config: Config) -> tuple[Term, ...]:
     return terms
 
 
+def check(config: Config) -> None:
+    """Raises InputError for options that do not fit together, as far as the data is not needed to tell."""
+    terms = select_terms(config)
+    _term_weights(config, terms)
+    attributes = tuple(config.attributes) or (() if any(term.head_from_data for term in terms) else ("reward",))
+    if twice := {name for name in attributes if attributes.count(name) > 1}:
+        raise InputError(f"config.objective.attributes holds {min(twice)!r} twice; remove one")
+    if attributes:
+        make_objective(config, HeadConfig(attributes, merge=merge_weights(config, attributes)))
+
+
 def make_head(config: Config, dataset: TokenizedDataset) -> HeadConfig:
     """Returns the reward head for training data; raises InputError for options that do not fit it."""
     from_data = any(term.head_from_data for term in select_terms(config))
@@ -197,6 +208,13 @@ def make_head(config: Config, dataset: TokenizedDataset) -> HeadConfig:
     if not config.standardize:
         return head
     labels = dataset.with_attributes(attributes).labels.astype(np.float64)
+    counts = np.count_nonzero(~np.isnan(labels), axis=0)
+    if not counts.all():
+        found = f"only of {', '.join(dataset.attributes)}" if dataset.attributes else "it has no labels"
+        raise InputError(
+            f"config.data.train: no record has a label of {attributes[int(counts.argmin())]!r}, which "
+            f"config.objective.standardize needs, {found}: set config.objective.attributes or config.data.format"
+        )
     scale, shift = np.nanstd(labels, axis=0), np.nanmean(labels, axis=0)
     if not (scale > 0).all():
         raise InputError(
@@ -227,13 +245,12 @@ def merge_weights(config: Config, attributes: Sequence[str]) -> tuple[float, ...
 def make_objective(config: Config, head: HeadConfig = _ONE_REWARD) -> Objective:
     """Returns the objective for a head from `make_head`; raises InputError for options that do not fit it."""
     terms, attributes = select_terms(config), head.attributes
-    weights = [float(weight) for weight in config.weights] or [1.0] * len(terms)
-    if len(weights) != len(terms):
-        raise InputError(f"config.objective.weights has {len(weights)} entries; {config.name!r} has {len(terms)} terms")
+    weights = _term_weights(config, terms)
     if config.attribute_weights and len(config.attribute_weights) != len(attributes):
         raise InputError(
-            f"config.objective.attribute_weights has {len(config.attribute_weights)} entries; the head has the "
-            f"{len(attributes)} attributes {', '.join(attributes)}"
+            "config.objective.attribute_weights has "
+            f"{count_of(len(config.attribute_weights), 'entry', 'entries')}; the head has "
+            f"{count_of(len(attributes), 'attribute')}: {', '.join(attributes)}"
         )
     values = {**config, "merge": head.merge, "scale": head.scale}
     weighted = {}
@@ -244,3 +261,13 @@ def make_objective(config: Config, head: HeadConfig = _ONE_REWARD) -> Objective:
     if config.reward_l2:
         weighted["reward_l2"] = config.reward_l2, functools.partial(losses.reward_l2)
     return Objective(terms, weighted, head.merge)
+
+
+def _term_weights(config: Config, terms: Sequence[Term]) -> list[float]:
+    weights = [float(weight) for weight in config.weights] or [1.0] * len(terms)
+    if len(weights) != len(terms):
+        raise InputError(
+            f"config.objective.weights has {count_of(len(weights), 'entry', 'entries')}; {config.name!r} has "
+            f"{count_of(len(terms), 'term')}"
+        )
+    return weights

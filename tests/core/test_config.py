@@ -56,7 +56,15 @@ def test_a_key_without_a_description_is_an_error(declaration, message):
         ("optimizer.weight_decay", -0.1, r"config\.optimizer\.weight_decay is -0\.1; expected at least 0"),
         ("objective.label_smoothing", 0.5, r"label_smoothing is 0\.5; expected below 0\.5"),
         ("model.remat", "some", r"config\.model\.remat is 'some'; choose one of none, small, layer"),
-        ("train.epochs", 1.0, r"config\.train\.steps is 1 and config\.train\.epochs is 1\.0; set exactly one"),
+        ("data.ties", "keep", r"config\.data\.ties is 'keep'; choose one of drop, half"),
+        (
+            "optimizer.schedule",
+            "step",
+            r"config\.optimizer\.schedule is 'step'; choose one of constant, linear, cosine",
+        ),
+        ("data.weights", ("x",), r"config\.data\.weights holds 'x'; expected numbers"),
+        ("data.train", (1,), r"config\.data\.train holds 1; expected texts"),
+        ("train.steps", 0, r"config\.train\.steps and config\.train\.epochs are 0; set one of them, or both"),
     ],
 )
 def test_invalid_values_are_named(key, value, message):
@@ -66,6 +74,48 @@ def test_invalid_values_are_named(key, value, message):
     config.update_from_flattened_dict({key: value})
     with pytest.raises(InputError, match=message):
         configs.check(config)
+
+
+def test_steps_and_epochs_may_both_be_set():
+    config = configs.default()
+    config.train.steps, config.train.epochs = 3, 1.0
+    configs.check(config)
+
+
+def test_required_keys_are_named_with_the_flags_that_set_them():
+    config = configs.fine_tuning()
+    config.data.train = ("train.jsonl",)
+    message = (
+        r"^config\.data\.validation, config\.model\.path: required by this configuration and not set; add "
+        r"--config\.data\.validation=FILE --config\.model\.path=DIR"
+    )
+    with pytest.raises(InputError, match=message):
+        configs.check(config)
+    config.data.validation, config.model.path = ("test.jsonl",), "org/name"
+    configs.check(config)
+
+
+def test_arguments_of_configuration_files_are_checked():
+    configs.check_argument("")
+    configs.check_argument("pretrained", "pretrained")
+    with pytest.raises(InputError, match=r"unknown argument 'pretraind' after the colon; expected pretrained, or none"):
+        configs.check_argument("pretraind", "pretrained")
+    with pytest.raises(InputError, match=r"unknown argument 'x' after the colon; this configuration takes none"):
+        configs.check_argument("x")
+
+
+@pytest.mark.parametrize(
+    ("message", "renamed"),
+    [
+        ("config.data.format is 'x'", "--format is 'x'"),
+        ("a.jsonl:1: bad (set data.format = pairs)", "a.jsonl:1: bad (set --format=pairs)"),
+        ("data.ties = half", "config.data.ties = half"),
+        ("data.format.jsonl, /data/data.format, data.formats", "data.format.jsonl, /data/data.format, data.formats"),
+        ("add --config.data.format=x", "add --config.data.format=x"),
+    ],
+)
+def test_configuration_keys_in_messages_are_replaced_by_flags(message, renamed):
+    assert configs.rename_options(message, {"data.format": "--format"}) == renamed
 
 
 def test_a_saved_configuration_is_read_back(tmp_path):

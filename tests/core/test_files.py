@@ -1,6 +1,7 @@
 """Atomic writes, JSON files, safetensors directories, and rules over pytree paths."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -53,7 +54,10 @@ def test_tensors_survive_writing_and_reading_in_any_number_of_shards(tmp_path, t
 
 
 def test_a_damaged_directory_is_named(tmp_path, tensors, monkeypatch):
-    with pytest.raises(InputError, match=r"model\.safetensors: missing; copy it again, or convert"):
+    with pytest.raises(InputError, match=r"model\.safetensors: missing; .* in safetensors: copy the directory again"):
+        safetensors.TensorDirectory(tmp_path)
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(InputError, match=r"missing; .*: convert pytorch_model.bin to safetensors"):
         safetensors.TensorDirectory(tmp_path)
     monkeypatch.setattr(safetensors, "SHARD_BYTES", 48)
     write(tmp_path, tensors)
@@ -67,6 +71,37 @@ def test_a_damaged_directory_is_named(tmp_path, tensors, monkeypatch):
         index.write_text(text)
         with pytest.raises(InputError, match=r"index\.json: not a safetensors index"):
             safetensors.TensorDirectory(tmp_path)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_weights_follow_the_umask(tmp_path, tensors, monkeypatch, umask, mode):
+    monkeypatch.setattr(safetensors, "SHARD_BYTES", 48)
+    old = os.umask(umask)
+    try:
+        write(tmp_path, tensors)
+    finally:
+        os.umask(old)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {mode}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "this is a git-lfs pointer instead of the file; run `git lfs",
+        ),
+        (b"<html>", "this is an HTML page; download the file itself"),
+        (b"{}", "truncated or not a safetensors file"),
+    ],
+)
+def test_files_that_were_not_downloaded_are_named(tmp_path, content, message):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match=rf"model\.safetensors: {message}"):
+        safetensors.TensorDirectory(tmp_path)
+    (tmp_path / "config.json").write_bytes(content.removesuffix(b"}"))
+    with pytest.raises(InputError, match=rf"config\.json: ({message}|not valid JSON)"):
+        read_json(tmp_path / "config.json")
 
 
 def test_exactly_one_rule_must_match():

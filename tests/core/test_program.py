@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-PROGRAMS = sorted(path.stem for path in (ROOT / "rmjax").glob("*.py") if path.stem != "__init__")
+PROGRAMS = sorted(path.stem for path in (ROOT / "rmjax").glob("*.py") if path.stem not in ("__init__", "api"))
 SMALL_PROGRAM = '''
 """A program that imports nothing slow."""
 
@@ -17,8 +17,12 @@ from absl import flags
 from rmjax.core import program
 from rmjax.core.errors import InputError
 
-_COUNT = flags.DEFINE_integer("count", 1, "A number.", lower_bound=0)
-_KIND = flags.DEFINE_enum("kind", "a", ["a", "b"], "A choice.")
+FLAGS = program.Flags()
+_COUNT = FLAGS.integer("count", 1, "A number.", lower_bound=0)
+_KIND = FLAGS.enum("kind", "a", ["a", "b"], "A choice.")
+_RATE = FLAGS.float("rate", 1.0, "Another number.")
+_FAST = FLAGS.bool("fast", False, "A switch.")
+_CONFIG = FLAGS.config("A configuration file.")
 
 
 class Exit(flags.ArgumentParser):
@@ -26,16 +30,16 @@ class Exit(flags.ArgumentParser):
         sys.exit(int(argument))
 
 
-flags.DEFINE(Exit(), "exit", None, "Exits while flags are parsed, as a config file may.")
+flags.DEFINE(Exit(), "exit", None, "Exits while flags are parsed, as a config file may.", flag_values=FLAGS.values)
 
 
 def main(_):
     if _COUNT.value > 2:
-        raise InputError(f"--count is {_COUNT.value}; expected at most 2")
+        raise InputError(f"data.train_limit is {_COUNT.value};\\n expected at most 2: data.ties = half")
     print(_KIND.value * _COUNT.value)
 
 
-program.run(main)
+program.run(main, FLAGS, options={"data.train_limit": "--count"}, more_help=lambda: "More help.")
 '''
 
 
@@ -66,7 +70,9 @@ def test_all_forms_of_help_exit_with_0(small_program, flags):
     result = run(small_program, *flags.split())
     assert result.returncode == 0
     assert "A program that imports nothing slow." in result.stdout
-    assert "--count" in result.stdout
+    assert "\nflags:\n  --count: A number." in result.stdout
+    assert "undefok" not in result.stdout
+    assert result.stdout.endswith("\n\nMore help.\n")
     assert not result.stderr
 
 
@@ -75,10 +81,18 @@ def test_all_forms_of_help_exit_with_0(small_program, flags):
     [
         (("--nonsense",), "nonsense"),
         (("--count=-1",), "count"),
-        (("--count=many",), "count"),
+        (("--count=many",), "--count=many: expected an integer"),
+        (("--rate=fast",), "--rate=fast: expected a number"),
+        (("--fast=maybe",), "--fast=maybe: expected true or false"),
         (("--kind=c",), "kind"),
         (("stray",), "unexpected argument 'stray'; see --help"),
-        (("--count=3",), "error: --count is 3; expected at most 2"),
+        (("--count=3",), "error: --count is 3; expected at most 2: config.data.ties = half"),
+        (("--config.train.steps=3",), "error: --config.train.steps: --config=FILE is missing"),
+        (("--config.train.steps=3", "--config=configs/binary.py"), "comes before --config=FILE; put it after"),
+        (("--config=configs/missing.py",), "--config=configs/missing.py: no such file; there are configs/binary.py"),
+        (("--config=configs/binary.py", "--config.train.steps=many"), "--config.train.steps=many: expected an integer"),
+        (("--config=configs/binary.py", "--config.train.stepz=3"), "--config.train.stepz: no such key; nearest: "),
+        (("--config=configs/regression.py:pretraind",), "py:pretraind: unknown argument 'pretraind' after the colon"),
     ],
 )
 def test_wrong_flags_and_inputs_print_one_line_and_exit_with_2(small_program, flags, message):
@@ -94,3 +108,18 @@ def test_other_exit_statuses_are_kept(small_program):
     assert run(small_program, "--exit=3").returncode == 3
     result = run(small_program, "--kind=b", "--count=2")
     assert (result.returncode, result.stdout) == (0, "bb\n")
+
+
+def test_all_programs_can_be_imported_together():
+    code = f"import {', '.join(f'rmjax.{program}' for program in PROGRAMS)}; print(rmjax.train.FLAGS.values['workdir'].name)"
+    result = run("-c", code)
+    assert (result.returncode, result.stdout) == (0, "workdir\n"), result.stderr
+
+
+def test_help_of_train_lists_the_configuration_files():
+    text = run("-m", "rmjax.train", "--help").stdout
+    assert "--config: Configuration file; --config.section.key=value overrides." in text
+    assert "docs/configuration.md" in text
+    for path in (ROOT / "configs").glob("*.py"):
+        assert f"  configs/{path.name} " in text
+    assert "Multi-attribute regression: several labels per response, some of which may be missing.\n" in text

@@ -149,7 +149,9 @@ def test_best_of_several_attributes_is_by_the_merged_reward(tmp_path):
 def test_evaluate_writes_metrics_predictions_and_report(pipeline, tmp_path):
     records = [PAIR | {"chosen": f" {n}.", "id": n} for n in range(20)] + [PAIR | {"chosen": " long" * 50}]
     items = read_evaluation_data([write(tmp_path / "in.jsonl", records)], ReadOptions())
-    headline = dict(evaluate(pipeline, items, tmp_path / "out", title="t"))
+    found = evaluate(pipeline, items, title="t")
+    found.save(tmp_path / "out")
+    headline = dict(found.headline)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     assert metrics["comparisons"] == 20
@@ -165,7 +167,7 @@ def test_evaluate_writes_metrics_predictions_and_report(pipeline, tmp_path):
 
 
 def test_evaluation_of_the_built_in_data_has_its_ceiling(pipeline, tmp_path):
-    evaluate(pipeline, read_evaluation_data(["synthetic"], ReadOptions(), limit=30), tmp_path, title="t")
+    evaluate(pipeline, read_evaluation_data(["synthetic"], ReadOptions(), limit=30)).save(tmp_path)
     assert 0.8 < json.loads((tmp_path / "metrics.json").read_text())["accuracy_ceiling"] < 1
 
 

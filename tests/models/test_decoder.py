@@ -22,12 +22,21 @@ def random_rows(seed=0, rows=1):
 @pytest.mark.parametrize(
     "change",
     [
-        {"norm_eps": 1.0}, {"rope_theta": 100.0}, {"rope_scaling": None}, {"initializer_range": 0.1},
-        {"rope_scaling": RopeScaling(2.0, 1.0, 4.0, 16)}, {"rope_scaling": RopeScaling(8.0, 2.0, 4.0, 16)},
-        {"rope_scaling": RopeScaling(8.0, 1.0, 2.0, 16)}, {"rope_scaling": RopeScaling(8.0, 1.0, 4.0, 64)},
-        {"num_layers": 3}, {"num_kv_heads": 4}, {"intermediate_size": 64}, {"head_dim": 4}, {"hidden_size": 48},
+        {"norm_eps": 1.0},
+        {"rope_theta": 100.0},
+        {"rope_scaling": None},
+        {"initializer_range": 0.1},
+        {"rope_scaling": RopeScaling(2.0, 1.0, 4.0, 16)},
+        {"rope_scaling": RopeScaling(8.0, 2.0, 4.0, 16)},
+        {"rope_scaling": RopeScaling(8.0, 1.0, 2.0, 16)},
+        {"rope_scaling": RopeScaling(8.0, 1.0, 4.0, 64)},
+        {"num_layers": 3},
+        {"num_kv_heads": 4},
+        {"intermediate_size": 64},
+        {"head_dim": 4},
+        {"hidden_size": 48},
     ],
-)  # fmt: skip
+)
 def test_every_hyperparameter_changes_the_output(change):
     def rewards(config):
         model = RewardModel(config, HeadConfig(init=1.0))

@@ -21,8 +21,14 @@ from tests.models.rows import whole_rows
 
 torch = pytest.importorskip("torch")
 
-ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 16, "rope_theta": 1e4}  # fmt: skip
+ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "rope_theta": 1e4,
+}
 VARIANTS = {
     "plain": {},
     "grouped": {"num_key_value_heads": 2},
@@ -112,7 +118,7 @@ def change(path, **values):
         ({"hidden_size": "remove"}, "the key 'hidden_size' is missing"),
         ({"sliding_window": 7}, "the key 'sliding_window' = 7 is not known"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type is 'yarn'"),
-        ({"intermediate_size": 95}, r"mlp\.\w+_proj\.weight' has shape .* asks for"),
+        ({"intermediate_size": 95}, r"mlp\.\w+_proj\.weight' has shape .* expected .* by config.json"),
         ({"num_hidden_layers": 4}, r"'model.layers.3.\S+' is missing"),
         ({"num_hidden_layers": 2}, r"'model.layers.2.\S+' .* is not known"),
     ],

@@ -1,3 +1,5 @@
+"""A short run of experiments/fuzz_serve.py."""
+
 import importlib.util
 
 from tests.conftest import ROOT

@@ -15,6 +15,7 @@ import pytest
 
 from rmjax.models import artifact
 from rmjax.serving import Client
+from tests.serving.test_client import free_port
 from tests.serving.test_faults import body
 
 
@@ -59,11 +60,14 @@ def programs():
         yield run
 
 
-def test_clients_survive_the_restart_of_a_killed_server(programs, model, tmp_path):
-    first, _, port = programs(f"--model={model}", "--grpc_port=0", "--http_port=0")
-    texts = [f"text {i}" for i in range(200)]
-    with concurrent.futures.ThreadPoolExecutor() as pool, Client(f"http://127.0.0.1:{port}", batch=2) as client:
-        expected = client.rewards(texts)
+@pytest.mark.filterwarnings("ignore:.* retrying for")  # a slow machine takes longer to start the server
+def test_clients_wait_for_a_starting_server_and_survive_a_restart(programs, model, tmp_path):
+    port, texts = free_port(), [f"text {i}" for i in range(200)]
+    address = f"http://127.0.0.1:{port}"
+    with concurrent.futures.ThreadPoolExecutor() as pool, Client(address, batch=2, wait=120) as client:
+        early = pool.submit(client.rewards, texts)
+        first, _, _ = programs(f"--model={model}", "--grpc_port=0", f"--http_port={port}")
+        expected = early.result(60)
         rewards = pool.submit(client.rewards, texts * 4)
         time.sleep(0.05)
         first.kill()

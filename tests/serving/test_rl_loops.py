@@ -52,8 +52,8 @@ def test_ppo_uses_reward_model_and_critic(programs, running, tmp_path):
     ppo = programs("ppo_toy")
     with contextlib.ExitStack() as stack:
         made = start_with_critic(stack, running, tmp_path)
-        pipeline = stack.enter_context(Client(f"http://127.0.0.1:{made.http_port}", batch=8, concurrency=1))
-        found = list(ppo.ppo(ppo.CriticClient(made.grpc_port), pipeline, running.tokenizer, 2, repeats=2))
+        client = stack.enter_context(Client(f"http://127.0.0.1:{made.http_port}", batch=8, concurrency=1))
+        found = list(ppo.ppo(ppo.CriticClient(made.grpc_port), client, running.tokenizer, 2, repeats=2))
         assert np.isfinite(found).all()
         steps = [path.name for path in tmp_path.iterdir() if path.name.isdecimal()]
         assert steps == [str(2 * ppo.CRITIC_STEPS)]

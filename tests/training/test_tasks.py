@@ -70,7 +70,7 @@ def test_each_task_trains_and_reports(tiny, tmp_path, format, objective, options
     pipeline = load_pipeline(str(tmp_path / "run"))
     items = read_evaluation_data(["synthetic"], ReadOptions(format=format), limit=40)
     best = max(lines(tmp_path / "run"), key=lambda line: line.get("accuracy", line.get("spearman", 0)))
-    evaluate(pipeline, items, tmp_path / "report", title="t")
+    evaluate(pipeline, items, title="t").save(tmp_path / "report")
     found = json.loads((tmp_path / "report" / "metrics.json").read_text())
     for name in metrics - {"loss/plackett_luce", "loss/reward_l2"}:
         assert found[name] == pytest.approx(best[name], abs=1e-4), name
@@ -171,7 +171,7 @@ def test_nemo_aligner_preferences_are_trained_and_evaluated(tiny, tmp_path):
     result = train(tiny, tmp_path / "run")
     pipeline = load_pipeline(str(tmp_path / "run"))
     assert pipeline.attributes == NEMO
-    evaluate(pipeline, read_evaluation_data([str(source)], pipeline.options), tmp_path / "report", title="t")
+    evaluate(pipeline, read_evaluation_data([str(source)], pipeline.options)).save(tmp_path / "report")
     found = json.loads((tmp_path / "report" / "metrics.json").read_text())["accuracy"]
     best = max(line["accuracy"] for line in lines(tmp_path / "run"))
     assert found == pytest.approx(best)
@@ -200,7 +200,7 @@ def test_standardized_rewards_have_mean_0_and_std_1_on_the_validation_data(tiny,
     train(tiny, tmp_path / "run")
     export(tmp_path / "run", tmp_path / "artifact", standardize=True)
     pipeline = load_pipeline(str(tmp_path / "artifact"))
-    evaluate(pipeline, read_evaluation_data(["synthetic"], ReadOptions(), limit=40), tmp_path / "report", title="t")
+    evaluate(pipeline, read_evaluation_data(["synthetic"], ReadOptions(), limit=40)).save(tmp_path / "report")
     metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert metrics["reward_mean"] == pytest.approx(0, abs=1e-3)
     assert metrics["reward_std"] == pytest.approx(1, abs=1e-3)

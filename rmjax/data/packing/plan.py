@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from rmjax.core.errors import InputError
+from rmjax.core.text import count_of
 from rmjax.data.packing.rows import pack
 
 
@@ -22,7 +23,7 @@ class BatchPlan:
     Attributes:
       lengths: unique tokens of each comparison, int [n].
       readouts, edges: number of readouts and of edges of each comparison, int [n].
-      batch_size: comparisons a step, exactly; only the last step of a plan by epochs may have fewer.
+      batch_size: comparisons a step, exactly; only the last step of a run that ends by epochs may have fewer.
       num_steps: steps of the run.
       total: comparisons over all steps; each epoch has a new order.
       row_length: tokens of a row.
@@ -171,19 +172,24 @@ def make_mixture(sizes: Sequence[int], weights: Sequence[float]) -> tuple[tuple[
     Raises:
       InputError: there is not one positive weight per source, or a source is empty.
     """
-    if len(weights) != len(sizes):
-        raise InputError(
-            f"config.data.weights has {len(weights)} entries, config.data.train {len(sizes)} sources; "
-            "expected one a source"
-        )
+    check_weights(weights, len(sizes))
     if min(sizes) == 0:
         raise InputError(
             f"source {list(sizes).index(0) + 1} of config.data.train has no usable comparison; remove it and its weight"
         )
-    if min(weights) <= 0:
-        raise InputError(f"config.data.weights holds {min(weights)}; expected more than 0: remove the source")
     share = sum(sizes) / sum(weights)
     return tuple((size, max(1, round(weight * share))) for size, weight in zip(sizes, weights, strict=True))
+
+
+def check_weights(weights: Sequence[float], num_sources: int) -> None:
+    """Raises InputError unless there is one positive weight per source."""
+    if len(weights) != num_sources:
+        raise InputError(
+            f"config.data.weights has {count_of(len(weights), 'entry', 'entries')}, config.data.train "
+            f"{count_of(num_sources, 'source')}; expected one a source"
+        )
+    if min(weights) <= 0:
+        raise InputError(f"config.data.weights holds {min(weights)}; expected more than 0: remove the source")
 
 
 def training_plan(
@@ -200,17 +206,19 @@ def training_plan(
     seed: int,
     mixture: tuple[tuple[int, int], ...] = (),
 ) -> BatchPlan:
-    """Returns a plan of `steps` full steps, or of `epochs` epochs; see `BatchPlan`.
+    """Returns a plan of `steps` full steps, or of `epochs` epochs, or of whichever ends first; see `BatchPlan`.
 
     Raises:
-      InputError: there are no comparisons, or not exactly one of `steps` and `epochs` is positive.
+      InputError: there are no comparisons, or neither `steps` nor `epochs` is positive.
     """
     if not len(lengths):
         raise InputError("the training data has no usable comparison left; see the counts above")
-    if (steps > 0) == (epochs > 0):
-        raise InputError(f"train.steps is {steps} and train.epochs is {epochs}; set exactly one of them")
+    if steps <= 0 and epochs <= 0:
+        raise InputError(f"config.train.steps is {steps} and config.train.epochs is {epochs}; set one of them, or both")
     epoch = sum(draws for _, draws in mixture) or len(lengths)
-    total = steps * batch_size if steps else max(1, round(epoch * epochs))
+    totals = [steps * batch_size] if steps > 0 else []
+    totals += [max(1, round(epoch * epochs))] if epochs > 0 else []
+    total = min(totals)
     num_steps = math.ceil(total / batch_size)
     return BatchPlan(
         lengths, readouts, edges, batch_size, num_steps, total, row_length, short_length, microbatch_rows, seed, mixture

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from rmjax.core.text import count_of
 from rmjax.data.schema import Message
 
 _MAX_NUMBER = float(np.finfo(np.float32).max)  # labels and margins are stored as float32
@@ -40,7 +41,7 @@ def entries(value: Any, name: str, count: int, per: str) -> list[Any]:
     if not isinstance(value, list):
         raise unexpected(value, name, f"a list with one entry per {per}")
     if len(value) != count:
-        reason = f"{name} has {len(value)} entries; expected {count}, one per {per}"
+        reason = f"{name} has {count_of(len(value), 'entry', 'entries')}; expected {count}, one per {per}"
         raise BadField(reason, f"{name} has another number of entries than there are {per}s")
     return value
 

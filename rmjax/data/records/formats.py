@@ -9,10 +9,11 @@ import numpy as np
 
 from rmjax.core.config import check_choice
 from rmjax.core.errors import InputError
+from rmjax.core.text import count_of
 from rmjax.data.records import preferences, process, single
 from rmjax.data.records.fields import BadField, number
 from rmjax.data.records.options import ReadOptions
-from rmjax.data.records.sources import BadRecord, ReadReport, find_sources
+from rmjax.data.records.sources import BadRecord, ReadReport, Sources, find_sources
 from rmjax.data.schema import Comparison, Edge, Record
 
 Item = Comparison | BadRecord
@@ -41,7 +42,9 @@ def _join_by_label(first: Comparison, second: Comparison, options: ReadOptions) 
     if first.attributes != second.attributes:
         raise BadField(f"the labels of the two lines differ in length; found {count} and {len(second.attributes)}")
     if not 0 <= index < count:
-        raise BadField(f"label has no entry data.preference_label = {index}; it has {count} entries")
+        raise BadField(
+            f"label has no entry data.preference_label = {index}; it has {count_of(count, 'entry', 'entries')}"
+        )
     labels = np.concatenate([comparison.labels for comparison in (first, second) if comparison.labels is not None])
     preference = float(labels[0, index])
     if np.isnan(preference):
@@ -107,9 +110,7 @@ def detect_format(head: Sequence[tuple[str, Record | BadRecord]], options: ReadO
     )
 
 
-def iterate_comparisons(
-    sources: str | Sequence[str], options: ReadOptions, report: ReadReport | None = None
-) -> Iterator[Item]:
+def iterate_comparisons(sources: Sources, options: ReadOptions, report: ReadReport | None = None) -> Iterator[Item]:
     """Yields the comparisons of sources (see `find_sources`) in input order, and a BadRecord for each unusable record.
 
     Updates `report` while reading. Raises InputError if a source cannot be read, or an option is wrong.

@@ -23,6 +23,7 @@ class ReadOptions:
         any label of the source is -1.
       group_prompts: join single responses to one prompt into one comparison, so that the prompt is computed once.
       on_bad_record: `error` or `skip`.
+      synthetic_format: format of the built-in data if `format` is `auto`.
       limit: number of comparisons to read; 0: all.
       labeled: False for scoring: labels are not read, and equal responses are accepted.
     """
@@ -37,5 +38,6 @@ class ReadOptions:
     step_labels: str = DATA_DEFAULTS.step_labels
     group_prompts: bool = DATA_DEFAULTS.group_prompts
     on_bad_record: str = DATA_DEFAULTS.on_bad_record
+    synthetic_format: str = DATA_DEFAULTS.synthetic_format
     limit: int = 0
     labeled: bool = True

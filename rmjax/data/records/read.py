@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,19 +11,19 @@ from rmjax.core.errors import InputError
 from rmjax.data.records import synthetic
 from rmjax.data.records.formats import Item, iterate_comparisons
 from rmjax.data.records.options import ReadOptions
-from rmjax.data.records.sources import BadRecord, ReadReport
+from rmjax.data.records.sources import BadRecord, ReadReport, Sources, as_tuple
 from rmjax.data.schema import Comparison
 
 SYNTHETIC = "synthetic"  # the source name of the built-in data
 
 
 def read_items(
-    sources: str | Sequence[str], options: ReadOptions, *, split: str = "train", synthetic_size: int = 0
+    sources: Sources, options: ReadOptions, *, split: str = "train", synthetic_size: int = 0
 ) -> tuple[list[Item], ReadReport]:
     """Returns the first `options.limit` comparisons and bad records of sources, in input order, and the report.
 
     Args:
-      sources: paths, globs and hub names (see `sources.find_sources`), or `synthetic` alone.
+      sources: paths, globs, hub names and Sources (see `sources.find_sources`), or `synthetic` alone.
       split, synthetic_size: split (`train` or `validation`) and number of comparisons of the built-in data.
 
     Raises:
@@ -32,32 +31,35 @@ def read_items(
         file, the line and the field. A comparison whose responses are all tied is a bad record, but not an error.
     """
     check_choice("data.on_bad_record", options.on_bad_record, ("error", "skip"))
-    sources = (sources,) if isinstance(sources, str) else tuple(sources)
+    sources = as_tuple(sources)
     report = ReadReport()
     items: list[Item] = []
     if SYNTHETIC in sources:
         if len(sources) > 1:
-            raise InputError(f"data {sources}: {SYNTHETIC!r} cannot be mixed with files")
-        report.format, report.records = "pairs" if options.format == "auto" else options.format, synthetic_size
+            raise InputError(f"data {', '.join(map(str, sources))}: {SYNTHETIC!r} cannot be mixed with files")
+        report.format = options.synthetic_format if options.format == "auto" else options.format
+        report.records = synthetic_size
         items += synthetic.comparisons(split, synthetic_size, report.format)
         return items[: options.limit or None], report
     for source in sources:
         found: list[Item] = []
         for item in iterate_comparisons(source, options, report):
             if isinstance(item, BadRecord) and not item.tied and options.on_bad_record == "error":
-                raise InputError(f"{item.where}: {item.reason} (or set on_bad_record to skip)")
+                raise InputError(f"{item.where}: {item.reason} (or set data.on_bad_record to skip)")
             found.append(item)
         items += normalize_step_labels(found, options)
     return (group_by_prompt(items) if options.group_prompts else items)[: options.limit or None], report
 
 
 def read_comparisons(
-    sources: str | Sequence[str], options: ReadOptions, *, split: str = "train", synthetic_size: int = 0
+    sources: Sources, options: ReadOptions, *, split: str = "train", synthetic_size: int = 0
 ) -> tuple[list[Comparison], ReadReport]:
     """Returns the first `options.limit` comparisons, and the report, which counts the bad records; see `read_items`."""
     all_items = dataclasses.replace(options, limit=0)
     items, report = read_items(sources, all_items, split=split, synthetic_size=synthetic_size)
-    report.skipped.update(item.kind for item in items if isinstance(item, BadRecord))
+    for item in items:
+        if isinstance(item, BadRecord):
+            report.skip(item.where, item.reason, item.kind)
     comparisons = [item for item in items if isinstance(item, Comparison)]
     return comparisons[: options.limit or None], report
 

@@ -1,4 +1,4 @@
-"""Data sources: JSONL, Parquet and CSV files, `datasets` directories, and hub names.
+"""Data sources: JSONL, Parquet and CSV files, `datasets` directories, hub names, and records in memory.
 
 JSON lines are read with `json`: the readers of `datasets` lose the line numbers that errors name, and force one type on
 columns that hold strings in some records and lists of messages in others.
@@ -11,6 +11,7 @@ import glob
 import gzip
 import hashlib
 import json
+import os
 import pathlib
 import re
 import zlib
@@ -18,15 +19,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rmjax.core.errors import InputError
+from rmjax.core.files import identify
 from rmjax.data.records.fields import BadField
+from rmjax.data.records.huggingface import is_hub_name, load_dataset, split_location
+from rmjax.data.records.memory import check_records, iterate_records
 from rmjax.data.schema import Record
 
 _CSV = (".csv", ".csv.gz")
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", *_CSV, ".json", ".json.gz")
 _TEXT_COLUMNS = ("prompt", "chosen", "rejected", "response", "response_1", "response_2", "text")
+_MODEL_FILES = ("*.safetensors", "pytorch_model*.bin", "head.json")  # of a model, of a workdir
 _MAX_CELL = 1 << 30  # characters of a CSV cell; the limit of `csv` is 131,072
 _NAMED = re.compile(r"([\w.-]+)=(.+)")
-_HUB = re.compile(r"[\w.-]+/[\w.-]+(:[\w.\[\]%-]+)?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,29 +46,50 @@ class BadRecord:
 
 @dataclasses.dataclass
 class ReadReport:
-    """Formats found, numbers of records and blank lines read, and numbers of skipped records by kind."""
+    """Formats found, numbers of records and blank lines read, and the skipped records.
+
+    `skipped` counts them by kind (see `BadRecord`); `first_skipped` has `where: reason` of the first one of each kind.
+    """
 
     format: str = ""
     records: int = 0
     blank: int = 0
     skipped: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    first_skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def skip(self, where: str, reason: str, kind: str) -> None:
+        """Counts a skipped record."""
+        self.skipped[kind] += 1
+        self.first_skipped.setdefault(kind, f"{where}: {reason}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A file, a `datasets` directory, or a hub name."""
+    """A file, a `datasets` directory, a hub name, or records in memory."""
 
-    location: str  # path, or hub name with an optional `:split`
+    location: str  # path, or hub name, both with an optional `:split`; of records in memory, their name in messages
     name: str = ""  # the user's name for it (`name=location`), under which metrics are reported too; empty: none
     hub: bool = False  # whether the location is a hub name
+    held: Any = dataclasses.field(default=None, compare=False, repr=False)  # the records in memory; see `memory_source`
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.location}" if self.name else self.location
 
     def fingerprint(self) -> str:
         """Returns a hash of the content."""
-        path = pathlib.Path(self.location)
-        if self.hub or path.is_dir():
-            return self._dataset()._fingerprint
-        with open(path, "rb") as file:
+        if self.held is not None:
+            digest = hashlib.sha256()
+            for record in iterate_records(self.held):
+                digest.update(json.dumps(record, default=str).encode() + b"\n")
+            return digest.hexdigest()
+        if self._has_splits:
+            return load_dataset(self.location, hub=self.hub)._fingerprint
+        with open(self.location, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+
+    @property
+    def _has_splits(self) -> bool:
+        return self.hub or os.path.isdir(split_location(self.location)[0])
 
     def records(self, report: ReadReport, columns: Sequence[str] = ()) -> Iterator[tuple[str, Record | BadRecord]]:
         """Yields (`path:line`, record) in order, with the fields `columns` renamed (`old=new`); updates `report`.
@@ -86,11 +111,13 @@ class Source:
             else:
                 yield where, row
         if report.records == before:
-            raise InputError(f"{self.location}: the file holds no record")
+            raise InputError(f"{self.location}: holds no record")
 
     def _rows(self, report: ReadReport) -> Iterator[tuple[int, Record | BadField]]:
-        if self.hub or pathlib.Path(self.location).is_dir():
-            yield from enumerate(self._dataset(), 1)
+        if self.held is not None:
+            yield from enumerate(map(_check_object, iterate_records(self.held)), 1)
+        elif self._has_splits:
+            yield from enumerate(load_dataset(self.location, hub=self.hub), 1)
         elif self.location.endswith(".parquet"):
             yield from enumerate(self._parquet(), 1)
         elif self.location.endswith(_CSV):
@@ -101,23 +128,6 @@ class Source:
                     yield number, _parse_json(line)
                 else:
                     report.blank += 1
-
-    def _dataset(self) -> Any:
-        import datasets  # slow to import, and needed only here
-
-        path, _, split = self.location.partition(":") if self.hub else (self.location, "", "")
-        saved = any((pathlib.Path(path) / name).exists() for name in ("state.json", "dataset_dict.json"))
-        try:
-            dataset = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, split=split or None)
-        except Exception as error:  # `datasets` raises errors of many types
-            reason = f"no such file, and `datasets` cannot load it ({' '.join(str(error).split()):.200})"
-            raise InputError(f"data {self.location!r}: {reason}") from error
-        if not isinstance(dataset, dict):
-            return dataset
-        if len(dataset) > 1:
-            fix = f"{path}:SPLIT for a hub name, otherwise the split's own directory"
-            raise InputError(f"data {self.location!r} has the splits {sorted(dataset)}; name one: {fix}")
-        return next(iter(dataset.values()))
 
     def _parquet(self) -> Iterator[Record]:
         import pyarrow
@@ -159,9 +169,16 @@ def _parse_json(line: str) -> Record | BadField:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:  # ValueError also for an integer of more than 4,300 digits
         return BadField(f"not JSON ({error})", "not JSON")
+    return _check_object(record) if not isinstance(record, dict) or "\\ud" in line.lower() else record
+
+
+def _check_object(record: Any) -> Record | BadField:
+    """Returns the record, or the error if it is not an object of valid text."""
+    if isinstance(record, BadField):
+        return record
     if not isinstance(record, dict):
         return BadField(f"expected a JSON object, found {type(record).__name__}")
-    return _check_unicode(record) if "\\ud" in line.lower() else record
+    return _check_unicode(record)
 
 
 def _parse_cell(name: str, text: str) -> Any:
@@ -180,23 +197,62 @@ def _parse_cell(name: str, text: str) -> Any:
 def _check_unicode(record: Record) -> Record | BadField:
     """Returns the record, or the error if it has half a surrogate pair, which JSON can hold and UTF-8 cannot."""
     try:
-        json.dumps(record, ensure_ascii=False).encode()
+        json.dumps(record, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:
         return BadField("half a surrogate pair (\\ud800 to \\udfff alone), which is not valid text")
     return record
 
 
-def find_sources(sources: str | Sequence[str]) -> list[Source]:
+SourceLike = str | os.PathLike[str] | Source
+Sources = SourceLike | Sequence[SourceLike]
+
+
+def memory_source(records: Any, name: str = "", location: str = "records") -> Source:
+    """Returns the source of records in memory, whose comparisons have the `where` `records:1`, `records:2`, …
+
+    Each record is read as the line of a JSONL file with the same content would be.
+
+    >>> report = ReadReport()
+    >>> list(memory_source([{"prompt": "p", "response": ("r",)}]).records(report))
+    [('records:1', {'prompt': 'p', 'response': ['r']})]
+
+    Args:
+      records: a list of dictionaries, a `datasets.Dataset`, or a pandas DataFrame; not copied.
+      name: under which metrics are reported too; empty: none.
+      location: name of the records in messages, instead of a path.
+
+    Raises:
+      InputError: `records` is of another type.
+    """
+    check_records(records, location)
+    return Source(location, name, held=records)
+
+
+def as_tuple(sources: Sources) -> tuple[str | Source, ...]:
+    """Returns one or several sources as a tuple, with paths as strings."""
+    given = [sources] if isinstance(sources, str | os.PathLike | Source) else sources
+    return tuple(source if isinstance(source, Source) else os.fspath(source) for source in given)
+
+
+def find_sources(sources: Sources) -> list[Source]:
     """Returns the sources for paths, globs and hub names, in order; each may be given a name: `name=path`.
+
+    Of a directory that `datasets` wrote and of a hub name, `:SPLIT` chooses a split. A Source is returned as it is.
 
     Raises InputError if there is no such file, or its type is not supported.
     """
     found: list[Source] = []
-    for source in [sources] if isinstance(sources, str) else sources:
+    for source in as_tuple(sources):
+        if isinstance(source, Source):
+            found.append(source)
+            continue
         name, location = "", source
         if (named := _NAMED.fullmatch(source)) and not pathlib.Path(source).exists():
             name, location = named.groups()
-        is_glob = glob.has_magic(location) and not _HUB.fullmatch(location)
+        location = os.path.expanduser(location)
+        if not location:
+            raise InputError("data: the name of a source is empty; give a path, a glob, or 'synthetic'")
+        is_glob = glob.has_magic(location) and not is_hub_name(location) and not split_location(location)[1]
         matches = sorted(glob.glob(location)) if is_glob else [location]
         if not matches:
             raise InputError(f"data {source!r}: no file matches this glob")
@@ -207,13 +263,17 @@ def find_sources(sources: str | Sequence[str]) -> list[Source]:
 
 
 def _make_source(location: str, name: str) -> Source:
-    path, known = pathlib.Path(location), location.endswith(_SUFFIXES)
+    path, known = pathlib.Path(split_location(location)[0]), location.endswith(_SUFFIXES)
+    if what := identify(path):
+        raise InputError(f"data {location!r}: {what}")
     if path.is_dir():
         if not any(path.iterdir()):
             raise InputError(f"data {location!r}: the directory is empty; expected one written by `datasets`")
+        if any(any(path.glob(pattern)) for pattern in _MODEL_FILES):
+            raise InputError(f"data {location!r}: this is a directory of a model or of a training run, not of data")
     elif path.exists():
         if not known:
             raise InputError(f"data {location!r}: expected a JSONL, Parquet or CSV file ({', '.join(_SUFFIXES)})")
-    elif known or location.startswith(".") or not _HUB.fullmatch(location):
-        raise InputError(f"data {location!r}: no such file; check config.data.train and .validation")
+    elif known or location.startswith(".") or not is_hub_name(location):
+        raise InputError(f"data {location!r}: no such file; check the path")
     return Source(location, name, hub=not path.exists())

@@ -10,46 +10,47 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from rmjax.data.records.read import SYNTHETIC, read_comparisons
-from rmjax.data.records.sources import find_sources
+from rmjax.data.records.sources import Source, Sources, as_tuple, find_sources
 from rmjax.data.tokens.dataset import TokenizedDataset
 from rmjax.data.tokens.tokenize import DatasetOptions, DatasetReport, tokenize
 from rmjax.data.tokens.tokenizer import Tokenizer
 
-_VERSION = 4  # of the cache; raise it when the arrays or the rules that make them change
+_VERSION = 5  # of the cache; raise it when the arrays or the rules that make them change
 _METADATA = "dataset.json"
 
 
 def load_dataset(
-    sources: str | Sequence[str],
+    sources: Sources,
     tokenizer: Tokenizer,
     options: DatasetOptions,
     *,
     split: str,
     synthetic_size: int = 0,
     cache_dir: pathlib.Path | None = None,
+    progress: bool = True,
 ) -> tuple[TokenizedDataset, DatasetReport]:
     """Returns the dataset of a source and its report.
 
     Args:
       sources, split, synthetic_size: as for `read_comparisons`; the built-in data is not cached.
       cache_dir: default $RMJAX_CACHE or ~/.cache/rmjax.
+      progress: show a progress bar.
 
     Raises:
       InputError: see `read_comparisons` and `tokenize`.
     """
-    sources = (sources,) if isinstance(sources, str) else tuple(sources)
-    name = ", ".join(sources)
+    sources = as_tuple(sources)
+    name = ", ".join(map(str, sources))
     cache = None if SYNTHETIC in sources else _cache_path(sources, tokenizer, options, cache_dir)
     if cache and (cached := _read_cache(cache)) is not None:
         return cached[0], dataclasses.replace(cached[1], source=name, cached=True)
     comparisons, read = read_comparisons(sources, options, split=split, synthetic_size=synthetic_size)
-    dataset, report = tokenize(comparisons, tokenizer, options, name, read)
+    dataset, report = tokenize(comparisons, tokenizer, options, name, read, progress=progress)
     if cache is None:
         return dataset, report
     try:
@@ -61,7 +62,7 @@ def load_dataset(
 
 
 def _cache_path(
-    sources: tuple[str, ...], tokenizer: Tokenizer, options: DatasetOptions, cache_dir: pathlib.Path | None
+    sources: tuple[str | Source, ...], tokenizer: Tokenizer, options: DatasetOptions, cache_dir: pathlib.Path | None
 ) -> pathlib.Path:
     digest = hashlib.sha256(json.dumps([_VERSION, tokenizer.fingerprint, dataclasses.asdict(options)]).encode())
     for source in find_sources(sources):
@@ -73,8 +74,10 @@ def _cache_path(
 def _write_cache(path: pathlib.Path, dataset: TokenizedDataset, report: DatasetReport) -> None:
     """Writes a cache entry atomically; of several concurrent writers, the first one's is kept. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{path.name}-", suffix=".part"))
+    temporary = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{path.name}-", suffix=".part"))
+    partial = temporary / "entry"  # `mkdtemp` makes a private directory; this one follows the umask
     try:
+        partial.mkdir()
         metadata: dict[str, Any] = {"report": vars(report)}
         for name, value in vars(dataset).items():
             if not isinstance(value, np.ndarray):
@@ -93,7 +96,7 @@ def _write_cache(path: pathlib.Path, dataset: TokenizedDataset, report: DatasetR
             if _read_cache(path) is None:
                 raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _read_cache(path: pathlib.Path) -> tuple[TokenizedDataset, DatasetReport] | None:

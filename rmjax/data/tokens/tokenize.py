@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rmjax.core.config import check_choice
+from rmjax.core.config import Config, check_choice
 from rmjax.core.errors import InputError
+from rmjax.core.text import count_of
 from rmjax.data.records.options import DATA_DEFAULTS, ReadOptions
 from rmjax.data.records.sources import ReadReport
 from rmjax.data.schema import Comparison, Tree
@@ -23,6 +24,12 @@ class DatasetOptions(ReadOptions):
     max_length: int = DATA_DEFAULTS.max_length
     on_overlong: str = DATA_DEFAULTS.on_overlong
 
+    @classmethod
+    def from_config(cls, data: Config, split: str) -> "DatasetOptions":
+        """Returns the options of the section `config.data` for a split, `train` or `validation`."""
+        names = {field.name for field in dataclasses.fields(cls)} & set(data.keys())
+        return cls(**{name: data[name] for name in names}, limit=data[f"{split}_limit"])
+
 
 @dataclasses.dataclass
 class DatasetReport(ReadReport):
@@ -30,7 +37,10 @@ class DatasetReport(ReadReport):
 
     source: str = ""
     kept: int = 0
+    max_length: int = 0
     dropped_overlong: int = 0
+    first_overlong: str = ""  # `path:line` of the first one, and its length in tokens
+    first_overlong_length: int = 0
     dropped_responses: int = 0
     truncated: int = 0
     special_token_texts: int = 0
@@ -40,24 +50,52 @@ class DatasetReport(ReadReport):
     cached: bool = False
     cache_error: str = ""
 
+    def causes(self) -> list[str]:
+        """Returns why comparisons were left out, with count and first example of each cause; the most frequent first.
+
+        >>> report = DatasetReport(max_length=8, dropped_overlong=2, first_overlong="a:3", first_overlong_length=11)
+        >>> report.causes()
+        ['2 comparisons longer than max_length = 8 (first: a:3, 11 tokens)']
+        """
+        found = [
+            (count, f"{count_of(count, 'record')} skipped (first: {self.first_skipped.get(kind, kind)})")
+            for kind, count in self.skipped.items()
+        ]
+        if self.dropped_overlong:
+            first = f"first: {self.first_overlong}, {count_of(self.first_overlong_length, 'token')}"
+            dropped = f"{count_of(self.dropped_overlong, 'comparison')} longer than max_length = {self.max_length}"
+            found.append((self.dropped_overlong, f"{dropped} ({first})"))
+        return [text for _, text in sorted(found, key=lambda cause: -cause[0])]
+
     def __str__(self) -> str:
-        losses = [f"{count} skipped ({reason})" for reason, count in self.skipped.items()]
-        losses += [f"{self.dropped_overlong} dropped as longer than max_length"] if self.dropped_overlong else []
-        losses += [f"{self.dropped_responses} single responses dropped"] if self.dropped_responses else []
-        losses += [f"{self.truncated} prompts truncated"] if self.truncated else []
-        losses += [f"{self.special_token_texts} texts contain special tokens"] if self.special_token_texts else []
-        losses += [f"{self.blank} blank lines"] if self.blank else []
+        losses = [f"{count:,} skipped ({reason})" for reason, count in self.skipped.items()]
+        if self.dropped_overlong:
+            losses.append(f"{self.dropped_overlong:,} dropped as longer than max_length = {self.max_length}")
+        for count, noun, what in (
+            (self.dropped_responses, "single response", "dropped"),
+            (self.truncated, "prompt", "truncated"),
+            (self.special_token_texts, "text", "with special tokens"),
+        ):
+            losses += [f"{count_of(count, noun)} {what}"] if count else []
+        losses += [count_of(self.blank, "blank line")] if self.blank else []
         losses += [f"tokens not cached ({self.cache_error})"] if self.cache_error else []
-        shared = 1 - self.unique_tokens / max(self.tokens, 1)
+        shared = 1 - self.unique_tokens / self.tokens if self.tokens else 0.0
         return (
-            f"{self.source}: {self.kept:,} comparisons of {self.records:,} records ({self.format}"
+            f"{self.source}: {count_of(self.kept, 'comparison')} of {count_of(self.records, 'record')} ({self.format}"
             f"{', tokens from cache' if self.cached else ''}); {', '.join(losses) or 'nothing dropped'}; "
-            f"{self.tokens:,} tokens, {self.unique_tokens:,} unique ({shared:.0%} shared), longest {self.longest:,}"
+            f"{count_of(self.tokens, 'token')}, {self.unique_tokens:,} unique ({shared:.0%} shared), "
+            f"longest {self.longest:,}"
         )
 
 
 def tokenize(
-    comparisons: Sequence[Comparison], tokenizer: Tokenizer, options: DatasetOptions, source: str, read: ReadReport
+    comparisons: Sequence[Comparison],
+    tokenizer: Tokenizer,
+    options: DatasetOptions,
+    source: str,
+    read: ReadReport,
+    *,
+    progress: bool = True,
 ) -> tuple[TokenizedDataset, DatasetReport]:
     """Returns the dataset of comparisons within the length limit, and the report, which extends `read`.
 
@@ -74,18 +112,21 @@ def tokenize(
     texts = [conversation for conversation in conversations if isinstance(conversation, str)]
     if len(texts) < len(conversations):
         tokenizer.check_template()
-    report = DatasetReport(**vars(read), source=source)
+    report = DatasetReport(**vars(read), source=source, max_length=options.max_length)
     report.special_token_texts = sum(tokenizer.find_special_token(text) is not None for text in texts)
     attributes = tuple(dict.fromkeys(name for comparison in comparisons for name in comparison.attributes))
     trees, kept = [], []
-    for comparison, tree in zip(comparisons, make_trees(comparisons, tokenizer, f"tokenizing {source}"), strict=True):
+    made = make_trees(comparisons, tokenizer, f"tokenizing {source}" if progress else "")
+    for comparison, tree in zip(comparisons, made, strict=True):
         if isinstance(tree, str):
             if options.on_bad_record == "error":
                 raise InputError(f"{comparison.where}: {tree} (or set data.on_bad_record to skip)")
-            report.skipped[tree.split(" (")[0]] += 1
+            report.skip(comparison.where, tree, tree.split(" (")[0])
             continue
         fitted = _limit_length(tree, comparison, tokenizer, options, report)
         if fitted is None:
+            if not report.dropped_overlong:
+                report.first_overlong, report.first_overlong_length = comparison.where, tree.longest
             report.dropped_overlong += 1
             continue
         report.tokens += len(fitted.prefix) * len(fitted.branches) + sum(map(len, fitted.branches))

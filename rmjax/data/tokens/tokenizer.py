@@ -12,10 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import tokenizers
-import tqdm
 import transformers
 
 from rmjax.core.errors import InputError
+from rmjax.core.files import identify
+from rmjax.core.progress import progress_bar
 from rmjax.data.schema import Message
 
 _BATCH = 2048  # texts tokenized in one call; the progress bar advances after each
@@ -63,6 +64,8 @@ class Tokenizer:
         """
         if not path:
             return cls(byte_level(), "built-in byte level")
+        if pathlib.Path(path).is_file() and (what := identify(pathlib.Path(path))):
+            raise InputError(f"tokenizer {path!r}: {what}")
         try:
             base = transformers.AutoTokenizer.from_pretrained(path)
         except Exception as error:  # transformers lets any exception of its parsers through
@@ -163,7 +166,7 @@ class Tokenizer:
     def encode_texts(self, texts: Sequence[str], add_eos: Sequence[bool], progress: str = "") -> list[np.ndarray]:
         """Returns the tokens of each text, int32 [length]; `progress` is the title of a progress bar, "" for none."""
         encoded: list[np.ndarray] = [np.zeros(0, np.int32)] * len(texts)
-        bar = tqdm.tqdm(total=len(texts), desc=progress, unit="text", disable=not progress or len(texts) < _BATCH)
+        bar = progress_bar(len(texts), progress, "text", disable=not progress or len(texts) < _BATCH)
         for special in (False, True):
             chosen = [i for i, add in enumerate(add_eos) if add == special]
             for start in range(0, len(chosen), _BATCH):

@@ -109,12 +109,6 @@ def _scores(q: jax.Array, k: jax.Array, queries: Tokens, keys: Tokens) -> jax.Ar
     return jnp.where(jnp.tile(mask, (scores.shape[1] // len(mask), 1)), scores, MASKED)
 
 
-def _fold(pairs: BlockPairs, initial: Any, update: Callable[[Any, jax.Array, jax.Array], Any]) -> Any:
-    """Returns the state after `state = update(state, query block, key block)` for all pairs."""
-    step = lambda i, state: update(state, pairs.query[0, i], pairs.key[0, i])
-    return lax.fori_loop(0, pairs.size[0], step, initial)
-
-
 @jax.custom_vjp
 def _attend_blocks(q, k, v, queries: Tokens, keys: Tokens, pairs: BlockPairs) -> jax.Array:
     return _forward(q, k, v, queries, keys, pairs)[0]
@@ -123,7 +117,8 @@ def _attend_blocks(q, k, v, queries: Tokens, keys: Tokens, pairs: BlockPairs) ->
 def _forward(q, k, v, queries, keys, pairs):
     qs, ks, vs, query_tokens, key_tokens = _split_all(q, k, v, queries, keys)
 
-    def update(state, a, b):
+    def update(i, state):
+        a, b = pairs.query[0, i], pairs.key[0, i]
         maximum, denominator, numerator = _get(state, a)
         scores = _scores(_get(qs, a), _get(ks, b), _get(query_tokens, a), _get(key_tokens, b))
         new_maximum = jnp.maximum(maximum, scores.max(-1))
@@ -133,7 +128,8 @@ def _forward(q, k, v, queries, keys, pairs):
         return jax.tree.map(lambda x, value: _set(x, a, value), state, new)
 
     zeros = jnp.zeros(qs.shape[:-1])
-    maximum, denominator, numerator = _fold(pairs, (zeros + MASKED, zeros, jnp.zeros(qs.shape)), update)
+    initial = zeros + MASKED, zeros, jnp.zeros(qs.shape)
+    maximum, denominator, numerator = lax.fori_loop(0, pairs.size[0], update, initial)
     denominator = jnp.maximum(denominator, 1e-30)
     out = save_for_backward(_join((numerator / denominator[..., None]).astype(q.dtype), q.shape))
     return out, (q, k, v, queries, keys, pairs, out, save_for_backward(maximum + jnp.log(denominator)))
@@ -146,7 +142,8 @@ def _backward(residuals, d_out):
     inner = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
     inner, d_outs = (_split(x, k.shape[2]) for x in (inner, d_out))
 
-    def update(state, a, b):
+    def update(i, state):
+        a, b = pairs.query[0, i], pairs.key[0, i]
         dq, dk, dv = state
         q_a, k_b, d_out_a = _get(qs, a), _get(ks, b), _get(d_outs, a)
         scores = _scores(q_a, k_b, _get(query_tokens, a), _get(key_tokens, b))
@@ -158,7 +155,7 @@ def _backward(residuals, d_out):
         dv = _set(dv, b, _get(dv, b) + einsum("hqk,hqp->hkp", weights.astype(q.dtype), d_out_a))
         return dq, dk, dv
 
-    dq, dk, dv = _fold(pairs, tuple(jnp.zeros(x.shape) for x in (qs, ks, vs)), update)
+    dq, dk, dv = lax.fori_loop(0, pairs.size[0], update, tuple(jnp.zeros(x.shape) for x in (qs, ks, vs)))
     dq = _join(dq * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), q.shape).astype(q.dtype)
     return dq, _join(dk, k.shape).astype(k.dtype), _join(dv, v.shape).astype(v.dtype), None, None, None
 

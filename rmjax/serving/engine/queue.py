@@ -19,7 +19,7 @@ from rmjax.data.tokens.trees import common_prefix_length
 from rmjax.serving.engine.batch import Score, score_batch
 from rmjax.serving.engine.batch_window import MAX_WAIT, BatchWindow
 from rmjax.serving.engine.prefixes import PrefixSet
-from rmjax.serving.errors import DeadlineExceeded, NotFinite, Overloaded, RequestError, Unavailable
+from rmjax.serving.errors import DeadlineExceeded, InputName, NotFinite, Overloaded, RequestError, Unavailable
 from rmjax.serving.metrics import Metrics, ModelMetrics
 
 _RESERVED_SHARE = 1 / 8  # of the queue, for clients without queued sequences, so that no client blocks the others
@@ -94,31 +94,32 @@ class Engine:
             await self._task
         self._thread.shutdown()
 
-    def admit(self, source: str, sequences: int, tokens: int = 0, *, ahead: int = 0, client: str = "") -> None:
+    def admit(self, source: InputName, sequences: int, tokens: int = 0, *, ahead: int = 0, client: str = "") -> None:
         """Raises the error with which a request of this size would be rejected now, if any.
 
         Args:
-          source: name of the input tensor, for error messages.
+          source: of the sequences.
           tokens: 0 if not known yet.
           ahead: sequences that will enter the queue before these.
         """
-        size = f"{sequences} sequences" + (f" with {tokens} tokens" if tokens else "")
-        capacity = f"the queue of {self.queue_size} sequences and {self.queue_tokens} tokens"
+        size = _amount(sequences, tokens)
+        capacity = f"the queue of {_amount(self.queue_size, self.queue_tokens)}"
         if sequences > self.queue_size or tokens > self.queue_tokens:
-            fix = "send fewer per request, or raise --queue and --queue_tokens"
-            raise RequestError(f"tensor {source!r} holds {size}, which can never fit into {capacity}: {fix}")
+            fix = "send fewer per request, or raise the server's --queue and --queue_tokens"
+            raise RequestError(f"{source.text} holds {size}, which can never fit into {capacity}: {fix}")
         if not self.ready:
-            raise Unavailable("the server is draining" if self._draining else "the server is still warming up")
+            state = "draining: it accepts no more requests" if self._draining else "still warming up: retry later"
+            raise Unavailable(f"the server is {state}")
         share = 1 - _RESERVED_SHARE if client in self._clients else 1.0
         full = self._sequences + ahead + sequences > math.ceil(share * self.queue_size)
         if full or self._tokens + tokens > math.ceil(share * self.queue_tokens):
-            queued = f"{self._sequences + ahead} sequences with {self._tokens} tokens are queued"
+            queued = f"{_amount(self._sequences + ahead, self._tokens)} are queued"
             # The time to process half of the queue: other clients rejected now will return at about the same time.
             retry_after = min(max(self._expected_wait() / 2, 0.1), _MAX_RETRY_AFTER)
             raise Overloaded(f"{queued}; {size} more do not fit into {capacity}: retry later", retry_after)
 
     async def submit(
-        self, sequences: Sequence[np.ndarray], source: str, *, client: str = "", deadline: float = math.inf
+        self, sequences: Sequence[np.ndarray], source: InputName, *, client: str = "", deadline: float = math.inf
     ) -> np.ndarray:
         """Returns the rewards of n sequences, float32 [n, A], read at their last tokens.
 
@@ -126,7 +127,7 @@ class Engine:
 
         Args:
           sequences: int [length] each.
-          source: name of the input tensor, for error messages.
+          source: of the sequences.
           client: name for round-robin scheduling.
           deadline: time of the event loop's clock, in seconds.
 
@@ -135,7 +136,7 @@ class Engine:
           Overloaded, Unavailable, NotFinite, DeadlineExceeded: see `rmjax.serving.errors`.
         """
         if not sequences:
-            raise RequestError(f"tensor {source!r} holds no sequences; expected at least one")
+            raise RequestError(f"{source.text} holds no sequences; expected at least one")
         arrays = [check_sequence(row, sequence, source, self.max_length) for row, sequence in enumerate(sequences)]
         tokens = sum(map(len, arrays))
         self.admit(source, len(arrays), tokens, client=client)
@@ -271,17 +272,23 @@ class Engine:
             request.future.set_result(request.rewards)
 
 
-def check_sequence(row: int, sequence: np.ndarray, source: str, max_length: int) -> np.ndarray:
+def check_sequence(row: int, sequence: np.ndarray, source: InputName, max_length: int) -> np.ndarray:
     """Returns a sequence as int32 [length].
 
     Raises:
       RequestError: it is empty or longer than max_length.
     """
     if not len(sequence):
-        raise RequestError(f"tensor {source!r}, row {row} has no tokens; expected at least one")
+        raise RequestError(f"{source.row(row)} has no tokens; expected at least one")
     if len(sequence) > max_length:
         raise RequestError(
-            f"tensor {source!r}, row {row} has {len(sequence)} tokens; at most {max_length} are scored: shorten it, "
-            "request truncation, or raise --max_length"
+            f"{source.row(row)} has {len(sequence)} tokens; expected at most {max_length}, the model's maximum: "
+            "shorten it, request truncation, or raise the server's --max_length"
         )
     return np.ascontiguousarray(sequence, np.int32)
+
+
+def _amount(sequences: int, tokens: int) -> str:
+    """Returns the size of a request or queue as text; `tokens` 0: not known."""
+    parts = [(sequences, "sequence"), *([(tokens, "token")] if tokens else [])]
+    return " with ".join(f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in parts)

@@ -18,7 +18,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from rmjax.data.records.conversations import join_strings
 from rmjax.serving.engine.queue import check_sequence
-from rmjax.serving.errors import Overloaded, RequestError
+from rmjax.serving.errors import InputName, Overloaded, RequestError, field_name
 from rmjax.serving.http import schemas
 from rmjax.serving.http.decoding import convert
 from rmjax.serving.protocol import Call
@@ -42,7 +42,10 @@ async def respond(
     scoring = endpoint is not tokenize
     with registry.acquire(name, counted=scoring) as model:
         if scoring and not isinstance(model, RewardService):
-            raise RequestError(f"model {name!r} gives no rewards; use /v2/models/{name}/infer")
+            raise RequestError(
+                f"model {name!r} is no reward model, and this endpoint returns rewards; name one in the field 'model', "
+                f"or send tensors to /v2/models/{name}/infer"
+            )
         return await endpoint(model, convert(found, schema), call)
 
 
@@ -52,7 +55,7 @@ async def get_reward(model: RewardService, body: schemas.GetRewardBody, call: Ca
     A text is stripped of padding and EOS tokens at its ends, as in OpenRLHF's server, and closed by one EOS.
     """
     texts = [model.reader.without_pad_and_eos(text) for text in body.query]
-    scored = await model.score(texts, "query", dataclasses.replace(call, add_eos=True))
+    scored = await model.score(texts, field_name("query", is_list=True), dataclasses.replace(call, add_eos=True))
     rewards = _single_attribute(model, scored)
     logs = {"truncated": scored.exceeded.astype(float).tolist()} if scored.exceeded.any() else {}
     return schemas.GetRewardResponse(rewards, rewards, logs)
@@ -64,11 +67,12 @@ async def score(model: RewardService, body: schemas.ScoreBody, call: Call) -> fl
     The response is a bare number, which cannot report truncation, so texts that are too long are always refused.
     """
     conversation = _join(model, body.prompt, body.response)
-    scored = await model.score([conversation], "prompt", dataclasses.replace(call, add_eos=True))
+    source = InputName("the conversation of 'prompt' and 'response'")
+    scored = await model.score([conversation], source, dataclasses.replace(call, add_eos=True))
     if scored.exceeded[0]:
         raise RequestError(
-            f"'prompt' and 'response' have more than {model.reader.max_length} tokens, and this endpoint cannot "
-            "report truncation; use /v2/models/MODEL/infer"
+            f"{source.text} has more than {model.reader.max_length} tokens, the model's maximum, and this endpoint "
+            f"cannot report truncation; shorten it, or use {_infer_path(model)}"
         )
     return _single_attribute(model, scored)[0]
 
@@ -81,12 +85,12 @@ async def predict(
     batch = isinstance(inputs, list) and bool(inputs) and all(isinstance(item, list) for item in inputs)
     conversations, pairs = zip(*(_text_or_pair(model, item) for item in (inputs if batch else [inputs])), strict=True)
     if len(set(pairs)) != 1:
-        raise RequestError("'inputs' holds both texts and pairs; expected one kind")
+        raise RequestError("'inputs' of the body holds both texts and pairs [prompt, response]; expected one kind")
     side = "right" if body.truncation_direction is None else body.truncation_direction.lower()
     if side not in ("left", "right"):
-        raise RequestError(f"'truncation_direction' is {side!r:.40}; expected 'left' or 'right'")
+        raise RequestError(f"'truncation_direction' of the body is {side!r:.40}; expected 'left' or 'right'")
     call = dataclasses.replace(call, add_eos=pairs[0], truncate=side if body.truncate else "")
-    scored = await model.score(conversations, "inputs", call)
+    scored = await model.score(conversations, field_name("inputs", is_list=batch), call)
     values = scored.rewards if body.raw_scores else _probabilities(scored.rewards)
     predictions: list[Any] = []
     for row, cut in zip(values.tolist(), scored.exceeded.tolist(), strict=True):
@@ -121,10 +125,10 @@ async def tokenize(model: Any, body: schemas.TokenizeBody, call: Call) -> schema
     `token_strs` holds the text of each token alone, if `return_token_strs` is true.
     """
     if (reader := getattr(model, "reader", None)) is None:
-        raise RequestError(f"model {model.metrics.model!r} has no text input")
+        raise RequestError(f"model {model.metrics.model!r} has no text input; name a reward model in 'model'")
     source, text = _text_or_messages("prompt", body.prompt, body.messages)
     if reader.queued >= _MAX_QUEUED:
-        raise Overloaded(f"{reader.queued} texts wait for the tokenizer; try again later")
+        raise Overloaded(f"{reader.queued} texts are queued for the tokenizer, the maximum: retry later")
     (tokens,), (cut,) = await reader.tokenize([text], source, call)
     check_sequence(0, tokens, source, reader.max_length)
     strings = await reader.token_strings(tokens) if body.return_token_strs else None
@@ -136,11 +140,13 @@ async def _vllm(model: RewardService, body: schemas.VllmBody, call: Call, kind: 
     for option in (body.use_activation, body.activation):
         activation = activation if option is None else option
     if body.encoding_format not in (None, "float"):
-        raise RequestError(f"'encoding_format' is {body.encoding_format!r:.40}; expected 'float'")
+        raise RequestError(f"'encoding_format' of the body is {body.encoding_format!r:.40}; expected 'float'")
     if body.truncate_prompt_tokens:
         call = dataclasses.replace(call, truncate="left", limit=max(body.truncate_prompt_tokens, 0))
     source, found = _text_or_messages("input", body.input, body.messages)
-    conversations = [found] if source == "messages" else _texts_or_tokens(model, found)
+    conversations = [found]
+    if body.messages is UNSET:
+        source, conversations = _texts_or_tokens(model, found)
     if body.add_special_tokens is not False:
         conversations = [model.reader.with_bos(text) if isinstance(text, str) else text for text in conversations]
     scored = await model.score(conversations, source, call)
@@ -159,38 +165,46 @@ async def _vllm(model: RewardService, body: schemas.VllmBody, call: Call, kind: 
     return schemas.VllmResponse(f"{kind}-{uuid.uuid4().hex}", "list", int(time.time()), name, items, usage)
 
 
-def _text_or_messages(name: str, text: Any, messages: list[dict[str, Any]] | UnsetType) -> tuple[str, Any]:
+def _text_or_messages(name: str, text: Any, messages: list[dict[str, Any]] | UnsetType) -> tuple[InputName, Any]:
     """Returns the name and value of the one field that is set, of the field `name` and `messages`."""
     if (text is UNSET) == (messages is UNSET):
-        raise RequestError(f"the body has both or none of {name!r} and 'messages'; expected one")
-    return (name, text) if messages is UNSET else ("messages", check_messages("messages", 0, messages))
+        found = "neither" if text is UNSET else "both"
+        raise RequestError(f"the body has {found} of the fields {name!r} and 'messages'; expected one")
+    if messages is UNSET:
+        return field_name(name), text
+    source = field_name("messages")
+    return source, check_messages(source.text, messages)
 
 
-def _texts_or_tokens(model: RewardService, found: str | list[Any]) -> list[Conversation]:
-    """Returns the sequences of vLLM's `input`: a text, a list of tokens, or a list of either."""
-    items = [found] if isinstance(found, str) or (found and all(isinstance(item, int) for item in found)) else found
+def _texts_or_tokens(model: RewardService, found: str | list[Any]) -> tuple[InputName, list[Conversation]]:
+    """Returns the name and the sequences of vLLM's `input`: a text, a list of tokens, or a list of either."""
+    single = isinstance(found, str) or (bool(found) and all(isinstance(item, int) for item in found))
+    source, items = field_name("input", is_list=not single), [found] if single else found
     if items and all(isinstance(item, str) for item in items):
-        return items
+        return source, list(items)
     if not items or not all(isinstance(item, list) and item for item in items):
-        raise RequestError(f"'input' is {reprlib.repr(found)}; expected a text, a list of tokens, or a list of either")
+        expected = "expected a text, a list of tokens, or a list of either"
+        raise RequestError(f"{source.text} is {reprlib.repr(found)}; {expected}")
     try:
-        return [model.reader.check_tokens("input", row, np.array(item, np.int64)) for row, item in enumerate(items)]
+        sequences = [np.array(item, np.int64) for item in items]
     except OverflowError as error:
-        raise RequestError("'input' has a token that is not a 64-bit integer") from error
+        raise RequestError(f"{source.text} has a token that is not a 64-bit integer") from error
+    return source, [model.reader.check_tokens(source.row(row), tokens) for row, tokens in enumerate(sequences)]
 
 
 def _text_or_pair(model: RewardService, item: Any) -> tuple[Conversation, bool]:
     """Returns a sequence of TEI's `inputs`, and whether it is a pair of prompt and response."""
     texts = [item] if isinstance(item, str) else item
     if len(texts) not in (1, 2) or not all(isinstance(text, str) for text in texts):
-        raise RequestError(f"'inputs' has {reprlib.repr(item)}; expected a text, or a list of a prompt and a response")
+        expected = "expected a text, or a list of a prompt and a response"
+        raise RequestError(f"'inputs' of the body has {reprlib.repr(item)}; {expected}")
     return (texts[0], False) if len(texts) == 1 else (_join(model, *texts), True)
 
 
 def _join(model: RewardService, prompt: str | list[dict[str, Any]], response: str) -> Conversation:
     """Returns prompt and response as a conversation in the format of training."""
     if isinstance(prompt, list):
-        return [*check_messages("prompt", 0, prompt), {"role": "assistant", "content": response}]
+        return [*check_messages("'prompt' of the body", prompt), {"role": "assistant", "content": response}]
     return join_strings(prompt, response, chat=model.prompt_format == "chat")
 
 
@@ -199,9 +213,13 @@ def _single_attribute(model: RewardService, scored: ScoreResult) -> list[float]:
     if len(model.attributes) != 1:
         raise RequestError(
             f"the model has the attributes {', '.join(model.attributes)}, and this endpoint returns one number per "
-            "text; use /v2/models/MODEL/infer"
+            f"text; use {_infer_path(model)}"
         )
     return scored.rewards[:, 0].tolist()
+
+
+def _infer_path(model: RewardService) -> str:
+    return f"/v2/models/{model.metrics.model}/infer"
 
 
 def _probabilities(rewards: np.ndarray) -> np.ndarray:

@@ -205,8 +205,8 @@ class HttpApplication:
         """Reloads a model from its path without downtime."""
         if body and (given := convert(parse_json(body), schemas.LoadBody).parameters):
             raise errors.RequestError(
-                f"a load request has the parameters {given!s:.60}; expected none: a model is loaded from the path with "
-                "which the server was started"
+                f"'parameters' of the body is {given!s:.60}; expected none: a model is loaded from the path with which "
+                "the server was started"
             )
         await self._registry.load(request.path_params["model"])
         return JSONResponse({})
@@ -249,9 +249,9 @@ def _error(error: errors.ServingError) -> Response:
 
 def _not_routed(request: Request, error: Exception) -> Response:
     status, headers = (error.status_code, error.headers) if isinstance(error, HTTPException) else (404, None)
-    return JSONResponse(
-        {"error": f"{request.method} {request.url.path:.200} is not served; see /docs"}, status, headers
-    )
+    fix = f"send {headers['Allow']}" if headers and "Allow" in headers else "see /docs for the paths"
+    message = f"{request.method} {request.url.path:.200} is not served; {fix}"
+    return JSONResponse({"error": message}, status, headers)
 
 
 class _Uvicorn(uvicorn.Server):

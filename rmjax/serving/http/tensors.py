@@ -1,6 +1,7 @@
 """Inference requests and responses of the Open Inference Protocol over HTTP: JSON and the binary tensor extension."""
 
 import itertools
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,14 @@ from rmjax.serving.protocol import DATATYPES, VERSION, Arrays, Tensor, check_inp
 LENGTH_HEADER = "inference-header-content-length"
 _NAMES = {dtype: name for name, (dtype, _) in DATATYPES.items()}
 _SIZE = "binary_data_size"
-_JSON_TYPES: dict[str, set[type]] = {"INT64": {int}, "INT32": {int}, "FP32": {int, float}, "BOOL": {bool}}
+# Datatype: (Python types of its JSON elements, name of the elements)
+_JSON_TYPES: dict[str, tuple[set[type], str]] = {
+    "BYTES": ({str}, "strings"),
+    "INT64": ({int}, "integers"),
+    "INT32": ({int}, "integers"),
+    "FP32": ({int, float}, "numbers"),
+    "BOOL": ({bool}, "true or false"),
+}
 
 
 def read_infer(body: bytes, header_length: str | None, expected: Mapping[str, Tensor]) -> tuple[InferBody, Arrays]:
@@ -34,7 +42,8 @@ def read_infer(body: bytes, header_length: str | None, expected: Mapping[str, Te
         decimal = header_length.isascii() and header_length.isdigit() and len(header_length) < 16
         if not decimal or (end := int(header_length)) > len(body):
             raise RequestError(
-                f"Inference-Header-Content-Length is {header_length:.40}; the body has {len(body)} bytes"
+                f"the header Inference-Header-Content-Length is {header_length:.40}; expected the number of bytes of "
+                f"the JSON part, at most {len(body)}, the size of the body"
             )
     view = memoryview(body)
     parsed = convert(parse_json(view[:end]), InferBody)
@@ -47,7 +56,9 @@ def read_infer(body: bytes, header_length: str | None, expected: Mapping[str, Te
             if tensor.data is not msgspec.UNSET:
                 raise RequestError(f"tensor {name!r} has both 'data' and {_SIZE!r}; expected one")
             if type(size) is not int or not 0 <= size <= left:
-                raise RequestError(f"tensor {name!r} has {_SIZE} {size!s:.40}; {left} bytes are left of the body")
+                raise RequestError(
+                    f"tensor {name!r} has {_SIZE} {size!s:.40}; expected 0 to {left}, the bytes left of the body"
+                )
             values = decode_raw(name, tensor.datatype, view[end : end + size])
             end += size
         elif parameters:
@@ -60,18 +71,24 @@ def read_infer(body: bytes, header_length: str | None, expected: Mapping[str, Te
             values = _from_json(name, tensor.datatype, tensor.data)
         tensors[name] = reshape(name, values, tensor.shape)
     if end != len(body):
-        raise RequestError(f"{len(body) - end} bytes of the body belong to no tensor")
+        raise RequestError(
+            f"the last {len(body) - end} of {len(body)} bytes of the body belong to no tensor; expected as many bytes "
+            f"after the JSON as the sum of {_SIZE}"
+        )
     if type(binary := (parsed.parameters or {}).get("binary_data_output")) not in (bool, type(None)):
-        raise RequestError(f"parameter 'binary_data_output' is {binary!s:.60}; expected bool")
+        raise RequestError(f"parameter 'binary_data_output' is {binary!s:.60}; expected true or false")
     for output in parsed.outputs or []:
         if output.parameters and output.parameters.classification != 0:
-            raise RequestError(f"output {output.name!r:.80} has the parameter 'classification'; expected none, or 0")
+            raise RequestError(
+                f"output {output.name!r:.80} has the parameter 'classification', which is not supported; omit it"
+            )
     return parsed, tensors
 
 
 def _from_json(name: str, datatype: str, data: list[Any]) -> np.ndarray:
     """Returns the flat values of a tensor's JSON `data`, which may be flat or nested."""
-    expected = f"expected {'strings' if datatype == 'BYTES' else 'numbers'}, flat or nested as the shape"
+    allowed, elements = _JSON_TYPES[datatype]
+    expected = f"expected {elements}, flat or nested as the shape"
     if datatype == "BYTES":
         texts: list[str] = []
         pending: list[Any] = [data]
@@ -82,23 +99,26 @@ def _from_json(name: str, datatype: str, data: list[Any]) -> np.ndarray:
             elif isinstance(value, str):
                 texts.append(value)
             else:
-                raise RequestError(f"tensor {name!r} holds {value!s:.60}; {expected}")
+                raise RequestError(f"tensor {name!r} holds {reprlib.repr(value)}; {expected}")
         try:
             return object_array([text.encode() for text in texts])
         except UnicodeEncodeError as error:  # JSON can represent lone surrogates
-            raise RequestError(f"tensor {name!r} is not Unicode text ({error.reason})") from error
+            raise RequestError(
+                f"tensor {name!r} is not Unicode text ({error.reason}); remove the character "
+                f"{error.object[error.start]!a}"
+            ) from error
     # Types are checked before NumPy sees the values: one long string among short ones would allocate a huge array.
     while (types := set(map(type, data))) == {list}:
         if len(set(map(len, data))) > 1:
-            raise RequestError(f"tensor {name!r} holds lists of different lengths; {expected}")
+            raise RequestError(f"tensor {name!r} holds lists of different lengths; {expected}: pad them")
         data = list(itertools.chain.from_iterable(data))
-    if not types <= _JSON_TYPES[datatype]:
-        found = ", ".join(sorted(kind.__name__ for kind in types))
-        raise RequestError(f"tensor {name!r} holds values that are not {datatype} ({found}); {expected}")
+    if not types <= allowed:
+        value = next(value for value in data if type(value) not in allowed)
+        raise RequestError(f"tensor {name!r} holds {reprlib.repr(value)}, which is not {datatype}; {expected}")
     try:
         return np.array(data, DATATYPES[datatype][0])
     except OverflowError as error:
-        raise RequestError(f"tensor {name!r} holds a number that is not {datatype}") from error
+        raise RequestError(f"tensor {name!r} holds a number that is not {datatype}: it is too large") from error
 
 
 def write_infer(parsed: InferBody, model: str, outputs: Arrays) -> tuple[bytes, int | None]:

@@ -18,12 +18,16 @@ from rmjax.serving.engine.queue import check_sequence
 from rmjax.serving.errors import DeadlineExceeded, NotFinite, Overloaded, RequestError, Unavailable
 from rmjax.serving.metrics import ModelMetrics
 from rmjax.serving.protocol import Arrays, Call, Model, Tensor
-from rmjax.serving.services.critic_state import Critic
-from rmjax.serving.services.inputs import EXCEEDED, INPUTS, InputReader
+from rmjax.serving.services.critic_state import CLIP_RANGE, Critic
+from rmjax.serving.services.inputs import EXCEEDED, INPUTS, TOKENS, InputReader
 from rmjax.serving.services.reward import RewardService
 
 _MAX_QUEUED = 64  # requests
 _MAX_BATCH = 16384  # sequences per request
+_PORTS = (
+    "one port serves the reward model and the critic: set NeMo-Aligner's remote_critic_rm.reward_model.port (5555) and "
+    "remote_critic_rm.critic.port (5556) to this server's HTTP port"
+)
 _TARGETS = dict.fromkeys(("returns", "prev_values", "mask"), Tensor("FP32", (-1, -1)))
 
 Acquire = Callable[[], contextlib.AbstractContextManager[Model]]  # `ModelRegistry.acquire` of one model
@@ -83,7 +87,18 @@ class _CriticModel:
 
     def __init__(self, worker: CriticWorker, reader: InputReader, metrics: ModelMetrics):
         self.worker, self.reader, self.metrics = worker, reader, metrics
-        self.metadata: Mapping[str, Any] = {"max_length": worker.critic.row_length}
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The critic's hyperparameters, and the step of its latest checkpoint, None if there is none."""
+        critic = self.worker.critic
+        return {
+            "max_length": critic.row_length,
+            "clip_range": CLIP_RANGE,
+            "learning_rate": critic.learning_rate,
+            "checkpoint_step": critic.checkpoint_step,
+            "ports": _PORTS,
+        }
 
     @property
     def ready(self) -> bool:
@@ -122,7 +137,7 @@ class CriticInfer(_CriticModel):
         sequences, exceeded = await self.reader.tokenize(conversations, source, call)
         arrays = [check_sequence(row, s, source, self.worker.critic.row_length) for row, s in enumerate(sequences)]
         found = await self.worker.run(call, self.worker.critic.values, arrays)
-        width = tensors["tokens"].shape[1] if source == "tokens" else max(map(len, found))
+        width = tensors["tokens"].shape[1] if source == TOKENS else max(map(len, found))
         values = np.zeros((len(found), width), np.float32)
         for row, one in enumerate(found):
             values[row, : len(one)] = one
@@ -133,10 +148,12 @@ class CriticInfer(_CriticModel):
             return outputs
         with self._reward_model() as model:
             if not isinstance(model, RewardService) or len(model.attributes) != 1:
-                fix = "send the request to the reward model"
-                raise RequestError(f"combined with the critic, the reward model must have one attribute: {fix}")
+                raise RequestError(
+                    "the reward model that --combine_rm_and_critic combines with critic_infer has several attributes; "
+                    "expected one: restart the server without that flag, and request rewards from the reward model"
+                )
             for row, tokens in enumerate(arrays):
-                model.reader.check_tokens(source, row, tokens)
+                model.reader.check_tokens(source.row(row), tokens)
             return outputs | {"rewards": (await model.score(arrays, source, call)).rewards}
 
 
@@ -149,25 +166,30 @@ class CriticTrain(_CriticModel):
     async def infer(self, tensors: Arrays, call: Call) -> Arrays:
         """Trains on `tokens` [B, S] with `returns`, `prev_values` and `mask` [B, S - 1]; returns `loss_mean` [1]."""
         if missing := set(self.inputs) - set(tensors):
-            raise RequestError(f"the request lacks the tensors {sorted(missing)}")
+            raise RequestError(f"the request lacks the tensors {sorted(missing)}; expected {', '.join(self.inputs)}")
         tokens = tensors["tokens"]
         if tokens.ndim != 2 or not len(tokens):
             raise RequestError(f"tensor 'tokens' has shape {list(tokens.shape)}; expected [B, S] with B at least 1")
         for name in _TARGETS:
             if tensors[name].shape != (expected := (len(tokens), tokens.shape[1] - 1)):
                 shape = list(tensors[name].shape)
-                raise RequestError(f"tensor {name!r} has shape {shape}; expected {list(expected)}, [B, S - 1]")
+                of_tokens = f"[B, S - 1] for 'tokens' of shape {list(tokens.shape)}"
+                raise RequestError(f"tensor {name!r} has shape {shape}; expected {list(expected)}, {of_tokens}")
             if name == "mask" and (tensors[name] < 0).any():
-                raise RequestError("tensor 'mask' holds values below 0; expected 1 at tokens of the loss, else 0")
-            if message := non_finite_error(name, tensors[name], "remove or mask these values"):
+                row, column = np.argwhere(tensors[name] < 0)[0]
+                raise RequestError(
+                    f"tensor 'mask', row {row}, column {column} is {tensors[name][row, column]}; expected 1 at tokens "
+                    "of the loss, else 0"
+                )
+            if message := non_finite_error(name, tensors[name], "send finite values, also where 'mask' is 0"):
                 raise RequestError(f"tensor {message}")
         targets = np.stack([tensors[name] for name in _TARGETS], axis=-1)
         sequences, kept = [], []
         for row in range(len(tokens)):
             # Tokens after the last one with a mask do not affect the loss; rows without any are padding.
             if (masked := np.flatnonzero(tensors["mask"][row])).size:
-                sequence = self.reader.check_tokens("tokens", row, tokens[row, : masked[-1] + 1])
-                sequences.append(check_sequence(row, sequence, "tokens", self.worker.critic.row_length))
+                sequence = self.reader.check_tokens(TOKENS.row(row), tokens[row, : masked[-1] + 1])
+                sequences.append(check_sequence(row, sequence, TOKENS, self.worker.critic.row_length))
                 kept.append(targets[row, : masked[-1] + 1])
         loss = await self.worker.run(call, self.worker.critic.train, sequences, kept) if sequences else 0.0
         output = np.array([loss], np.float32)
@@ -184,9 +206,10 @@ class CriticSave(_CriticModel):
 
     async def infer(self, tensors: Arrays, call: Call) -> Arrays:
         """Returns `status` [1] = 0 once the checkpoint is complete; `dummy_var` [1] is not used."""
-        if (given := tensors.get("dummy_var")) is None or given.size != 1:
-            shape = None if given is None else list(given.shape)
-            raise RequestError(f"tensor 'dummy_var' has shape {shape}; expected [1]")
+        if (given := tensors.get("dummy_var")) is None:
+            raise RequestError("the request lacks the tensor 'dummy_var'; expected INT64 of shape [1], of any value")
+        if given.size != 1:
+            raise RequestError(f"tensor 'dummy_var' has shape {list(given.shape)}; expected [1]")
         await self.worker.run(call, self.worker.critic.save)
         return {"status": np.zeros(1, np.int64)}
 

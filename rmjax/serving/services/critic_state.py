@@ -25,6 +25,7 @@ from rmjax.models.sharding import state_shardings
 from rmjax.serving.engine.offload import DeviceMemory
 from rmjax.serving.metrics import Metrics, ModelMetrics
 
+CLIP_RANGE = 0.2  # of the values around those at sampling time, as in NeMo-Aligner's critic
 _GRAD_CLIP = 1.0
 _TARGETS = 3  # per token: return, previous value, mask; stored as the labels of its readout
 _MAX_CHECKPOINTS = 2
@@ -66,7 +67,7 @@ class Critic:
                 f"the critic's model has the attributes {', '.join(model.head.attributes)}; expected one: choose "
                 "another --critic"
             )
-        self.model, self.row_length = model, row_length
+        self.model, self.row_length, self.learning_rate = model, row_length, learning_rate
         self._mesh, self._rows = mesh, rows
         adamw = optax.adamw(learning_rate, weight_decay=0.0)
         self._optimizer = optax.chain(optax.clip_by_global_norm(_GRAD_CLIP), adamw)
@@ -75,7 +76,8 @@ class Critic:
         shardings = state_shardings(mesh, abstract)
         options = ocp.CheckpointManagerOptions(max_to_keep=_MAX_CHECKPOINTS, enable_async_checkpointing=False)
         self._checkpoints = ocp.CheckpointManager(directory.absolute(), options=options)
-        if (step := self._checkpoints.latest_step()) is None:
+        step = self.checkpoint_step = self._checkpoints.latest_step()  # None if there is no checkpoint
+        if step is None:
             state: State = jax.jit(init, donate_argnums=0, out_shardings=shardings)(params)
         else:
             place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -147,6 +149,7 @@ class Critic:
             if step not in self._checkpoints.all_steps():
                 self._checkpoints.save(step, args=ocp.args.StandardSave(self._state))
                 self._checkpoints.wait_until_finished()
+            self.checkpoint_step = step
 
     def _batches(self, trees: Sequence[Tree]) -> Iterator[tuple[list[list[int]], dict[str, jax.Array]]]:
         """Yields (rows of indices, their arrays on the devices) that cover every tree once."""
@@ -179,7 +182,7 @@ class Critic:
 
 
 def clipped_value(
-    values: jax.Array, old_values: jax.Array, returns: jax.Array, mask: jax.Array, clip: float = 0.2
+    values: jax.Array, old_values: jax.Array, returns: jax.Array, mask: jax.Array, clip: float = CLIP_RANGE
 ) -> tuple[jax.Array, jax.Array]:
     """1/2 max[(v - R)², (clip(v, v_old - e, v_old + e) - R)²], summed over the tokens of the mask.
 

@@ -17,7 +17,7 @@ from rmjax.data.records.fields import BadField
 from rmjax.data.records.fields import messages as chat_messages
 from rmjax.data.schema import Message
 from rmjax.data.tokens.tokenizer import Tokenizer
-from rmjax.serving.errors import DeadlineExceeded, RequestError
+from rmjax.serving.errors import DeadlineExceeded, InputName, RequestError, tensor_name
 from rmjax.serving.protocol import Arrays, Call, Tensor
 from rmjax.serving.services.tokenizer_thread import Text, TokenizerThread
 
@@ -28,8 +28,10 @@ INPUTS = {
     "messages": Tensor("BYTES", (-1, 1)),
     "add_EOS": Tensor("BOOL", (-1, 1)),
 }
+TOKENS = tensor_name("tokens")
 EXCEEDED = Tensor("INT32", (-1, 1))  # an output: 1 if the sequence exceeded the limit and was truncated
 _CHARACTERS_PER_TOKEN = 100  # more than any real text has; longer texts would only keep the tokenizer busy
+_MESSAGE_EXAMPLE = '{"role": "user", "content": "Hi"}'
 _MIN_CHARACTER_LIMIT = 1 << 20  # texts up to this length are tokenized in any case, for truncation
 
 Conversation = Text | np.ndarray
@@ -55,7 +57,7 @@ class InputReader:
         """Number of texts in the tokenizer's queue."""
         return self._tokenizer.queued
 
-    def parse(self, tensors: Arrays, call: Call) -> tuple[str, Sequence[Conversation], Call]:
+    def parse(self, tensors: Arrays, call: Call) -> tuple[InputName, Sequence[Conversation], Call]:
         """Returns the name of the tensor with the request's conversations, the B conversations, and the call.
 
         Args:
@@ -73,26 +75,27 @@ class InputReader:
         if "sentences" in given:
             given -= {"tokens", "sequence_lengths", "add_EOS"}
         if given == {"tokens", "sequence_lengths"}:
-            return "tokens", self._unpad(tensors["tokens"], tensors["sequence_lengths"]), call
+            return TOKENS, self._unpad(tensors["tokens"], tensors["sequence_lengths"]), call
         if given not in ({"sentences"}, {"messages"}):
             expected = "'sentences', or 'messages', or 'tokens' with 'sequence_lengths'"
             raise RequestError(f"the request has the tensors {sorted(given)}; give {expected}")
         name = given.pop()
+        source = tensor_name(name)
         _check_column(name, tensors[name])
-        texts = [_decode(name, row, value) for row, value in enumerate(tensors[name][:, 0])]
+        texts = [_decode(source.row(row), value) for row, value in enumerate(tensors[name][:, 0])]
         if name == "messages":
-            return name, [_parse_messages(row, text) for row, text in enumerate(texts)], call
+            return source, [_parse_messages(source.row(row), text) for row, text in enumerate(texts)], call
         if (add_eos := tensors.get("add_EOS")) is not None:
             if add_eos.shape != (len(texts), 1) or len(set(add_eos[:, 0].tolist())) > 1:
                 raise RequestError(
                     f"tensor 'add_EOS' has shape {list(add_eos.shape)} and {int(add_eos.sum())} true values; "
-                    f"expected [{len(texts)}, 1], all equal"
+                    f"expected shape [{len(texts)}, 1], that of 'sentences', and values that are all equal"
                 )
             call = dataclasses.replace(call, add_eos=bool(add_eos[0, 0]))
-        return name, texts, call
+        return source, texts, call
 
     async def tokenize(
-        self, conversations: Sequence[Conversation], source: str, call: Call
+        self, conversations: Sequence[Conversation], source: InputName, call: Call
     ) -> tuple[list[np.ndarray], np.ndarray]:
         """Returns the tokens int [length] of B conversations, and whether each exceeded the limit, bool [B].
 
@@ -106,7 +109,7 @@ class InputReader:
         texts = []
         for row, conversation in enumerate(conversations):
             if not isinstance(conversation, np.ndarray):
-                self._check_text(source, row, conversation)
+                self._check_text(source.row(row), conversation)
                 texts.append(conversation)
         try:
             async with asyncio.timeout_at(call.deadline if texts and call.deadline < math.inf else None):
@@ -119,7 +122,7 @@ class InputReader:
                     if not isinstance(conversation, np.ndarray):
                         await self._tokenizer.encode([conversation], False)
                 except InputError as error:
-                    raise RequestError(f"tensor {source!r}, row {row}: {error}") from error
+                    raise RequestError(f"{source.row(row)}: {error}") from error
             raise
         sequences = [c if isinstance(c, np.ndarray) else next(encoded) for c in conversations]
         limit = min(call.limit or self.max_length, self.max_length)
@@ -143,12 +146,14 @@ class InputReader:
                 text = text.removeprefix(token).removesuffix(token)
         return text
 
-    def check_tokens(self, source: str, row: int, tokens: np.ndarray) -> np.ndarray:
-        """Returns the tokens int [length]; raises RequestError if one is not in the vocabulary."""
+    def check_tokens(self, name: str, tokens: np.ndarray) -> np.ndarray:
+        """Returns the tokens int [length] of the input `name`; raises RequestError if one is not in the vocabulary."""
         least, most = (int(tokens.min()), int(tokens.max())) if len(tokens) else (0, 0)
         if least < 0 or most >= self._vocab_size:
             found, expected = least if least < 0 else most, f"expected 0 to {self._vocab_size - 1}"
-            raise RequestError(f"tensor {source!r}, row {row} holds the token {found}; {expected}, the vocabulary")
+            raise RequestError(
+                f"{name} holds the token {found}; {expected}, the model's vocabulary: use the model's own tokenizer"
+            )
         return tokens
 
     def close(self) -> None:
@@ -159,7 +164,8 @@ class InputReader:
         _check_column("sequence_lengths", lengths)
         if tokens.ndim != 2 or len(tokens) != len(lengths):
             raise RequestError(
-                f"tensor 'tokens' has shape {list(tokens.shape)}; expected [B, S] with B = {len(lengths)}"
+                f"tensor 'tokens' has shape {list(tokens.shape)}; expected [B, S] with B = {len(lengths)}, as "
+                "'sequence_lengths'"
             )
         valid = tokens.size > 0 and tokens.min() >= 0 and tokens.max() < self._vocab_size  # padding included
         if valid:
@@ -167,51 +173,62 @@ class InputReader:
         sequences = []
         for row, length in enumerate(lengths[:, 0].tolist()):
             if not 1 <= length <= tokens.shape[1]:
-                raise RequestError(f"tensor 'sequence_lengths', row {row} is {length}; expected 1 to {tokens.shape[1]}")
+                raise RequestError(
+                    f"tensor 'sequence_lengths', row {row} is {length}; expected 1 to {tokens.shape[1]}, the width of "
+                    "'tokens'"
+                )
             sequence = tokens[row, :length]
-            sequences.append(sequence if valid else self.check_tokens("tokens", row, sequence))
+            sequences.append(sequence if valid else self.check_tokens(TOKENS.row(row), sequence))
         return sequences
 
-    def _check_text(self, source: str, row: int, conversation: Text) -> None:
+    def _check_text(self, name: str, conversation: Text) -> None:
         """Raises RequestError for a text that is empty, far too long, or not valid Unicode."""
         if not conversation:
-            raise RequestError(f"tensor {source!r}, row {row} has no tokens; expected at least one")
+            raise RequestError(f"{name} is empty; expected a text of at least one token")
         text = conversation if isinstance(conversation, str) else json.dumps(conversation, ensure_ascii=False)
         if len(text) > (limit := max(_MIN_CHARACTER_LIMIT, _CHARACTERS_PER_TOKEN * self.max_length)):
-            raise RequestError(f"tensor {source!r}, row {row} has {len(text)} characters; expected at most {limit}")
+            raise RequestError(f"{name} has {len(text)} characters; expected at most {limit}: shorten it")
         try:
             text.encode()
         except UnicodeEncodeError as error:  # a lone surrogate, which JSON can express
-            raise RequestError(f"tensor {source!r}, row {row} is not Unicode text ({error.reason})") from error
+            raise RequestError(
+                f"{name} is not Unicode text ({error.reason}); remove the character {text[error.start]!a}"
+            ) from error
 
 
-def check_messages(source: str, row: int, messages: Any) -> list[Message]:
-    """Returns chat messages in the form used in training; raises RequestError if they are invalid."""
+def check_messages(name: str, messages: Any) -> list[Message]:
+    """Returns chat messages in the form used in training; raises RequestError, with the input's name, if invalid."""
     if not isinstance(messages, list) or not messages:
         raise RequestError(
-            f"tensor {source!r}, row {row} is {json.dumps(messages):.60}; expected a JSON list of chat messages"
+            f"{name} is {json.dumps(messages):.60}; expected a list of chat messages: [{_MESSAGE_EXAMPLE}, ...]"
         )
     try:
-        return chat_messages(messages, f"tensor {source!r}, row {row}")
+        return chat_messages(messages, name)
     except BadField as error:
-        raise RequestError(str(error)) from error
+        problem = str(error).replace(f" of {name}", "")
+        raise RequestError(f"{name}: {problem}; a message is like {_MESSAGE_EXAMPLE}") from error
 
 
 def _check_column(name: str, tensor: np.ndarray) -> None:
     if tensor.ndim != 2 or tensor.shape[1] != 1 or not len(tensor):
-        raise RequestError(f"tensor {name!r} has shape {list(tensor.shape)}; expected [B, 1] with B at least 1")
+        raise RequestError(
+            f"tensor {name!r} has shape {list(tensor.shape)}; expected [B, 1] with B at least 1: one row per sequence"
+        )
 
 
-def _decode(name: str, row: int, value: bytes) -> str:
+def _decode(name: str, value: bytes) -> str:
     try:
         return value.decode()
     except UnicodeDecodeError as error:
-        raise RequestError(f"tensor {name!r}, row {row} is not UTF-8 ({error})") from error
+        raise RequestError(f"{name} is not UTF-8 ({error}); encode the text as UTF-8") from error
 
 
-def _parse_messages(row: int, text: str) -> list[Message]:
+def _parse_messages(name: str, text: str) -> list[Message]:
     try:
         messages = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"tensor 'messages', row {row} is not JSON ({error})") from error
-    return check_messages("messages", row, messages)
+        raise RequestError(
+            f"{name} is {text[:60]!r}, which is not JSON ({error}); expected a list of chat messages as JSON text: "
+            f"[{_MESSAGE_EXAMPLE}, ...]"
+        ) from error
+    return check_messages(name, messages)

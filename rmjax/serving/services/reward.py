@@ -11,6 +11,7 @@ import numpy as np
 
 from rmjax.data.tokens.tokenizer import Tokenizer
 from rmjax.serving.engine.queue import Engine
+from rmjax.serving.errors import InputName
 from rmjax.serving.protocol import Arrays, Call, Tensor
 from rmjax.serving.services.inputs import EXCEEDED, INPUTS, Conversation, InputReader
 
@@ -77,11 +78,11 @@ class RewardService:
         scored = await self.score(conversations, source, call)
         return {"rewards": scored.rewards, "exceeded": scored.exceeded[:, None].astype(np.int32)}
 
-    async def score(self, conversations: Sequence[Conversation], source: str, call: Call) -> ScoreResult:
+    async def score(self, conversations: Sequence[Conversation], source: InputName, call: Call) -> ScoreResult:
         """Scores strings, lists of messages, or tokens int [length].
 
         Args:
-          source: name of the input tensor or field, for error messages.
+          source: input tensor or field of the conversations.
 
         Raises:
           RequestError: a conversation cannot be scored; names it.

@@ -90,10 +90,17 @@ def test_evaluation_plan_covers_all_comparisons_in_order():
     assert np.concatenate([plan.comparisons(s) for s in range(plan.num_steps)]).tolist() == list(range(11))
 
 
-def test_steps_and_epochs_are_mutually_exclusive():
-    for steps, epochs in ((0, 0), (3, 1.0)):
-        with pytest.raises(InputError, match="exactly one"):
-            make(steps=steps, epochs=epochs)
+@pytest.mark.parametrize(
+    ("steps", "epochs", "last"), [(3, 2.0, [5, 5, 5]), (5, 1.0, [5, 5, 5, 5, 3]), (9, 0.5, [5, 5, 2])]
+)
+def test_a_run_ends_at_steps_or_epochs_whichever_comes_first(steps, epochs, last):
+    plan = make(steps=steps, epochs=epochs)
+    assert [len(plan.comparisons(step)) for step in range(plan.num_steps)] == last
+
+
+def test_steps_or_epochs_are_required():
+    with pytest.raises(InputError, match=r"config\.train\.steps is 0 and config\.train\.epochs is 0; set one of them"):
+        make(steps=0, epochs=0)
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=50), st.sampled_from([1, 2, 4]))
@@ -160,7 +167,11 @@ def test_mixture_draws_each_source_by_weight_and_without_early_repeats(sizes, we
 
 @pytest.mark.parametrize(
     ("sizes", "weights", "message"),
-    [([3, 4], [1.0], "has 1 entries"), ([3, 4], [1.0, 0.0], "holds 0.0"), ([3, 0], [1.0, 1.0], "source 2 of")],
+    [
+        ([3, 4], [1.0], "has 1 entry, config.data.train 2 sources"),
+        ([3, 4], [1.0, 0.0], "holds 0.0"),
+        ([3, 0], [1.0, 1.0], "source 2 of"),
+    ],
 )
 def test_bad_mixture_raises(sizes, weights, message):
     with pytest.raises(InputError, match=message):

@@ -239,7 +239,7 @@ def test_labels_are_not_read_for_scoring(tmp_path):
     ("record", "reason"),
     [
         ({"prompt": "p", "responses": "ab", "ranks": [1, 2]}, "responses is 'ab'; expected a list"),
-        ({"prompt": "p", "responses": ["a", "b"], "ranks": [1]}, "ranks has 1 entries; expected 2"),
+        ({"prompt": "p", "responses": ["a", "b"], "ranks": [1]}, "ranks has 1 entry; expected 2"),
         ({"prompt": "p", "responses": ["a", "b"], "ranks": [1, None]}, r"ranks\[1\] is None; expected a finite number"),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": 1e39}, "margin is 1e\\+39; expected a finite"),
         ({"prompt": [SYSTEM, USER], "chosen": CHAT, "rejected": OTHER}, "chosen starts with a 'user' message"),

@@ -53,5 +53,9 @@ def test_built_in_data_has_split_size_limit_and_format():
     assert [c.where for c in comparisons] == [f"synthetic-validation:{i}" for i in (1, 2, 3)]
     assert (report.format, report.records) == ("regression", 5)
     assert read_comparisons(["synthetic"], ReadOptions(), synthetic_size=1)[1].format == "pairs"
+    options = ReadOptions(synthetic_format="process")
+    assert read_comparisons(["synthetic"], options, synthetic_size=1)[1].format == "process"
+    options = ReadOptions(format="kwise", synthetic_format="process")
+    assert read_comparisons(["synthetic"], options, synthetic_size=1)[1].format == "kwise"
     with pytest.raises(InputError, match="'synthetic' cannot be mixed with files"):
         read_comparisons(["synthetic", "in.jsonl"], ReadOptions())

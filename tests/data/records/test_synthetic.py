@@ -1,5 +1,10 @@
-import numpy as np
+import hashlib
+import json
 
+import numpy as np
+import pytest
+
+from rmjax.core.config import default
 from rmjax.data.records import synthetic
 
 
@@ -57,3 +62,23 @@ def test_splits_differ_and_are_reproducible():
     first, again = (synthetic.comparisons("train", 50) for _ in range(2))
     assert [item.record for item in first] == [item.record for item in again]
     assert first[0].record != synthetic.comparisons("validation", 1)[0].record
+
+
+# SHA-256 of the conversations of the training split: its comparisons never change, so that metrics stay comparable.
+TRAINING = {
+    "pairs": "a3552a31601700d4",
+    "kwise": "301e8db4dfabf0f0",
+    "regression": "29ed830245cffe45",
+    "process": "d1935501668f1a7d",
+}
+
+
+@pytest.mark.parametrize("format", TRAINING)
+def test_splits_share_no_comparison_at_their_default_sizes(format):
+    data = default().data
+    training = synthetic.comparisons("train", data.synthetic_train, format)
+    validation = synthetic.comparisons("validation", data.synthetic_validation, format)
+    keys = [{tuple(sorted(item.conversations)) for item in split} for split in (training, validation)]
+    assert not keys[0] & keys[1]
+    text = json.dumps([item.conversations for item in training])
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == TRAINING[format]

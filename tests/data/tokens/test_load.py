@@ -42,6 +42,24 @@ def test_overlong_comparisons_are_dropped_and_counted(tokenizer, tmp_path):
     assert "1 dropped as longer than max_length" in str(report)
 
 
+def test_report_names_the_causes_with_count_and_first_example(tokenizer, tmp_path):
+    long, short = PAIR | {"prompt": "x" * 40}, {"chosen": "a"}
+    source = write(tmp_path / "a.jsonl", [short, long, long | {"prompt": "y" * 50}, short, short, PAIR])
+    for cached in (False, True):
+        dataset, report = load(source, tokenizer, max_length=20, on_bad_record="skip")
+        assert (len(dataset), report.cached) == (1, cached)
+        assert report.causes() == [
+            f"3 records skipped (first: {source[0]}:1: no 'rejected'; a pair needs chosen and rejected)",
+            f"2 comparisons longer than max_length = 20 (first: {source[0]}:2, 46 tokens)",
+        ]
+        assert (report.first_overlong, report.first_overlong_length) == (f"{source[0]}:2", 46)
+    assert "1 comparison of 6 records (pairs, tokens from cache)" in str(report)
+    assert "2 dropped as longer than max_length = 20" in str(report)
+    report = load(write(tmp_path / "b.jsonl", [PAIR]), tokenizer)[1]
+    assert report.causes() == []
+    assert "1 comparison of 1 record (pairs); nothing dropped" in str(report)
+
+
 def test_overlong_prompts_are_truncated_on_the_left(tokenizer, tmp_path):
     source = write(tmp_path / "a.jsonl", [PAIR | {"prompt": "x" * 40 + "y"}, PAIR | {"chosen": "z" * 60}])
     dataset, report = load(source, tokenizer, max_length=20, on_overlong="truncate_prompt")

@@ -72,6 +72,9 @@ def test_vocabulary_larger_than_the_models_raises(tokenizer):
 
 
 def test_missing_tokenizer_raises(tmp_path):
+    (tmp_path / "model.nemo").touch()
+    with pytest.raises(InputError, match=r"tokenizer '.*model.nemo': this is a NeMo model; convert it"):
+        Tokenizer.load(str(tmp_path / "model.nemo"))
     with pytest.raises(InputError, match="could not be loaded"):
         Tokenizer.load(str(tmp_path))
 

@@ -11,9 +11,10 @@ from rmjax.core.errors import InputError
 from rmjax.data.tokens.trees import common_prefix_length
 from rmjax.serving.engine.prefixes import PrefixSet
 from rmjax.serving.engine.queue import Engine
-from rmjax.serving.errors import DeadlineExceeded, NotFinite, Overloaded, RequestError, Unavailable
+from rmjax.serving.errors import DeadlineExceeded, NotFinite, Overloaded, RequestError, Unavailable, tensor_name
 from rmjax.serving.metrics import Metrics, ModelMetrics
 
+TOKENS = tensor_name("tokens")
 POISON = 666  # the device raises on this token
 
 
@@ -55,14 +56,14 @@ async def hold(engine, model):
     """Keeps the model busy with one request until `gate` is opened; returns its task."""
     model.gate.clear()
     model.began.clear()
-    task = asyncio.create_task(engine.submit(arrays([1]), "tokens"))
+    task = asyncio.create_task(engine.submit(arrays([1]), TOKENS))
     await asyncio.to_thread(model.began.wait, 5)
     return task
 
 
 def test_requests_get_their_own_rewards():
     async def body(engine, model):
-        found = await asyncio.gather(*(engine.submit(arrays([i], [i, 1]), "tokens") for i in range(3)))
+        found = await asyncio.gather(*(engine.submit(arrays([i], [i, 1]), TOKENS) for i in range(3)))
         np.testing.assert_array_equal(found, [[[i], [i + 1]] for i in range(3)])
 
     run(body)
@@ -71,7 +72,7 @@ def test_requests_get_their_own_rewards():
 def test_waiting_requests_are_batched_by_tokens():
     async def body(engine, model):
         held = await hold(engine, model)
-        tasks = [asyncio.create_task(engine.submit(arrays([n] * n), "tokens")) for n in (4, 6, 5, 1)]
+        tasks = [asyncio.create_task(engine.submit(arrays([n] * n), TOKENS)) for n in (4, 6, 5, 1)]
         await asyncio.sleep(0.05)
         model.gate.set()
         await asyncio.gather(held, *tasks)
@@ -84,7 +85,7 @@ def test_arriving_requests_join_a_batch():
     async def body(engine, model):
         tasks = []
         for _ in range(4):  # as delivered by grpc.aio: one request in several iterations of the event loop
-            tasks.append(asyncio.create_task(engine.submit(arrays([1, 2]), "tokens")))
+            tasks.append(asyncio.create_task(engine.submit(arrays([1, 2]), TOKENS)))
             for _ in range(3):
                 await asyncio.sleep(0)
         await asyncio.gather(*tasks)
@@ -96,15 +97,15 @@ def test_arriving_requests_join_a_batch():
 def test_a_full_queue_rejects_requests_and_recovers():
     async def body(engine, model):
         held = await hold(engine, model)
-        waiting = asyncio.create_task(engine.submit(arrays(*[[2]] * 5), "tokens"))
+        waiting = asyncio.create_task(engine.submit(arrays(*[[2]] * 5), TOKENS))
         await asyncio.sleep(0.05)
         with pytest.raises(
             Overloaded, match="5 sequences with 5 tokens are queued; 2 sequences with 2 tokens more do not fit"
         ):
-            await engine.submit(arrays([1], [1]), "tokens")
+            await engine.submit(arrays([1], [1]), TOKENS)
         model.gate.set()
         await asyncio.gather(held, waiting)
-        assert (await engine.submit(arrays([3]), "tokens")).tolist() == [[3]]
+        assert (await engine.submit(arrays([3]), TOKENS)).tolist() == [[3]]
 
     run(body)
 
@@ -113,12 +114,12 @@ def test_invalid_sequences_are_rejected_by_name():
     async def body(engine, model):
         for sequences, message in (
             (arrays([1], []), "'tokens', row 1 has no tokens"),
-            (arrays([1] * 9), "row 0 has 9 tokens; at most 8"),
+            (arrays([1] * 9), "row 0 has 9 tokens; expected at most 8"),
             (arrays(*[[1]] * 7), "7 sequences with 7 tokens, which can never fit"),
             ([], "no sequences"),
         ):
             with pytest.raises(RequestError, match=message):
-                await engine.submit(sequences, "tokens")
+                await engine.submit(sequences, TOKENS)
         assert not model.batches
 
     run(body)
@@ -127,8 +128,8 @@ def test_invalid_sequences_are_rejected_by_name():
 def test_a_non_finite_reward_fails_only_its_request():
     async def body(engine, model):
         held = await hold(engine, model)
-        bad = asyncio.create_task(engine.submit(arrays([2], [13]), "tokens"))
-        good = asyncio.create_task(engine.submit(arrays([4]), "tokens"))
+        bad = asyncio.create_task(engine.submit(arrays([2], [13]), TOKENS))
+        good = asyncio.create_task(engine.submit(arrays([4]), TOKENS))
         await asyncio.sleep(0.05)
         model.gate.set()
         with pytest.raises(NotFinite, match=r"rewards\[1, 0\] is nan, not finite"):
@@ -143,8 +144,8 @@ def test_a_non_finite_reward_fails_only_its_request():
 def test_the_engine_continues_after_a_device_error():
     async def body(engine, model):
         with pytest.raises(RuntimeError, match="device lost"):
-            await engine.submit(arrays([POISON]), "tokens")
-        assert (await engine.submit(arrays([3]), "tokens")).tolist() == [[3]]
+            await engine.submit(arrays([POISON]), TOKENS)
+        assert (await engine.submit(arrays([3]), TOKENS)).tolist() == [[3]]
 
     run(body)
 
@@ -152,12 +153,12 @@ def test_the_engine_continues_after_a_device_error():
 def test_a_cancelled_request_leaves_the_queue():
     async def body(engine, model):
         held = await hold(engine, model)
-        gone = asyncio.create_task(engine.submit(arrays(*[[2]] * 6), "tokens"))
+        gone = asyncio.create_task(engine.submit(arrays(*[[2]] * 6), TOKENS))
         await asyncio.sleep(0.05)
         gone.cancel()
         with pytest.raises(asyncio.CancelledError):
             await gone
-        stays = asyncio.create_task(engine.submit(arrays(*[[3]] * 6), "tokens"))
+        stays = asyncio.create_task(engine.submit(arrays(*[[3]] * 6), TOKENS))
         await asyncio.sleep(0.05)
         model.gate.set()
         await asyncio.gather(held, stays)
@@ -169,12 +170,12 @@ def test_a_cancelled_request_leaves_the_queue():
 def test_draining_completes_queued_requests_and_rejects_new_ones():
     async def body(engine, model):
         held = await hold(engine, model)
-        waiting = asyncio.create_task(engine.submit(arrays([2]), "tokens"))
+        waiting = asyncio.create_task(engine.submit(arrays([2]), TOKENS))
         await asyncio.sleep(0.05)
         draining = asyncio.create_task(engine.drain())
         await asyncio.sleep(0.05)
         with pytest.raises(Unavailable, match="draining"):
-            await engine.submit(arrays([1]), "tokens")
+            await engine.submit(arrays([1]), TOKENS)
         model.gate.set()
         assert (await waiting).tolist() == [[2]]
         await asyncio.gather(held, draining)
@@ -186,13 +187,13 @@ def test_requests_before_the_warm_up_are_rejected():
     async def body():
         engine = Engine(None, lambda: None, max_length=8, batch_tokens=8, queue_size=8)
         with pytest.raises(Unavailable, match="warming up"):
-            await engine.submit(arrays([1]), "tokens")
+            await engine.submit(arrays([1]), TOKENS)
 
     asyncio.run(body())
 
 
 def waiting(engine, *calls, **options):
-    return [asyncio.create_task(engine.submit(arrays(*sequences), "tokens", **options)) for sequences in calls]
+    return [asyncio.create_task(engine.submit(arrays(*sequences), TOKENS, **options)) for sequences in calls]
 
 
 def test_of_many_requests_only_the_poisoned_ones_fail():
@@ -229,10 +230,10 @@ def test_the_queue_is_bounded_in_tokens():
         tasks = waiting(engine, [[2] * 8], [[3] * 7])
         await asyncio.sleep(0.05)
         with pytest.raises(Overloaded, match="2 sequences with 15 tokens are queued") as raised:
-            await engine.submit(arrays([1] * 2), "tokens")
+            await engine.submit(arrays([1] * 2), TOKENS)
         assert 0.1 <= raised.value.retry_after <= 30
         with pytest.raises(RequestError, match="3 sequences with 19 tokens"):
-            await engine.submit(arrays([1] * 9, [1] * 9, [1]), "tokens")
+            await engine.submit(arrays([1] * 9, [1] * 9, [1]), TOKENS)
         model.gate.set()
         await asyncio.gather(held, *tasks)
 
@@ -249,7 +250,7 @@ def test_expired_requests_fail_at_once_and_are_never_scored():
         with pytest.raises(DeadlineExceeded):
             await late  # while the model is still busy
         with pytest.raises(DeadlineExceeded):
-            await engine.submit(arrays([4]), "tokens", deadline=loop.time() - 1)
+            await engine.submit(arrays([4]), TOKENS, deadline=loop.time() - 1)
         (kept,) = waiting(engine, [[5]], deadline=loop.time() + 60)
         await asyncio.sleep(0)
         model.gate.set()
@@ -267,7 +268,7 @@ def test_requests_that_would_expire_in_the_queue_are_rejected_at_once():
         await asyncio.sleep(0)
         engine._batch_seconds = 0.5  # the running batch, half a queued batch, and that of the request
         with pytest.raises(Overloaded, match=r"5 tokens are queued, expected time to an answer 1\.2 seconds"):
-            await engine.submit(arrays([3]), "tokens", deadline=loop.time() + 1.2)
+            await engine.submit(arrays([3]), TOKENS, deadline=loop.time() + 1.2)
         tasks += waiting(engine, [[3]], deadline=loop.time() + 10)
         await asyncio.sleep(0)
         model.gate.set()
@@ -279,7 +280,7 @@ def test_requests_that_would_expire_in_the_queue_are_rejected_at_once():
 def test_no_client_blocks_the_others():
     async def body(engine, model):
         held = await hold(engine, model)
-        submit = lambda client: asyncio.create_task(engine.submit(arrays([1]), "tokens", client=client))
+        submit = lambda client: asyncio.create_task(engine.submit(arrays([1]), TOKENS, client=client))
         waiting = [submit("greedy") for _ in range(14)]
         await asyncio.sleep(0)
         with pytest.raises(Overloaded):

@@ -1,3 +1,5 @@
+"""The gRPC server: inference, metadata, health, streams, and invalid requests."""
+
 import asyncio
 import contextlib
 import json
@@ -100,8 +102,8 @@ def test_concurrent_clients_get_their_own_rewards(running):
 
 INT = lambda *rows: np.array(rows, np.int64)
 BAD = [
-    ({"sentences": column("")}, r"'sentences', row 0 has no tokens"),
-    ({"sentences": column("a", "b" * 70)}, r"'sentences', row 1 has 70 tokens; at most 64"),
+    ({"sentences": column("")}, r"'sentences', row 0 is empty; expected a text of at least one token"),
+    ({"sentences": column("a", "b" * 70)}, r"'sentences', row 1 has 70 tokens; expected at most 64"),
     ({"sentences": column("a").ravel()}, r"'sentences' has shape \[1\]; expected \[B, 1\]"),
     ({"sentences": np.array([[b"a", b"b"]], np.object_)}, r"'sentences' has shape \[1, 2\]"),
     ({"sentences": column(b"\xff")}, r"'sentences', row 0 is not UTF-8"),
@@ -110,15 +112,28 @@ BAD = [
     ({"words": column("a")}, r"unknown tensor 'words'"),
     ({"tokens": INT([1, 2])}, r"\['tokens'\]; give"),
     ({"sentences": column("a"), "messages": column("a")}, r"\['messages', 'sentences'\]; give"),
-    ({"tokens": INT([1, 2]), "sequence_lengths": INT([3])}, r"'sequence_lengths', row 0 is 3; expected 1 to 2"),
+    (
+        {"tokens": INT([1, 2]), "sequence_lengths": INT([3])},
+        r"'sequence_lengths', row 0 is 3; expected 1 to 2, the width of 'tokens'",
+    ),
     ({"tokens": INT([1, 2]), "sequence_lengths": INT([0])}, r"'sequence_lengths', row 0 is 0"),
-    ({"tokens": INT([1, 2]), "sequence_lengths": INT([1], [1])}, r"'tokens' has shape \[1, 2\]; expected \[B, S\]"),
-    ({"tokens": INT([1, 9999]), "sequence_lengths": INT([2])}, r"'tokens', row 0 holds the token 9999"),
+    (
+        {"tokens": INT([1, 2]), "sequence_lengths": INT([1], [1])},
+        r"'tokens' has shape \[1, 2\]; expected \[B, S\] with B = 2",
+    ),
+    (
+        {"tokens": INT([1, 9999]), "sequence_lengths": INT([2])},
+        r"'tokens', row 0 holds the token 9999; expected 0 to \d+, the model's vocabulary",
+    ),
     ({"tokens": np.ones((1, 2), np.float32), "sequence_lengths": INT([2])}, r"'tokens' has datatype 'FP32'"),
     ({"tokens": np.ones((1, 65), np.int64), "sequence_lengths": INT([65])}, r"'tokens', row 0 has 65 tokens"),
-    ({"messages": column("{")}, r"'messages', row 0 is not JSON"),
-    ({"messages": column("[]")}, r"'messages', row 0 is \[\]"),
-    ({"messages": column('[{"role": "user"}]')}, r"message\[0\].content of tensor 'messages', row 0 is None"),
+    ({"messages": column("{")}, r"'messages', row 0 is '{', which is not JSON .*; expected a list of chat messages"),
+    ({"messages": column("[]")}, r"'messages', row 0 is \[\]; expected a list of chat messages: \[{\"role\": \"user\""),
+    (
+        {"messages": column('[{"role": "user"}]')},
+        r"tensor 'messages', row 0: message\[0\].content is None; expected a string; a message is like {\"role\": ",
+    ),
+    ({"messages": column('["a"]')}, r"tensor 'messages', row 0: message\[0\] is 'a'; expected an object with role"),
 ]
 
 
@@ -203,7 +218,7 @@ def test_a_stream_answers_in_order_and_continues_after_errors(running):
     requests = [infer_request(text, id=str(i)) for i, text in enumerate(texts)]
     answers = list(running.stub.ModelStreamInfer(iter(requests)))
     assert [answer.infer_response.id for answer in answers] == ["0", "1", "2"]
-    assert "no tokens" in answers[1].error_message
+    assert "row 0 is empty" in answers[1].error_message
     for i in (0, 2):
         found = np.frombuffer(answers[i].infer_response.raw_output_contents[0], np.float32)
         alone = score(running, {"sentences": column(texts[i])})

@@ -1,3 +1,5 @@
+"""The HTTP server: the protocol's endpoints, those of other servers, and invalid requests."""
+
 import contextlib
 import functools
 import json
@@ -105,13 +107,15 @@ BAD = [
     ({"json": {"inputs": [sentences("a", name="words")]}}, "unknown tensor 'words'"),
     ({"json": {"inputs": [sentences("a"), sentences("b")]}}, "given twice"),
     ({"json": {"inputs": [sentences(1)]}}, "'sentences' holds 1; expected strings"),
-    ({"json": {"inputs": [sentences("")]}}, "row 0 has no tokens"),
-    ({"json": {"inputs": [sentences("a" * 65)]}}, "65 tokens; at most 64"),
+    ({"json": {"inputs": [sentences("")]}}, "row 0 is empty; expected a text"),
+    ({"json": {"inputs": [sentences("a" * 65)]}}, "65 tokens; expected at most 64"),
     ({"content": json.dumps({"inputs": [sentences(LONE)]}).encode()}, "not Unicode text"),
     ({"json": {"inputs": [sentences(json.dumps([{"role": "user", "content": LONE}]), name="messages")]}}, "Unicode"),
     ({"json": {"inputs": [sentences("a", parameters={"shared_memory_region": "x"})]}}, "only 'binary_data_size'"),
-    ({"json": {"inputs": [{"name": "tokens", "datatype": "INT64", "shape": [1, 1], "data": [1.5]}]}}, "not INT64"),
-    ({"json": {"inputs": [{"name": "tokens", "datatype": "INT64", "shape": [1, 1], "data": [2**70]}]}}, "not INT64"),
+    ({"json": {"inputs": [{"name": "tokens", "datatype": "INT64", "shape": [1, 1], "data": [1.5]}]}},
+     "'tokens' holds 1.5, which is not INT64; expected integers"),
+    ({"json": {"inputs": [{"name": "tokens", "datatype": "INT64", "shape": [1, 1], "data": [2**70]}]}},
+     "not INT64: it is too large"),
     ({"json": {"inputs": [{"name": "tokens", "datatype": "INT64", "shape": [2], "data": [[1], [2, 3]]}]}}, "different"),
     ({"json": {"inputs": [sentences("a")], "outputs": [{"name": "values"}]}}, "unknown output tensor 'values'"),
     ({"json": {"inputs": [sentences("a")], "outputs": [{"name": "rewards", "parameters": {"classification": 3}}]}},
@@ -119,13 +123,14 @@ BAD = [
     ({"json": {"inputs": [sentences("a")], "parameters": {"truncat": True}}}, "unknown parameter 'truncat'"),
     ({"json": {"inputs": [sentences("a")], "parameters": {"truncate": 1}}}, "'truncate' is 1; expected bool"),
     ({"json": {"inputs": [sentences("a")], "id": 5}}, "'id' of the body is 5"),
-    (binary({"inputs": [BINARY | {"parameters": {"binary_data_size": 9}}]}, packed(b"abc")), "7 bytes are left"),
+    (binary({"inputs": [BINARY | {"parameters": {"binary_data_size": 9}}]}, packed(b"abc")), "expected 0 to 7"),
     (binary({"inputs": [BINARY | {"parameters": {"binary_data_size": 6}}]}, packed(b"abc")), "end within element 0"),
-    (binary({"inputs": [BINARY | {"parameters": {"binary_data_size": 7}}]}, packed(b"abc"), b"x"), "no tensor"),
-    (binary({"inputs": [BINARY | {"parameters": {"binary_data_size": -1}}]}), "binary_data_size -1"),
+    (binary({"inputs": [BINARY | {"parameters": {"binary_data_size": 7}}]}, packed(b"abc"), b"x"),
+     "the last 1 of .* no tensor"),
+    (binary({"inputs": [BINARY | {"parameters": {"binary_data_size": -1}}]}), "binary_data_size -1; expected 0 to 0"),
     (binary({"inputs": [sentences("a", parameters={"binary_data_size": 5})]}, packed(b"a")), "both 'data'"),
-    ({"content": b"{}", "headers": {"Inference-Header-Content-Length": "9"}}, "is 9; the body has 2"),
-    ({"content": b"{}", "headers": {"Inference-Header-Content-Length": "-1"}}, "is -1; the body has 2"),
+    ({"content": b"{}", "headers": {"Inference-Header-Content-Length": "9"}}, "is 9; expected .* at most 2,"),
+    ({"content": b"{}", "headers": {"Inference-Header-Content-Length": "-1"}}, "is -1; expected .* at most 2,"),
     ({"content": b"{}", "headers": {"Inference-Header-Content-Length": "1_0"}}, "is 1_0"),
     ({"content": b"{}", "headers": {"Content-Encoding": "gzip"}}, "'gzip'; send the body uncompressed"),
 ]  # fmt: skip
@@ -146,7 +151,7 @@ def test_unknown_models_and_paths_return_404(running):
         assert set(answer.json()) == {"error"}
     answer = running.http.get("/get_reward")
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
-    assert "not served" in answer.json()["error"]
+    assert answer.json()["error"] == "GET /get_reward is not served; send POST"
 
 
 def test_health_and_metadata(running):
@@ -344,6 +349,7 @@ def test_invalid_requests_of_other_endpoints_return_400(running, path, body):
         ("/score", {"prompt": 1, "response": "a"}, "'prompt' of the body is 1; expected str | array"),
         ("/predict", {"inputs": "a", "raw_scores": 1}, "'raw_scores' of the body is 1; expected bool"),
         ("/predict", {"inputs": "a", "truncation_direction": "up"}, "is 'up'; expected 'left' or 'right'"),
+        ("/predict", {"inputs": "a", "truncation_direction": "up"}, "'truncation_direction' of the body"),
         ("/predict", {"inputs": ["a", "b", "c"]}, "expected a text, or a list of a prompt and a response"),
         ("/classify", {"model": 1, "input": "a"}, "'model' of the body is 1; expected str"),
         ("/classify", {"input": "a", "truncate_prompt_tokens": -2}, "is -2; expected int >= -1"),
@@ -351,7 +357,20 @@ def test_invalid_requests_of_other_endpoints_return_400(running, path, body):
         ("/classify", {"input": "a", "truncate_prompt_tokens": 1.0}, "is 1.0; expected int"),
         ("/classify", {"input": [[1], "a"]}, "expected a text, a list of tokens, or a list of either"),
         ("/classify", {"input": [[1], [True]]}, "'input[1][0]' of the body is True; expected int"),
-        ("/classify", {"input": "a", "messages": []}, "both or none of 'input' and 'messages'"),
+        ("/classify", {"input": "a", "messages": []}, "has both of the fields 'input' and 'messages'; expected one"),
+        ("/classify", {}, "has neither of the fields 'input' and 'messages'; expected one"),
+        ("/classify", {"messages": [{"role": "user"}]}, "'messages' of the body: message[0].content is None"),
+        ("/classify", {"input": ["ab", ""]}, "'input[1]' of the body is empty"),
+        ("/classify", {"input": "a" * 65}, "'input' of the body has 65 tokens; expected at most 64"),
+        ("/classify", {"input": [[1], [999]]}, "'input[1]' of the body holds the token 999"),
+        ("/get_reward", {"query": ["a", "b" * 64]}, "'query[1]' of the body has 65 tokens"),
+        ("/get_reward", {"query": [""]}, "'query[0]' of the body is empty"),
+        ("/get_reward", {"query": ["a"] * 9}, "'query' of the body holds 9 sequences, which can never fit"),
+        ("/score", {"prompt": "a" * 64, "response": "b"}, "the conversation of 'prompt' and 'response' has 66 tokens"),
+        ("/score", {"prompt": [], "response": "b"}, "'prompt' of the body is []; expected a list of chat messages"),
+        ("/predict", {"inputs": [["a"], [""]]}, "'inputs[1]' of the body is empty"),
+        ("/predict", {"inputs": [["a"], ["a", "b"]]}, "'inputs' of the body holds both texts and pairs"),
+        ("/tokenize", {"prompt": ""}, "'prompt' of the body is empty"),
         ("/pooling", {"input": "a", "encoding_format": "base64"}, "is 'base64'; expected 'float'"),
         ("/tokenize", {"prompt": ["a"]}, "'prompt' of the body is ['a']; expected str"),
         ("/v2/repository/index", {"ready": "yes"}, "'ready' of the body is 'yes'; expected bool"),

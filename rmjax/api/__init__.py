@@ -1,0 +1,12 @@
+"""The Python API: the functions that the programs call, for notebooks and scripts.
+
+Everything here works in notebooks, in threads and while an event loop is running, and prints nothing unless asked.
+"""
+
+from rmjax.api.explanation import Explanation as Explanation
+from rmjax.api.model import Model as Model
+from rmjax.api.model import evaluate as evaluate
+from rmjax.api.model import load as load
+from rmjax.api.runs import Run as Run
+from rmjax.api.runs import train as train
+from rmjax.api.server import serve as serve

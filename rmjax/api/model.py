@@ -1,0 +1,223 @@
+"""A loaded reward model: score, explain, evaluate, export."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rmjax.api.data import Data, to_sources
+from rmjax.api.explanation import Explanation
+from rmjax.api.runs import Run
+from rmjax.core.errors import InputError
+from rmjax.core.progress import progress_bar
+from rmjax.data.description import render
+from rmjax.data.records.formats import Item, iterate_comparisons
+from rmjax.data.records.sources import memory_source
+from rmjax.data.schema import Comparison, Record, Tree
+from rmjax.data.tokens.rendering import make_trees
+from rmjax.evaluation.evaluate import Evaluation, read_evaluation_data
+from rmjax.evaluation.evaluate import evaluate as evaluate_items
+from rmjax.evaluation.figures import Figure, draw_row
+from rmjax.evaluation.pipeline import RewardPipeline, load_pipeline
+from rmjax.training.export import export
+
+_CHUNK_SIZE = 256  # records that are tokenized and scored together
+
+
+class Model:
+    """A loaded reward model; made by `rmjax.load`.
+
+    Attributes:
+      path: where it was loaded from.
+      pipeline: the model with its tokenizer and data options.
+    """
+
+    def __init__(self, path: str, pipeline: RewardPipeline):
+        self.path, self.pipeline = path, pipeline
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Names of the A rewards of a response."""
+        return self.pipeline.attributes
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The model card: rmjax.json of an artifact, or the same of a workdir's best checkpoint."""
+        return self.pipeline.metadata
+
+    def score(self, prompt: Any, responses: Any = None) -> np.ndarray:
+        """Returns the rewards of responses to one prompt, rendered and tokenized exactly as in training.
+
+        Args:
+          prompt: a string, or chat messages; without `responses`, one whole conversation: chat messages, or a text that
+            is tokenized as it is.
+          responses: a list of K strings or of K lists of messages; or one of them.
+
+        Returns:
+          float32 [K] for several responses (the prompt is computed once), else a scalar; with one more axis A at the
+          end if the model has several attributes.
+
+        Raises:
+          InputError: a response cannot be scored, for example because it is too long.
+        """
+        record, single = _record(prompt, responses)
+        (rewards,) = self._rewards([record], _format(record))
+        if isinstance(rewards, str):
+            raise InputError(rewards)
+        rewards = rewards[:, 0] if len(self.attributes) == 1 else rewards
+        return rewards[0] if single else rewards
+
+    def score_batch(
+        self, records: Iterable[Record], *, format: str = "auto", errors: str = "raise", progress: bool = False
+    ) -> list[Any]:
+        """Returns the rewards of each record, float32 [K] or [K, A]; labels are ignored.
+
+        Args:
+          records: as in a data file, for example {"prompt", "responses"}, {"messages"}, {"text"} or pairs.
+          format: of the records; see the data formats.
+          errors: `raise` an InputError for a record that cannot be scored, or `return` its InputError in the list.
+          progress: show a progress bar.
+        """
+        if errors not in ("raise", "return"):
+            raise InputError(f"errors is {errors!r}; expected 'raise' or 'return'")
+        found: list[Any] = []
+        for rewards in self._rewards(list(records), format, progress):
+            if isinstance(rewards, str):
+                if errors == "raise":
+                    raise InputError(f"record {len(found)}: {rewards}; errors='return' returns errors in the list")
+                found.append(InputError(rewards))
+            else:
+                found.append(rewards[:, 0] if len(self.attributes) == 1 else rewards)
+        return found
+
+    def _rewards(self, records: list[Record], format: str, progress: bool = False) -> list[np.ndarray | str]:
+        if not records:
+            return []
+        items = self._items(records, format)
+        found: list[np.ndarray | str] = []
+        with progress_bar(len(items), "scoring", "record", disable=not progress) as bar:
+            for start in range(0, len(items), _CHUNK_SIZE):
+                found += self.pipeline.rewards(items[start : start + _CHUNK_SIZE])
+                bar.update(len(found) - start)
+        return found
+
+    def _items(self, records: list[Record], format: str) -> list[Item]:
+        options = dataclasses.replace(self.pipeline.options, format=format, labeled=False)
+        return list(iterate_comparisons(memory_source(records), options))
+
+    def _trees(self, records: list[Record], format: str) -> list[Tree]:
+        items = self._items(records, format)
+        trees = iter(make_trees([item for item in items if isinstance(item, Comparison)], self.pipeline.tokenizer))
+        found = [next(trees) if isinstance(item, Comparison) else item.reason for item in items]
+        if errors := [tree for tree in found if isinstance(tree, str)]:
+            raise InputError(errors[0])
+        return [tree for tree in found if isinstance(tree, Tree)]
+
+    def explain(self, prompt: Any, responses: Any = None) -> Explanation:
+        """Returns the tokens and readouts of what `score` scores, with the rewards; arguments as for `score`."""
+        record, _ = _record(prompt, responses)
+        (tree,), (rewards,) = self._trees([record], _format(record)), self._rewards([record], _format(record))
+        if isinstance(rewards, str):
+            raise InputError(rewards)
+        tokens = []
+        for branch, part in enumerate((tree.prefix, *tree.branches)):
+            readouts = {index for k, index in tree.readouts if k + 1 == branch}
+            for i, text in enumerate(self.pipeline.tokenizer.token_strings(part)):
+                tokens.append((text, branch, i in readouts))
+        return Explanation(tokens, rewards, "\n".join(render(tree, self.pipeline.tokenizer)))
+
+    def plot_packing(self, records: Iterable[Record], *, format: str = "auto") -> Figure:
+        """Returns the figure of a packed row that holds these records as prefix trees, with its attention mask."""
+        trees = self._trees(list(records), format)
+        texts = [
+            [text for part in (tree.prefix, *tree.branches) for text in self.pipeline.tokenizer.token_strings(part)]
+            for tree in trees
+        ]
+        return draw_row(trees, sum(tree.length for tree in trees), texts)
+
+    def evaluate(
+        self,
+        data: Data,
+        *,
+        format: str = "auto",
+        columns: Sequence[str] = (),
+        limit: int = 0,
+        on_bad_record: str = "error",
+        progress: bool = False,
+    ) -> Evaluation:
+        """Returns the metrics and predictions on labeled data; `report.save(DIR)` writes what `rmjax.evaluate` writes.
+
+        Args:
+          format, columns: of the records; columns are renamed, `old=new` each.
+          limit: maximum number of comparisons; 0: no limit.
+          on_bad_record: `error`, or `skip` records that cannot be read.
+
+        Raises:
+          InputError: a record cannot be used, or nothing could be scored.
+        """
+        pipeline = self.pipeline.with_data_options(format, columns, None)
+        sources = to_sources(data)
+        items = read_evaluation_data(sources, pipeline.options, limit=limit, on_bad_record=on_bad_record)
+        names = ", ".join(str(getattr(source, "location", source)) for source in sources)
+        return evaluate_items(pipeline, items, title=f"{self.path} on {names}", progress=progress)
+
+    def export(
+        self, output: str | pathlib.Path, *, merge: Mapping[str, float] | None = None, standardize: bool = False
+    ) -> pathlib.Path:
+        """Writes the serving artifact and returns its directory, which must be empty or missing.
+
+        Args:
+          merge: {attribute: weight}, to reduce the attributes to one reward.
+          standardize: rewards of mean 0 and standard deviation 1 over the validation data.
+        """
+        weights = [f"{name}={weight}" for name, weight in (merge or {}).items()]
+        export(pathlib.Path(self.path), pathlib.Path(output), merge=weights, standardize=standardize)
+        return pathlib.Path(output)
+
+    def __repr__(self) -> str:
+        return f"<rmjax model {self.path}: {', '.join(self.attributes)}, up to {self.pipeline.max_length} tokens>"
+
+
+def _record(prompt: Any, responses: Any) -> tuple[Record, bool]:
+    """Returns the record that `Model.score` scores, and whether it is a single conversation."""
+    if responses is None:
+        return ({"text": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}), True
+    is_message = lambda value: isinstance(value, Mapping)
+    single = isinstance(responses, str) or (len(responses) > 0 and all(map(is_message, responses)))
+    found = [responses] if single else list(responses)
+    if not isinstance(prompt, str | None):
+        found = [[{"role": "assistant", "content": r}] if isinstance(r, str) else list(r) for r in found]
+        prompt = list(prompt)
+    return {"prompt": prompt, "responses": found}, single
+
+
+def _format(record: Record) -> str:
+    return next(
+        name for key, name in (("text", "text"), ("messages", "messages"), ("responses", "kwise")) if key in record
+    )
+
+
+def load(
+    path: str | pathlib.Path | Run, *, max_length: int = 0, rows_per_device: int = 0, dtype: str = "float32"
+) -> Model:
+    """Returns a reward model.
+
+    Args:
+      path: a workdir (its best checkpoint), an artifact, a Hugging Face directory with a reward head, a hub name, or a
+        `Run`.
+      max_length: longest conversation in tokens; 0: the model's.
+      rows_per_device: rows of a batch; 0: chosen by platform.
+      dtype: of activations, `float32` or `bfloat16`.
+
+    Raises:
+      InputError: there is no usable model.
+    """
+    path = str(path.workdir if isinstance(path, Run) else path)
+    return Model(path, load_pipeline(path, max_length=max_length, rows_per_device=rows_per_device, dtype=dtype))
+
+
+def evaluate(model: "Model | Run | str | pathlib.Path", data: Data, **options: Any) -> Evaluation:
+    """Returns `rmjax.load(model).evaluate(data, **options)`."""
+    return (model if isinstance(model, Model) else load(model)).evaluate(data, **options)

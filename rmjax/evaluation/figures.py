@@ -1,0 +1,41 @@
+"""The figure of a packed row: its prefix trees and which tokens attend to which."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from rmjax.core.plotting import draw_row_svg
+from rmjax.data.packing.rows import fill_rows
+from rmjax.data.schema import Tree, packed_spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """An SVG figure, which a notebook shows."""
+
+    svg: str
+
+    def _repr_html_(self) -> str:
+        svg = self.svg[self.svg.index("<svg") :]
+        return f'<div style="max-width: 100%; overflow-x: auto; background: #fff">{svg}</div>'
+
+    def save(self, path: str) -> None:
+        """Writes the SVG file."""
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(self.svg)
+
+
+def draw_row(trees: Sequence[Tree], row_length: int, token_strings: Sequence[Sequence[str]] | None = None) -> Figure:
+    """Draws a row of `row_length` T tokens that holds `trees`, and its attention mask [T, T].
+
+    Args:
+      token_strings: text of the tokens of each tree, prefix first, then its branches; None: no text.
+    """
+    readouts = sum(len(tree.readouts) for tree in trees)
+    batch = fill_rows([trees], packed_spec(1, row_length, readouts, 0, 0))
+    group, branch = batch["group"][0], batch["branch"][0]
+    same = (group[:, None] == group[None, :]) & (group[:, None] > 0)
+    visible = same & np.tri(row_length, dtype=bool) & ((branch[None, :] == 0) | (branch[:, None] == branch[None, :]))
+    texts = [text for tree in token_strings or () for text in tree]
+    return Figure(draw_row_svg(group, branch, visible, batch["readout_index"][0], texts))

@@ -1,0 +1,43 @@
+"""Checks of a run before any data is read: its configuration and its workdir."""
+
+from rmjax.core import config as configs
+from rmjax.core.config import Config
+from rmjax.core.errors import InputError
+from rmjax.core.files import check_writable
+from rmjax.data.packing.plan import check_weights
+from rmjax.data.records.formats import FORMATS
+from rmjax.models.attention import KERNELS
+from rmjax.models.workdir import Workdir
+from rmjax.training import objectives, profiling
+
+# Files of other directories than workdirs.
+_OTHERS = {
+    "rmjax.json": "a serving artifact",
+    "*.safetensors": "a model",
+    "pytorch_model*.bin": "a model",
+    "report.html": "an evaluation",
+}
+
+
+def check_config(config: Config) -> None:
+    """Raises InputError for values that are wrong whatever the data is."""
+    configs.check(config)
+    configs.check_choice("model.attention", config.model.attention, ("auto", *KERNELS))
+    configs.check_choice("data.format", config.data.format, ("auto", *FORMATS))
+    if config.data.weights:
+        check_weights(config.data.weights, len(config.data.train))
+    objectives.check(config.objective)
+    profiling.parse_steps(config.train.profile)
+
+
+def check_workdir(workdir: Workdir, config: Config) -> None:
+    """Raises InputError if the workdir cannot be used, or holds a run of another configuration."""
+    path = workdir.path
+    check_writable(path, "workdir")
+    for pattern, kind in _OTHERS.items():
+        if found := next(path.glob(pattern), None):
+            raise InputError(f"workdir={path}: it holds {kind} ({found.name}), not a run; choose another workdir")
+    if workdir.created and not workdir.is_workdir:
+        raise InputError(f"workdir={path}: its config.json is not of a training run; choose another workdir")
+    if workdir.created:
+        configs.check_same_run(config, workdir.config_file)

@@ -1,0 +1,130 @@
+"""Export: heads with scale and shift give transformers' logits up to the shift; files follow the umask."""
+
+import json
+import os
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+import transformers
+
+import rmjax.export as program
+from rmjax.core.mesh import make_mesh
+from rmjax.data.records import synthetic
+from rmjax.evaluation.evaluate import evaluate, read_evaluation_data
+from rmjax.evaluation.pipeline import load_pipeline
+from rmjax.evaluation.score_file import score_file
+from rmjax.models import loading
+from rmjax.models.workdir import Workdir
+from rmjax.training.experiment import train
+from rmjax.training.export import export
+from tests.training.conftest import tiny as tiny_config
+
+EXPORTS = {"raw": {}, "merged": {"merge": ["order=2", "start=-0.5"]}}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A workdir of two standardized attributes (`two`), one of pairs (`one`), a file of records, and the artifacts."""
+    path = tmp_path_factory.mktemp("made")
+    records = [item.record for item in synthetic.comparisons("validation", 12, "regression")]
+    (path / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    for name in ("two", "one"):
+        config = tiny_config.__wrapped__()
+        config.train.steps, config.optimizer.learning_rate = 30, 3e-3
+        if name == "two":
+            config.data.format = config.objective.name = "regression"
+            config.objective.standardize = True
+        train(config, path / name)
+    for name, options in EXPORTS.items():
+        export(path / "two", path / name, **options)
+    export(path / "one", path / "standardized", standardize=True)
+    export(path / "one", path / "plain")
+    return path
+
+
+def rewards(model, source):
+    """Returns the rewards [n, A] of a model for a file of single responses."""
+    pipeline = load_pipeline(str(model))
+    items = read_evaluation_data(source, pipeline.options)
+    return np.concatenate([pipeline.rewards([item])[0] for item in items])
+
+
+def logits(model, source):
+    """Returns transformers' logits [n, A] for the same conversations."""
+    torch = pytest.importorskip("torch")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    classifier = transformers.AutoModelForSequenceClassification.from_pretrained(model).eval()
+    records = [json.loads(line) for line in source.read_text().splitlines()]
+    texts = [record["prompt"] + record["response"] + tokenizer.eos_token for record in records]
+    inputs = tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
+    with torch.no_grad():
+        return classifier(**inputs).logits.numpy()
+
+
+def metadata(model):
+    return json.loads((model / "rmjax.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["raw", "merged", "standardized", "plain"])
+def test_rewards_are_the_logits_of_transformers_plus_the_stated_shift(made, name):
+    found = rewards(made / name, made / "in.jsonl")
+    shift = metadata(made / name)["transformers_shift"]
+    assert np.std(found) > 1e-2  # rewards that differ, so that agreement is meaningful
+    np.testing.assert_allclose(found, logits(made / name, made / "in.jsonl") + np.array(shift), atol=1e-4)
+    assert len(shift) == found.shape[1]
+    assert any(shift) == (name != "plain")
+    assert metadata(made / name)["scale"] == []
+
+
+def test_rewards_of_a_workdir_equal_those_of_its_artifact(made):
+    for workdir, artifact in (("two", "raw"), ("one", "plain")):
+        found = [rewards(made / name, made / "in.jsonl") for name in (workdir, artifact)]
+        np.testing.assert_allclose(*found, rtol=1e-6, atol=1e-5)
+    assert Workdir(made / "two").head().scale  # which the artifact has in its weights
+
+
+def test_training_continues_from_an_artifact_as_from_its_workdir(made):
+    """The scale, which the artifact's weights contain, is taken out of them again."""
+    config = Workdir(made / "two").config()
+    head, mesh, found = Workdir(made / "two").head(), make_mesh((-1, 1, 1, 1)), []
+    for name in ("two", "raw"):
+        config.model.path = str(made / name)
+        model = loading.make_model(config.model, 0, head)
+        with jax.set_mesh(mesh):
+            found.append(loading.initial_params(config.model, model, mesh, jax.random.key(0))["head"]["kernel"])
+    np.testing.assert_allclose(*found, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "printed"), [([], "start +"), (["--merge=order=1"], "reward "), (["--merge=order=0,start=0"], "")]
+)
+def test_program_prints_a_remaining_shift(made, tmp_path, capsys, arguments, printed):
+    program.FLAGS.parse(["export", f"--workdir={made / 'two'}", f"--output={tmp_path / 'artifact'}", *arguments])
+    program.main([])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == (2 if printed else 1)
+    if printed:
+        assert lines[0].startswith("note: rewards are the logits of transformers plus a shift (transformers_shift")
+        assert printed in lines[0]
+
+
+def test_written_files_and_directories_follow_the_umask(tiny, made, tmp_path, monkeypatch):
+    monkeypatch.setenv("RMJAX_CACHE", str(tmp_path / "cache"))
+    source = made / "in.jsonl"
+    tiny.data.train = tiny.data.validation = (str(source),)
+    tiny.objective.name = "regression"
+    old = os.umask(0o022)
+    try:
+        train(tiny, tmp_path / "run")
+        export(tmp_path / "run", tmp_path / "artifact")
+        pipeline = load_pipeline(str(tmp_path / "artifact"))
+        score_file(pipeline, str(source), tmp_path / "scores.jsonl")
+        evaluate(pipeline, read_evaluation_data([source], pipeline.options)).save(tmp_path / "report")
+    finally:
+        os.umask(old)
+    paths = [path for path in pathlib.Path(tmp_path).rglob("*") if path != tmp_path]
+    assert {"rmjax.json", "model.safetensors", "tokens.npy", "report.html", "metrics.jsonl"} <= {p.name for p in paths}
+    wrong = [path for path in paths if path.stat().st_mode & 0o777 != (0o755 if path.is_dir() else 0o644)]
+    assert not wrong
