@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from rmjax.core import program
 from rmjax.core.errors import InputError
+from rmjax.models.workdir import Workdir
 from rmjax.training.export import export
 
 FLAGS = program.Flags()
@@ -21,8 +22,10 @@ def main(_: Sequence[str]) -> None:
     """Exports --workdir to --output."""
     if not _WORKDIR.value or not _OUTPUT.value:
         raise InputError("--workdir and --output are required")
-    workdir, output = pathlib.Path(_WORKDIR.value), pathlib.Path(_OUTPUT.value)
-    metadata = export(workdir, output, merge=_MERGE.value, standardize=_STANDARDIZE.value)
+    workdir, output = Workdir(pathlib.Path(_WORKDIR.value)), pathlib.Path(_OUTPUT.value)
+    if not workdir.is_workdir:
+        raise InputError(f"{workdir}: not a workdir of rmjax.train ({workdir.model_file.name} is missing)")
+    metadata = export(workdir.path, output, merge=_MERGE.value, standardize=_STANDARDIZE.value)
     shift = metadata["transformers_shift"]
     if any(shift):
         values = ", ".join(f"{name} {value:+.6g}" for name, value in zip(metadata["attributes"], shift, strict=True))

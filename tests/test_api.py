@@ -157,6 +157,8 @@ def test_evaluation_is_that_of_the_program(model, run, tmp_path):
 def test_export_and_serve(model, tmp_path):
     artifact = model.export(tmp_path / "artifact")
     np.testing.assert_allclose(rmjax.load(artifact).score(PROMPT, RESPONSES), model.score(PROMPT, RESPONSES), atol=1e-5)
+    again = rmjax.load(artifact).export(tmp_path / "again")
+    assert (again / "model.safetensors").read_bytes() == (artifact / "model.safetensors").read_bytes()
     with rmjax.serve(model) as server, server.client() as client:
         served = client.rewards(RESPONSES, prompts=[PROMPT] * 3)
         np.testing.assert_allclose(served, model.score(PROMPT, RESPONSES), atol=1e-5)

@@ -173,7 +173,7 @@ class Model:
           standardize: rewards of mean 0 and standard deviation 1 over the validation data.
         """
         weights = [f"{name}={weight}" for name, weight in (merge or {}).items()]
-        export(pathlib.Path(self.path), pathlib.Path(output), merge=weights, standardize=standardize)
+        export(self.path, pathlib.Path(output), merge=weights, standardize=standardize)
         return pathlib.Path(output)
 
     def __repr__(self) -> str:

@@ -102,7 +102,8 @@ evaluation.batch_size; the keys of train: batch_size, epochs, log_every, profile
     last = lambda name: name.rpartition(".")[2]
     likeness = lambda one, other: difflib.SequenceMatcher(None, one, other).ratio()
     score = {name: (likeness(name, key) + likeness(last(name), last(key))) / 2 for name in keys}
-    nearest = sorted((name for name in keys if score[name] > 0.6), key=lambda name: -score[name])[:3]
+    threshold = max(0.6, 0.75 * max(score.values()))
+    nearest = sorted((name for name in keys if score[name] > threshold), key=lambda name: -score[name])[:3]
     hint = f"nearest: {', '.join(nearest)}; " if nearest else ""
     section_name = ".".join(parts[: len(parents) - 1])
     what = f"the keys of {section_name}" if section_name else "the sections and keys"

@@ -170,5 +170,6 @@ def initialize_distributed() -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
+    line = re.sub(r"\s*\n\s*", " ", message)
+    print(f"error: {line}", file=sys.stderr)
     sys.exit(2)

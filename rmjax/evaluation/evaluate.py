@@ -98,9 +98,10 @@ def evaluate(pipeline: RewardPipeline, items: Sequence[Item], *, title: str = ""
             predictions.append(prediction_line(item, rewards, pipeline.attributes))
             if isinstance(item, Comparison) and not isinstance(rewards, str):
                 scored.append((item, rewards))
-    if items and not scored:
-        count = count_of(len(items), "record")
-        raise InputError(f"none of {count} could be scored; the first error: {predictions[0].get('error')}")
+    if not scored:
+        errors = [line["error"] for line in predictions if "error" in line]
+        first = f"; the first error: {errors[0]}" if errors else "; the data has no records"
+        raise InputError(f"none of {count_of(len(items), 'record')} could be scored{first}")
     metrics = compute_metrics(pipeline, scored)
     if not metrics:
         names = sorted({name for comparison, _ in scored for name in comparison.attributes})

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 def render(title: str, headline: list[tuple[str, str]], table: EdgeTable | None) -> str:
     """Returns the HTML page, with `headline` as (name, value) rows; without figures if `table` is None."""
-    return page(title, f"<header><h1>{html.escape(title)}</h1></header>{render_body(headline, table)}")
+    head = f'<header><h1>Reward model evaluation</h1><span class="muted">{html.escape(title)}</span></header>'
+    return page(f"Evaluation: {title}", head + render_body(headline, table))
 
 
 def render_body(headline: list[tuple[str, str]], table: EdgeTable | None) -> str:
@@ -27,7 +28,7 @@ def render_body(headline: list[tuple[str, str]], table: EdgeTable | None) -> str
         f'<tr><td>{html.escape(name)}</td><td class="number">{html.escape(value)}</td></tr>' for name, value in headline
     )
     figures = "" if table is None else _margins(table) + _calibration(table)
-    return f"<table>{rows}</table>{figures}"
+    return f'<table>{rows}</table><div class="figures">{figures}</div>'
 
 
 def _margins(table: EdgeTable) -> str:

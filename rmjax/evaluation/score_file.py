@@ -74,7 +74,7 @@ def score_file(
             for item, rewards in chunk:
                 line = prediction_line(item, rewards, pipeline.attributes)
                 if best_of and _has_alternatives(item) and not isinstance(rewards, str):
-                    line["best"] = int(pipeline.merge(rewards).argmax())
+                    line["best"] = int(np.argmax(pipeline.merge(rewards)))
                 counts.add(line)
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()

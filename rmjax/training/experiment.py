@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import grain
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from rmjax.core.config import Config
@@ -147,7 +148,7 @@ def _make_plans(
     microbatch_rows = config.train.rows_per_device * row_shards(mesh)
 
     def choose_length(dataset: TokenizedDataset, batch_size: int, **options: bool) -> int:
-        longest = int(dataset.lengths.argmax())
+        longest = int(np.argmax(dataset.lengths))
         if row_length and dataset.lengths[longest] > row_length:
             tokens = count_of(int(dataset.lengths[longest]), "token")
             raise InputError(

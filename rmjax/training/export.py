@@ -1,4 +1,4 @@
-"""Export of a workdir's best checkpoint to a serving artifact."""
+"""Export of a model to a serving artifact."""
 
 import dataclasses
 import pathlib
@@ -15,15 +15,15 @@ from rmjax.core.mesh import make_mesh
 from rmjax.data.tokens.tokenizer import Tokenizer
 from rmjax.models import artifact, loading
 from rmjax.models.architecture import HeadConfig
-from rmjax.models.workdir import Workdir
 
 
 def export(
-    workdir: pathlib.Path, output: pathlib.Path, *, merge: Sequence[str] = (), standardize: bool = False
+    model: pathlib.Path | str, output: pathlib.Path, *, merge: Sequence[str] = (), standardize: bool = False
 ) -> dict[str, Any]:
-    """Writes the artifact of the workdir's best checkpoint; `output` appears only when it is complete.
+    """Writes the artifact of a model; `output` appears only when it is complete.
 
     Args:
+      model: a workdir, whose best checkpoint is exported, an artifact, or a Hugging Face directory with a head.
       merge: `attribute=weight` each: reduce the attributes to one reward, in the weights of the head.
       standardize: rewards become (reward - mean) / std, with mean and std over the validation data. transformers'
         logits then differ from them by a constant, see `artifact.write`.
@@ -32,10 +32,8 @@ def export(
       the contents of rmjax.json.
 
     Raises:
-      InputError: `workdir` is not a workdir, `output` is in use, or an option does not fit the head.
+      InputError: `model` cannot be loaded, `output` is in use, or an option does not fit the head.
     """
-    if not Workdir(workdir).is_workdir:
-        raise InputError(f"{workdir}: not a workdir of rmjax.train ({Workdir(workdir).model_file.name} is missing)")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output}: exists and is not an empty directory; choose another --output or remove it")
     mesh = make_mesh()
@@ -43,7 +41,7 @@ def export(
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
         incomplete = pathlib.Path(temporary) / "artifact"
         incomplete.mkdir()
-        loaded = loading.load_model(str(workdir), mesh=mesh)
+        loaded = loading.load_model(str(model), mesh=mesh)
         if merge:
             loaded = _merge_attributes(loaded, merge)
         if standardize:

@@ -151,7 +151,7 @@ class Objective:
         if not labeled.all():
             needs = dict.fromkeys(f"no {term.needs.description}" for term in self.terms)
             names = "+".join(term.name for term in self.terms)
-            record = dataset.where(int(labeled.argmin()))
+            record = dataset.where(int(np.argmin(labeled)))
             raise InputError(f"{record}: the record has {' and '.join(needs)}; objective {names!r} needs it")
 
 
@@ -218,7 +218,7 @@ def make_head(config: Config, dataset: TokenizedDataset) -> HeadConfig:
     scale, shift = np.nanstd(labels, axis=0), np.nanmean(labels, axis=0)
     if not (scale > 0).all():
         raise InputError(
-            f"config.objective.standardize: all training labels of {attributes[int((scale > 0).argmin())]!r} are "
+            f"config.objective.standardize: all training labels of {attributes[int(np.argmin(scale > 0))]!r} are "
             "equal; remove the attribute from config.objective.attributes"
         )
     return dataclasses.replace(head, scale=tuple(scale.tolist()), shift=tuple(shift.tolist()))

@@ -71,7 +71,7 @@ def test_the_configuration_is_locked_and_takes_the_argument(tmp_path):
         ),
         (
             "trainn.steps",
-            "--config.trainn.steps: no such key; nearest: train.steps, train.epochs; the sections and keys: checkpoint, ",
+            "--config.trainn.steps: no such key; nearest: train.steps; the sections and keys: checkpoint, ",
         ),
         ("train", "--config.train: train is a section; set one of its keys: batch_size, "),
         ("train.steps.x", "--config.train.steps.x: no such key; "),

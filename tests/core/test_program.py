@@ -111,8 +111,8 @@ def test_other_exit_statuses_are_kept(small_program):
 
 
 def test_all_programs_can_be_imported_together():
-    code = f"import {', '.join(f'rmjax.{program}' for program in PROGRAMS)}; print(rmjax.train.FLAGS.values['workdir'].name)"
-    result = run("-c", code)
+    code = f"import sys, {', '.join(f'rmjax.{program}' for program in PROGRAMS)}"
+    result = run("-c", f"{code}; print(sys.modules['rmjax.train'].FLAGS.values['workdir'].name)")
     assert (result.returncode, result.stdout) == (0, "workdir\n"), result.stderr
 
 

@@ -32,19 +32,13 @@ class Stream(io.StringIO):
         return self.terminal
 
 
-@pytest.fixture
-def log_file(monkeypatch):
-    monkeypatch.setattr(sys, "stderr", Stream(False))
-    return sys.stderr
-
-
-def test_a_log_file_gets_plain_lines_every_30_seconds_and_at_the_end(clock, log_file):
+def test_a_log_file_gets_plain_lines_every_30_seconds_and_at_the_end(clock, capsys):
     with progress_bar(100, "training", "step", initial=10) as bar:
         for _ in range(90):
             clock.now += 1
             bar.set_postfix_str("loss 0.5", refresh=False)
             bar.update()
-    text = log_file.getvalue()
+    text = capsys.readouterr().err
     assert text.endswith("\n")
     assert not {"\r", "\x1b"} & set(text)
     assert text.splitlines() == [
@@ -54,13 +48,12 @@ def test_a_log_file_gets_plain_lines_every_30_seconds_and_at_the_end(clock, log_
     ]
 
 
-def test_a_log_file_gets_one_last_line_for_a_short_task(clock, log_file):
+def test_a_log_file_gets_one_last_line_for_a_short_task(clock, capsys):
     with progress_bar(None, "scoring", "record") as bar:
         bar.update(3)
-    assert log_file.getvalue() == "scoring: 3record [00:00, ?record/s]\n"
     with progress_bar(None, "scoring", "record"):
         pass
-    assert log_file.getvalue().count("\n") == 1
+    assert capsys.readouterr().err == "scoring: 3record [00:00, ?record/s]\n"
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -78,14 +71,14 @@ def test_the_time_left_ignores_the_first_update(clock, monkeypatch, terminal):
     bar.close()
 
 
-def test_a_disabled_bar_shows_nothing(log_file):
+def test_a_disabled_bar_shows_nothing(capsys):
     with progress_bar(3, "training", "step", disable=True) as bar:
         bar.update()
         bar.set_postfix_str("loss 0.5", refresh=False)
-    assert log_file.getvalue() == ""
+    assert capsys.readouterr().err == ""
 
 
-def test_lines_are_written_by_the_given_function(log_file):
+def test_lines_are_written_by_the_given_function():
     lines = []
     with progress_bar(3, "training", "step") as bar:
         bar.update()

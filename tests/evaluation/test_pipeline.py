@@ -189,3 +189,11 @@ def test_columns_are_renamed_before_scoring(pipeline, tmp_path):
     assert score_file(pipeline, str(source), tmp_path / "lost.jsonl") == (1, 1)  # the prompt is missing
     renamed = dataclasses.replace(pipeline, options=dataclasses.replace(pipeline.options, columns=("question=prompt",)))
     assert score_file(renamed, str(source), tmp_path / "out.jsonl") == (1, 0)
+
+
+def test_when_nothing_can_be_scored_the_first_cause_is_named(pipeline, tmp_path):
+    path = write(tmp_path / "in.jsonl", [PAIR | {"chosen": "x" * 200, "rejected": "y" * 200}] * 2)
+    items = read_evaluation_data([path], pipeline.options)
+    message = r"none of 2 records could be scored; the first error: .*in\.jsonl:1: 2\d\d tokens"
+    with pytest.raises(InputError, match=message):
+        evaluate(pipeline, items)

@@ -272,9 +272,13 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tiny, reference, tmp_
     [
         ({"mesh.tensor": 4}, "mesh.tensor is 4, which does not divide the model's 2 key/value heads"),
         ({"mesh.data": 3, "mesh.fsdp": 4}, "its fixed sizes multiply to 12"),
-        ({"train.epochs": 1.0}, "exactly one"),
-        ({"data.row_length": 16}, "more than data.row_length = 16"),
-        ({"data.max_length": 4}, "no usable comparison is left"),
+        ({"train.steps": 0}, "set one of them, or both"),
+        ({"data.row_length": 16}, "more than config.data.row_length = 16"),
+        (
+            {"data.max_length": 4},
+            r"config.data.train: no usable comparison in 200 records: 200 comparisons longer than .*max_length = 4 "
+            r"\(first: synthetic-train:1, \d+ tokens\)",
+        ),
         ({"objective.name": "magic"}, "config.objective.name is 'magic'; choose one of"),
         ({"model.path": "/nowhere/at/all"}, "no such directory"),
     ],
@@ -290,8 +294,16 @@ def test_a_wrong_value_is_named_in_the_error(tiny, tmp_path, change, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config=configs/binary.py", "--config.train.stepz=3"], "stepz"),
-        (["--config=configs/binary.py", "--config.train.steps=many"], "steps"),
+        (["--config=configs/binary.py", "--config.train.stepz=3"], "--config.train.stepz: no such key; nearest: "),
+        (["--config=configs/binary.py", "--config.train.steps=many"], "steps=many: expected an integer"),
+        (
+            ["--config=configs/binary.py", "--config.objective.name=bradley"],
+            "config.objective.name is 'bradley'; choose",
+        ),
+        (
+            ["--config=configs/smollm2.py"],
+            "config.model.path: required by this configuration and not set; add --config",
+        ),
         (["--config=configs/missing.py"], "configs/missing.py"),
         ([], "--config is missing"),
     ],

@@ -115,11 +115,11 @@ def test_the_ranking_attribute_is_chosen():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "regression+bradley_terry", "weights": (1.0,)}, r"objective.weights has 1 entries"),
+        ({"name": "regression+bradley_terry", "weights": (1.0,)}, r"objective.weights has 1 entry; .* has 2 terms"),
         ({"name": "regression+magic"}, r"objective.name is 'magic'"),
         (
             {"name": "regression", "attribute_weights": (1.0, 2.0)},
-            r"attribute_weights has 2 entries; the head has the 1",
+            r"attribute_weights has 2 entries; the head has 1 attribute: reward",
         ),
         ({"name": "process", "margin": True}, r"objective.margin is True, but objective 'process' does not use it"),
         ({"name": "regression", "centering": 0.1}, r"set config.objective.name to bradley_terry or pairwise or"),
@@ -129,6 +129,30 @@ def test_the_ranking_attribute_is_chosen():
 def test_unfit_options_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         objectives.make_objective(section(**options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "bradley_tery"}, r"objective\.name is 'bradley_tery'; choose one of bradley_terry, "),
+        ({"name": "regression+bradley_terry", "weights": (1.0,)}, r"objective\.weights has 1 entry"),
+        ({"name": "bradley_terry", "standardize": True}, r"objective\.standardize is True, but objective"),
+        ({"name": "regression", "attributes": ("a", "b", "a")}, r"objective\.attributes holds 'a' twice"),
+        ({"name": "regression_bt", "attributes": ("a", "b")}, r"set config\.objective\.reward_attribute"),
+        ({"name": "bradley_terry", "reward_attribute": "a"}, r"reward_attribute is 'a'; the head has reward"),
+        (
+            {"name": "regression", "attributes": ("a", "b"), "attribute_weights": (1.0,)},
+            r"attribute_weights has 1 entry; the head has 2 attributes: a, b",
+        ),
+    ],
+)
+def test_options_are_checked_without_data(options, message):
+    with pytest.raises(InputError, match=message):
+        objectives.check(section(**options))
+
+
+def test_options_that_depend_on_the_data_pass_the_check_without_data():
+    objectives.check(section(name="regression+regression_bt", reward_attribute="a", attribute_weights=(1.0, 2.0)))
 
 
 def test_every_option_of_the_configuration_is_used():

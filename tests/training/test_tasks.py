@@ -105,7 +105,7 @@ def test_sources_are_mixed_by_weight_and_named_validation_sources_have_metrics(t
     whole = (40 * result.validation["one/accuracy"] + 20 * result.validation["two/accuracy"]) / 60
     assert result.validation["accuracy"] == pytest.approx(whole)
     tiny.data.weights = (1.0,)
-    with pytest.raises(InputError, match=r"data.weights has 1 entries, config.data.train 2 sources"):
+    with pytest.raises(InputError, match=r"data.weights has 1 entry, config.data.train 2 sources"):
         train(tiny, tmp_path / "wrong")
 
 

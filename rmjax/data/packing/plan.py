@@ -67,7 +67,9 @@ class BatchPlan:
 
     def microbatches(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
         """Returns the number of full-length microbatches and of all microbatches of a step's rows, int32 [2]."""
-        return count_microbatches([self.lengths[row].sum() for row in rows], self.short_length, self.microbatch_rows)
+        return count_microbatches(
+            [int(self.lengths[row].sum()) for row in rows], self.short_length, self.microbatch_rows
+        )
 
     def padded_tokens(self, steps: Iterable[int]) -> int:
         """Returns the number of tokens computed in these steps, padding included."""

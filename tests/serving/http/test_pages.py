@@ -4,8 +4,12 @@ import contextlib
 import re
 import shutil
 
+import numpy as np
 import pytest
 
+from rmjax.data.schema import Edge
+from rmjax.evaluation.report import render
+from rmjax.metrics.edges import edge_table
 from rmjax.serving import Client
 from tests.serving.conftest import start_with_critic
 
@@ -119,3 +123,18 @@ def test_the_documentation_shows_tensors_and_example_requests(visit, running):
     playwright.expect(page.locator("#paths pre").first).to_contain_text("curl http")
     assert "`" not in page.inner_text("body")
     assert "clip range 0.2" in page.inner_text("body")
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_the_report_fits_the_screen(tmp_path, width):
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed")
+    edges = edge_table([np.array([2.0, 0.0]), np.array([0.5, 1.0])], [[Edge(0, 1)], [Edge(0, 1)]])
+    title = "/a/long/path/of/a/model/that/does/not/end on /a/long/path/of/data/that/does/not/end/either.jsonl"
+    (tmp_path / "report.html").write_text(render(title, [("accuracy", "0.5000")], edges), encoding="utf-8")
+    with playwright.sync_playwright() as started:
+        page = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]).new_page()
+        page.set_viewport_size({"width": width, "height": 800})
+        page.goto(f"file://{tmp_path}/report.html")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.locator("svg").count() == 2
