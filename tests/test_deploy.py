@@ -32,7 +32,7 @@ def dockerfile():
 
 def server_flags():
     """Returns the flags of rmjax.serve, parsed from its source: absl's flags are global to the test process."""
-    return set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', (ROOT / "rmjax" / "serve.py").read_text()))
+    return set(re.findall(r'FLAGS\.\w+\(\s*"(\w+)"', (ROOT / "rmjax" / "serve.py").read_text()))
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ def test_two_processes_write_and_continue_what_one_process_writes(tmp_path):
             assert [process.returncode for process in pair.processes] == [1, 1]  # three records have no rewards
             first, second = pair.outputs()
         assert "300 of 303 records scored" in first
-        assert (f"continuing after the {kept} lines" in first) == bool(kept)
+        assert (f"continuing after {kept} existing lines" in first) == bool(kept)
         assert own_lines(second) == []
         for found, expected in zip(read(output), read(tmp_path / "alone.jsonl"), strict=True):
             assert found.pop("rewards", None) == pytest.approx(expected.pop("rewards", None), abs=1e-5)

@@ -54,7 +54,7 @@ def test_only_the_first_process_writes_and_prints(made):
 def test_a_signal_to_one_or_both_processes_saves_and_the_run_resumes_bit_for_bit(made, tmp_path):
     """The signal is sent before the first step; JAX sees it within a second, and both processes stop at one step."""
     file, _, whole, _ = made
-    workdir = tmp_path / "stopped"
+    workdir = tmp_path / "interrupted"
     saved = [0]
     for signaled in ([1], [0, 1]):
         with pair_of(file, workdir) as pair:
