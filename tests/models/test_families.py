@@ -1,10 +1,12 @@
 """Model families: the registry, config.json in both directions, tensor names."""
 
+import copy
 import json
 
 import chex
 import jax
 import pytest
+import transformers
 
 from rmjax.core import pytree
 from rmjax.core.errors import InputError
@@ -44,6 +46,35 @@ def test_config_of_transformers_4_and_default_values(tmp_path):
     assert isinstance(found.norm_eps, float)
 
 
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {},
+        {"rope_theta": 5e5},
+        {"rope_theta": 1e6, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+        {"rope_theta": 1e6, "rope_parameters": {"rope_type": "default"}},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "rope_scaling": LLAMA3},
+        {"rope_theta": 2e6, "rope_scaling": LLAMA3 | {"original_max_position_embeddings": 64}},
+        {"rope_scaling": LLAMA3 | {"rope_theta": 3e6}},
+        {"rope_scaling": None, "rope_parameters": LLAMA3 | {"rope_theta": 3e6}},
+    ],
+)
+def test_rope_settings_are_read_as_transformers_reads_them(tmp_path, rope):
+    values = FAMILIES["llama"].write_config(CONFIG)
+    del values["rope_parameters"], values["rope_theta"]
+    found = read_config(write_config(tmp_path, values | rope))[1]
+    expected = transformers.LlamaConfig(**copy.deepcopy(values | rope)).rope_parameters
+    assert found.rope_theta == expected["rope_theta"]
+    scaled = expected["rope_type"] == "llama3"
+    assert (found.rope_scaling is not None) == scaled
+    if found.rope_scaling is not None:
+        original = expected.get("original_max_position_embeddings", CONFIG.max_positions)
+        assert found.rope_scaling.original_max_position_embeddings == original
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -52,7 +83,6 @@ def test_config_of_transformers_4_and_default_values(tmp_path):
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; only 'silu' is implemented"),
         ({"rope_interleaved": True}, "rope_interleaved is True; only False is implemented"),
         ({"hidden_size": None}, "the key 'hidden_size' is missing"),
-        ({"rope_theta": None, "rope_parameters": {}}, "the key 'rope_theta' is missing"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "the key 'low_freq_factor' is missing"),
         ({"sliding_window": 7}, "the key 'sliding_window' = 7 is not known for the model family 'llama'"),
     ],

@@ -4,6 +4,7 @@ JSON lines are read with `json`: the readers of `datasets` lose the line numbers
 columns that hold strings in some records and lists of messages in others.
 """
 
+import codecs
 import collections
 import csv
 import dataclasses
@@ -15,7 +16,7 @@ import os
 import pathlib
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rmjax.core.errors import InputError
@@ -161,7 +162,20 @@ class Source:
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise InputError(f"{self.location}: truncated or damaged gzip after line {number} ({error})") from error
         except UnicodeDecodeError as error:
-            raise InputError(f"{self.location}: not UTF-8 after line {number} ({error}); convert the file") from error
+            raise self._encoding_error(opener) from error
+
+    def _encoding_error(self, opener: Callable) -> InputError:
+        """Returns the error of a file that is not UTF-8, with its first such line: the decoder reads ahead of lines."""
+        with opener(self.location, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    return InputError(f"{self.location}: the file is UTF-16; convert it to UTF-8")
+                try:
+                    line.decode()
+                except UnicodeDecodeError as error:
+                    at = f"byte {line[error.start]:#04x} at position {error.start} of the line"
+                    return InputError(f"{self.location}:{number}: not UTF-8 ({at}); convert the file to UTF-8")
+        return InputError(f"{self.location}: not UTF-8; convert the file to UTF-8")
 
 
 def _parse_json(line: str) -> Record | BadField:

@@ -46,11 +46,12 @@ class Family:
           InputError: a missing or unknown key, or a value that the decoder does not implement.
         """
         found = {key: value for key, value in values.items() if value is not None}
-        # transformers 5 writes rope_parameters, 4 rope_theta and rope_scaling; a file may have both.
-        rope, heads = found.get("rope_parameters", {}), found.get("num_attention_heads")
+        # As in transformers 5: rope_scaling, if set, replaces rope_parameters, whose theta precedes the one beside it.
+        rope, heads = found.get("rope_scaling") or found.get("rope_parameters") or {}, found.get("num_attention_heads")
         head_dim = heads and found.get("hidden_size", 0) // heads
-        derived = {"rope_theta": rope.get("rope_theta"), "num_key_value_heads": heads, "head_dim": head_dim}
+        derived = {"num_key_value_heads": heads, "head_dim": head_dim}
         found = self.defaults | derived | found
+        found |= {"rope_theta": rope.get("rope_theta") or found["rope_theta"]}
         constants = self.constants | {"rope_interleaved": False}  # only the half-split layout
         for key, supported in constants.items():
             if (value := found.get(key, supported)) != supported:
@@ -65,7 +66,7 @@ class Family:
         floats = {field.name for field in dataclasses.fields(DecoderConfig) if field.type is float}
         convert = lambda field, value: float(value) if field in floats else value
         fields: dict[str, Any] = {field: convert(field, found[key]) for key, field in self.keys.items()}
-        return DecoderConfig(**fields, rope_scaling=_rope_scaling(found.get("rope_scaling") or rope, path))
+        return DecoderConfig(**fields, rope_scaling=_rope_scaling(rope, fields["max_positions"], path))
 
     def write_config(self, config: DecoderConfig) -> dict[str, Any]:
         """Returns the values of a config.json that `read_config` reads back to an equal config."""
@@ -77,12 +78,13 @@ class Family:
         return {"model_type": self.model_type, **fields, **self.constants, "rope_parameters": rope}
 
 
-def _rope_scaling(values: dict[str, Any], path: pathlib.Path) -> RopeScaling | None:
+def _rope_scaling(values: dict[str, Any], max_positions: int, path: pathlib.Path) -> RopeScaling | None:
     rope_type = values.get("rope_type", values.get("type", "default"))
     if rope_type == "default":
         return None
     if rope_type != "llama3":
         raise InputError(f"{path}: rope_type is {rope_type!r}; 'default' and 'llama3' are implemented")
+    values = {"original_max_position_embeddings": max_positions} | values
     try:
         return RopeScaling(**{field.name: values[field.name] for field in dataclasses.fields(RopeScaling)})
     except KeyError as error:

@@ -31,7 +31,7 @@ LLAMA = Family(
         "max_position_embeddings": "max_positions",
         "initializer_range": "initializer_range",
     },
-    defaults={"attention_bias": False, "mlp_bias": False, "initializer_range": 0.02},
+    defaults={"attention_bias": False, "mlp_bias": False, "initializer_range": 0.02, "rope_theta": 1e4},
     constants={"hidden_act": "silu"},
     ignored_keys=frozenset({"is_llama_config"}),
     tensors=(

@@ -1,6 +1,7 @@
 """Formats: records to comparisons."""
 
 import csv
+import gzip
 import json
 
 import numpy as np
@@ -447,3 +448,20 @@ def test_null_arguments_of_tool_calls_are_removed(tmp_path):
         for given in ({"city": "x"}, {"city": "x", "n": None})
     ]
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".csv"])
+def test_a_line_that_is_not_utf8_is_named(tmp_path, suffix):
+    path = tmp_path / f"in{suffix}"
+    lines = [b"text"] * 5 if suffix == ".csv" else [b'{"text": "fine"}'] * 5
+    lines[3] = lines[3].replace(b"t", b"\xe4", 1)
+    (gzip.open if suffix.endswith(".gz") else open)(path, "wb").write(b"\n".join(lines) + b"\n")
+    with pytest.raises(InputError, match=rf"{path}:4: not UTF-8 \(byte 0xe4 at position \d of the line\)"):
+        read_comparisons(str(path), ReadOptions(labeled=False))
+
+
+def test_a_utf16_file_is_named(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"text": "fine"}\n', encoding="utf-16")
+    with pytest.raises(InputError, match="the file is UTF-16; convert it to UTF-8"):
+        read_comparisons(str(path), ReadOptions(labeled=False))
