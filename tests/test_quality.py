@@ -15,7 +15,6 @@ import rmjax
 from tests.conftest import ROOT
 
 PACKAGE = pathlib.Path(rmjax.__file__).parent
-PROGRAMS = {f"rmjax.{path.stem}" for path in PACKAGE.glob("*.py") if path.stem not in ("__init__", "api")}
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in PACKAGE.rglob("*.py")
 )
@@ -42,8 +41,7 @@ def test_the_documentation_builds_without_warnings(tmp_path):
     run("mkdocs", "build", "--strict", "--quiet", f"--site-dir={tmp_path}")
 
 
-# Importing a program defines its flags, and two programs define some of the same names.
-@pytest.mark.parametrize("name", [name for name in MODULES if name not in PROGRAMS])
+@pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples(name):
     failures, _ = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
     assert not failures

@@ -203,8 +203,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     if missing := [key for key, value in values.items() if value in (REQUIRED, (REQUIRED,))]:
         flags = " ".join(f"--config.{key}={'DIR' if key == 'model.path' else 'FILE'}" for key in missing)
         raise InputError(
-            f"{', '.join(f'config.{key}' for key in missing)}: required by this configuration and not set; add {flags} "
-            "(hub names are accepted too)"
+            f"{', '.join(f'config.{key}' for key in missing)}: required by this configuration and not set; on the "
+            f"command line: {flags} (hub names are accepted too)"
         )
     for section, (positive, not_negative) in _BOUNDS.items():
         for key in positive + not_negative:

@@ -32,6 +32,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        self._asked = 0  # the last step of `preempted`
 
     def latest(self) -> int | None:
         """Returns the step of the latest complete checkpoint, or None."""
@@ -67,7 +68,11 @@ class Checkpoints:
 
     def preempted(self, step: int) -> bool:
         """Returns whether one of several processes received SIGTERM and all agreed to stop at `step`."""
-        return jax.process_count() > 1 and self._manager.reached_preemption(step)
+        # JAX assigns a signal to the number after the last one that any process has asked for. A signal during start-up
+        # is assigned to number 1, so none may be left out after resuming.
+        first, self._asked = self._asked + 1, step
+        numbers = range(first, step + 1) if jax.process_count() > 1 else ()
+        return any(self._manager.reached_preemption(number) for number in numbers)
 
     def close(self) -> None:
         """Waits for unfinished saves and releases the manager."""

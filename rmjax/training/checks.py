@@ -34,7 +34,7 @@ def check_workdir(workdir: Workdir, config: Config) -> None:
     """Raises InputError if the workdir cannot be used, or holds a run of another configuration."""
     path = workdir.path
     check_writable(path, "workdir")
-    for pattern, kind in _OTHERS.items():
+    for pattern, kind in () if workdir.is_workdir else _OTHERS.items():
         if found := next(path.glob(pattern), None):
             raise InputError(f"workdir={path}: it holds {kind} ({found.name}), not a run; choose another workdir")
     if workdir.created and not workdir.is_workdir:

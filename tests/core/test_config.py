@@ -86,8 +86,8 @@ def test_required_keys_are_named_with_the_flags_that_set_them():
     config = configs.fine_tuning()
     config.data.train = ("train.jsonl",)
     message = (
-        r"^config\.data\.validation, config\.model\.path: required by this configuration and not set; add "
-        r"--config\.data\.validation=FILE --config\.model\.path=DIR"
+        r"^config\.data\.validation, config\.model\.path: required by this configuration and not set; "
+        r"on the command line: --config\.data\.validation=FILE --config\.model\.path=DIR"
     )
     with pytest.raises(InputError, match=message):
         configs.check(config)

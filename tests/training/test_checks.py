@@ -71,6 +71,9 @@ def test_a_workdir_that_is_not_writable_is_refused(tiny, tmp_path, monkeypatch):
 def test_other_files_in_a_workdir_are_accepted(tiny, tmp_path):
     (tmp_path / "log.txt").write_text("a log that was started before the run\n")
     check_workdir(Workdir(tmp_path), tiny)
+    train(tiny, tmp_path, progress=False)
+    (tmp_path / "report.html").write_text("an evaluation that was written into the workdir")
+    check_workdir(Workdir(tmp_path), tiny)
 
 
 def test_the_first_cause_of_an_empty_split_is_named_with_its_count(tiny, tmp_path):

@@ -302,7 +302,7 @@ def test_a_wrong_value_is_named_in_the_error(tiny, tmp_path, change, message):
         ),
         (
             ["--config=configs/smollm2.py"],
-            "config.model.path: required by this configuration and not set; add --config",
+            "config.model.path: required by this configuration and not set; on the command line: --config",
         ),
         (["--config=configs/missing.py"], "configs/missing.py"),
         ([], "--config is missing"),
