@@ -10,6 +10,7 @@ Programs: `python -m rmjax.NAME --help` with train, evaluate, score, export, ser
 from lower layers: core; data and models; metrics; training and evaluation; serving.
 """
 
+import os
 import sys
 import types
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from rmjax.core.errors import InputError as InputError
 
 __version__ = "0.1.0"
+_FUNCTIONS = ("train", "load", "evaluate", "serve", "Model", "Run")
+
+# Otherwise transformers reports at every start that PyTorch is missing, which rmjax does not need.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 class _Package(types.ModuleType):
@@ -33,6 +38,9 @@ class _Package(types.ModuleType):
     Properties, since `train`, `evaluate` and `serve` are also the names of programs: importing one of those modules
     sets it as an attribute of the package, which these setters ignore.
     """
+
+    def __dir__(self) -> list[str]:
+        return sorted(["InputError", "__version__", "configs", *_FUNCTIONS])
 
     @property
     def configs(self) -> Any:
@@ -58,7 +66,7 @@ def _lazy(name: str) -> property:
     return property(get, lambda _, module: None)
 
 
-for _name in ("train", "load", "evaluate", "serve", "Model", "Run"):
+for _name in _FUNCTIONS:
     setattr(_Package, _name, _lazy(_name))
 
 sys.modules[__name__].__class__ = _Package

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from rmjax.core.errors import InputError
 from rmjax.data.records import synthetic
 from rmjax.evaluation.pipeline import load_pipeline
 from rmjax.evaluation.score_file import score_file
+from tests.conftest import ROOT
 from tests.training.conftest import tiny as tiny_config
 
 PROMPT, RESPONSES = "Count up:", [" 123456", " 654321", " 1"]
@@ -188,3 +190,23 @@ def test_everything_works_in_threads_and_running_event_loops(model, tmp_path):
 
     assert asyncio.run(in_a_loop()).shape == (2,)
     np.testing.assert_array_equal(*results)
+
+
+def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    config = tiny_config.__wrapped__()
+    config.train.steps = 2
+    monkeypatch.setattr("rmjax.core.config.small", lambda: config)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {})
+    assert (tmp_path / "runs" / "python" / "artifact" / "rmjax.json").exists()
+
+
+def test_names_of_the_package_are_listed():
+    assert {"train", "load", "evaluate", "serve", "configs", "InputError"} <= set(dir(rmjax))
+
+
+def test_a_configuration_file_can_be_trained(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(InputError, match="unknown argument 'pretraind'"):
+        rmjax.train("configs/kwise.py:pretraind", workdir=tmp_path / "run")

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Explanation:
     """The tokens of a prompt and its responses, and the rewards at the readouts; a notebook shows it with colors.
 
@@ -21,7 +21,7 @@ class Explanation:
     rewards: np.ndarray
     text: str
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.text
 
     def _repr_html_(self) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rmjax.api.data import Data, to_sources
+from rmjax.core import config_file
 from rmjax.core.config import Config
 from rmjax.data.records.sources import Source
 from rmjax.evaluation.figures import Figure
@@ -57,7 +58,7 @@ class Run:
 
 
 def train(
-    config: Config,
+    config: Config | str,
     train: Data = None,
     validation: Data = None,
     workdir: str | pathlib.Path | None = None,
@@ -68,7 +69,7 @@ def train(
     """Trains a reward model, resuming if `workdir` holds a checkpoint of the same run.
 
     Args:
-      config: such as `rmjax.configs.small()` or `rmjax.configs.fine_tuning()`; not changed.
+      config: such as `rmjax.configs.small()`, which is not changed, or a file, `configs/kwise.py:pretrained`.
       train, validation: data, instead of config.data.train and config.data.validation.
       workdir: directory of the run; default: a new runs/NAME-N.
       writers: of metrics, besides metrics.jsonl, TensorBoard and the learning curve.
@@ -77,7 +78,7 @@ def train(
     Raises:
       InputError: configuration, data, model and workdir do not fit together; the message says what to change.
     """
-    config = config.copy_and_resolve_references()
+    config = config_file.load(config) if isinstance(config, str) else config.copy_and_resolve_references()
     sources: dict[str, list[str | Source]] = {}
     for split, data in (("train", train), ("validation", validation)):
         if data is not None:

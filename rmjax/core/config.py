@@ -24,7 +24,7 @@ Config = Any
 # checkpointing. They do not affect the results, beyond float rounding.
 _LAYOUT = ("data.row_length", "mesh.", "model.attention", "model.remat", "train.rows_per_device")
 _LOGGING = ("checkpoint.", "evaluation.", "train.log_every", "train.profile")
-CHANGEABLE_ON_RESUME = _LAYOUT + _LOGGING
+CHANGEABLE_ON_RESUME = ("name", *_LAYOUT, *_LOGGING)
 _BOUNDS = {  # section: (keys of 1 or more, keys of 0 or more)
     "model": (("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads"), ("head_init",)),
     "data": (("max_length",), ("row_length", "train_limit", "validation_limit", "preference_label")),
@@ -158,6 +158,7 @@ def small() -> ml_collections.ConfigDict:
     config = default()
     config.model.update(hidden_size=64, intermediate_size=192, num_layers=3, num_heads=4, num_kv_heads=2)
     config.optimizer.update(learning_rate=3e-3, warmup_steps=20, b2=0.98)
+    config.train.steps = 700
     return config
 
 

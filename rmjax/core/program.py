@@ -118,7 +118,9 @@ def run(
             _fail(rename_options(str(error), options or {}))
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
-            sys.exit(130)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(130)  # the interpreter's own shutdown can crash while JAX compiles in other threads
 
     app.run(checked_main, flags_parser=parse)
 

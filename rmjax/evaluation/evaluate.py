@@ -36,7 +36,7 @@ def read_evaluation_data(
     return read_items(sources, options, split="validation", synthetic_size=size)[0]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Evaluation:
     """The result of `evaluate`; a notebook shows it as a report.
 
@@ -75,7 +75,7 @@ class Evaluation:
         (path / "metrics.json").write_text(json.dumps(self.metrics, indent=2) + "\n")
         (path / "report.html").write_text(report.render(self.title, self.headline, self.edges), encoding="utf-8")
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         width = max(len(name) for name, _ in self.headline)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in self.headline)
 

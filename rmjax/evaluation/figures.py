@@ -14,7 +14,7 @@ from rmjax.data.schema import Tree, packed_spec
 class Figure:
     """An SVG figure, which a notebook shows."""
 
-    svg: str
+    svg: str = dataclasses.field(repr=False)
 
     def _repr_html_(self) -> str:
         svg = self.svg[self.svg.index("<svg") :]

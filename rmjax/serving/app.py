@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
+from rmjax.core.errors import InputError
 from rmjax.evaluation.pipeline import RewardPipeline
 from rmjax.serving.client import Client
 from rmjax.serving.engine.offload import DeviceMemory
@@ -36,8 +37,12 @@ class Server:
         self, registry: ModelRegistry, host: str, grpc_port: int, http_port: int, security: Security | None = None
     ):
         self.registry = registry
-        self.grpc = GrpcServer(registry, host, grpc_port, security)
         self.http = HttpServer(registry, host, http_port, security)
+        try:
+            self.grpc = GrpcServer(registry, host, grpc_port, security)
+        except InputError:
+            self.http.release()
+            raise
 
     async def start(self) -> None:
         """Listens; live, but not ready."""

@@ -75,7 +75,8 @@ def train(
     data_hash = training.fingerprint()
     _check_same_data(workdir, data_hash)
     datasets.warn_of_overlap(training, validation, log)
-    with jax.set_mesh(mesh):
+    # From here on a signal stops the run after a step and saves it; before, there is nothing to save.
+    with jax.set_mesh(mesh), loop.StopRequest() as stop:
         splits = _make_plans(config, training, validation, mixture, mesh)
         plan = splits[0].plan
         profiling.parse_steps(config.train.profile, plan.num_steps)
@@ -92,7 +93,7 @@ def train(
         for line in summary.start_lines(config, trainer, splits, workdir, step):
             log(line)
         bar = ProgressBar(plan.num_steps, step, log, disable=not progress or step == plan.num_steps)
-        result = loop.run(config, trainer, state, iterator, *splits, checkpoints, workdir, writers, bar)
+        result = loop.run(config, trainer, state, iterator, *splits, checkpoints, workdir, writers, bar, stop)
     for line in summary.end_lines(config, result, sources["validation"], workdir, plan.num_steps):
         log(line)
     return result

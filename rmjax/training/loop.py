@@ -132,6 +132,7 @@ def run(
     workdir: Workdir,
     writers: Sequence[OpenWriter],
     progress: ProgressBar,
+    stop: StopRequest,
 ) -> TrainingResult:
     """Trains from `state['step']`, where `iterator` is, to the end of the training plan or until a signal stops it.
 
@@ -155,7 +156,7 @@ def run(
         return metrics
 
     closing = contextlib.closing
-    with closing(checkpoints), closing(progress), closing(writer), closing(profiler), StopRequest() as stop:
+    with closing(checkpoints), closing(progress), closing(writer), closing(profiler):
         if step == 0:
             metrics = validate()
             selection_score(metrics, config.checkpoint.best)  # raises if the validation data does not give this metric

@@ -56,7 +56,7 @@ def end_lines(
     line = f"done: {count_of(steps, 'step')}, validation {loop.summarize(result.validation)}"
     if "accuracy_ceiling" in result.validation:
         share = result.validation["accuracy"] / result.validation["accuracy_ceiling"]
-        line += f"; {share:.1%} of the best reachable accuracy"
+        line += f"; {share:.1%} of the best reachable accuracy" if share < 1 else "; the best reachable accuracy"
     command = lambda program, *flags: f"python -m rmjax.{program} {shlex.join(flags)}"
     data = _data_flags(config, validation)
     return [

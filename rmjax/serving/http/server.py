@@ -308,6 +308,10 @@ class HttpServer:
         while not self._server.started and not self._task.done():
             await asyncio.sleep(0.01)
 
+    def release(self) -> None:
+        """Frees the port of a server that was not started."""
+        self._socket.close()
+
     async def stop(self) -> None:
         """Refuses new connections, answers requests in flight, and stops."""
         self._server.should_exit = True
