@@ -455,7 +455,8 @@ def test_a_line_that_is_not_utf8_is_named(tmp_path, suffix):
     path = tmp_path / f"in{suffix}"
     lines = [b"text"] * 5 if suffix == ".csv" else [b'{"text": "fine"}'] * 5
     lines[3] = lines[3].replace(b"t", b"\xe4", 1)
-    (gzip.open if suffix.endswith(".gz") else open)(path, "wb").write(b"\n".join(lines) + b"\n")
+    content = b"\n".join(lines) + b"\n"
+    path.write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
     with pytest.raises(InputError, match=rf"{path}:4: not UTF-8 \(byte 0xe4 at position \d of the line\)"):
         read_comparisons(str(path), ReadOptions(labeled=False))
 
