@@ -20,10 +20,8 @@ from rmjax.data.tokens.rendering import make_trees
 from rmjax.evaluation.evaluate import Evaluation, read_evaluation_data
 from rmjax.evaluation.evaluate import evaluate as evaluate_items
 from rmjax.evaluation.figures import Figure, draw_row
-from rmjax.evaluation.pipeline import RewardPipeline, load_pipeline
+from rmjax.evaluation.pipeline import RewardPipeline, load_pipeline, score_chunks
 from rmjax.training.export import export
-
-_CHUNK_SIZE = 256  # records that are tokenized and scored together
 
 
 class Model:
@@ -96,12 +94,8 @@ class Model:
         if not records:
             return []
         items = self._items(records, format)
-        found: list[np.ndarray | str] = []
         with progress_bar(len(items), "scoring", "record", disable=not progress) as bar:
-            for start in range(0, len(items), _CHUNK_SIZE):
-                found += self.pipeline.rewards(items[start : start + _CHUNK_SIZE])
-                bar.update(len(found) - start)
-        return found
+            return [rewards for chunk in score_chunks(self.pipeline, items, bar) for _, rewards in chunk]
 
     def _items(self, records: list[Record], format: str) -> list[Item]:
         options = dataclasses.replace(self.pipeline.options, format=format, labeled=False)

@@ -53,7 +53,8 @@ class Run:
         return Figure(draw(series))
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{name} {self.metrics[name]:.4f}" for name in ("loss", "accuracy") if name in self.metrics)
+        metrics = self.metrics  # read from disk
+        shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("loss", "accuracy") if name in metrics)
         return f"<rmjax run {self.workdir}: step {self.step}, best step {self.best_step}: {shown}>"
 
 

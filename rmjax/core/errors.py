@@ -1,5 +1,7 @@
 """The exception for invalid input, and messages of common checks."""
 
+import pathlib
+
 import numpy as np
 
 
@@ -9,6 +11,12 @@ class InputError(ValueError):
     The message names the object, the value found, the value expected and the fix. Programs print it as one line and
     exit with status 2 (`rmjax.core.program`).
     """
+
+
+def checkpoint_error(path: pathlib.Path, error: Exception, fix: str = "") -> InputError:
+    """Returns the error for a checkpoint that Orbax could not read, with its reason shortened to one line."""
+    reason = " ".join(str(error).split())[:300]
+    return InputError(f"checkpoint {path} cannot be read ({type(error).__name__}: {reason}){fix}")
 
 
 def non_finite_error(name: str, values: np.ndarray, fix: str) -> str | None:

@@ -3,11 +3,13 @@
 import dataclasses
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from rmjax.core.plotting import draw_row_svg
 from rmjax.data.packing.rows import fill_rows
 from rmjax.data.schema import Tree, packed_spec
+from rmjax.models.attention.mask import Tokens, visible
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,7 @@ def draw_row(trees: Sequence[Tree], row_length: int, token_strings: Sequence[Seq
     readouts = sum(len(tree.readouts) for tree in trees)
     batch = fill_rows([trees], packed_spec(1, row_length, readouts, 0, 0))
     group, branch = batch["group"][0], batch["branch"][0]
-    same = (group[:, None] == group[None, :]) & (group[:, None] > 0)
-    visible = same & np.tri(row_length, dtype=bool) & ((branch[None, :] == 0) | (branch[:, None] == branch[None, :]))
+    tokens = Tokens(*map(jnp.asarray, (group, branch, np.arange(row_length))))
+    mask = np.asarray(visible(tokens, tokens))
     texts = [text for tree in token_strings or () for text in tree]
-    return Figure(draw_row_svg(group, branch, visible, batch["readout_index"][0], texts))
+    return Figure(draw_row_svg(group, branch, mask, batch["readout_index"][0], texts))

@@ -46,6 +46,12 @@ def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
     return pytree.map_with_path(sharding, abstract_state)
 
 
+def sharded_shapes(mesh: Mesh, abstract_state: Any) -> Any:
+    """Returns `abstract_state` with the shardings of `state_shardings`: what a checkpoint is restored onto."""
+    add = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return jax.tree.map(add, abstract_state, state_shardings(mesh, abstract_state))
+
+
 def mesh_platform() -> str:
     """Returns the platform (`cpu`, `gpu`, `tpu`) of the mesh set by `jax.set_mesh`; the default backend without one."""
     device = jax.sharding.get_abstract_mesh().abstract_device

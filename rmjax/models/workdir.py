@@ -10,12 +10,12 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from rmjax.core import config as configs
-from rmjax.core.errors import InputError
+from rmjax.core.errors import InputError, checkpoint_error
 from rmjax.core.files import read_json
 from rmjax.models.architecture import HeadConfig
 from rmjax.models.decoder import Params, RewardModel
 from rmjax.models.families import FAMILIES
-from rmjax.models.sharding import state_shardings
+from rmjax.models.sharding import sharded_shapes
 
 # Keys of `config.data` that determine how a record becomes conversations and labels; stored with the model.
 DATA_OPTIONS = ("strings", "step_separator", "step_labels", "ties", "missing_label", "preference_label")
@@ -125,14 +125,11 @@ class Workdir:
           InputError: there is no checkpoint, or it is damaged.
         """
         path = self.checkpoint_directory / str(self.best_step()) / "state"
-        abstract = jax.eval_shape(model.init, jax.random.key(0))
-        with_sharding = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-        target = {"params": jax.tree.map(with_sharding, abstract, state_shardings(mesh, abstract))}
+        target = {"params": sharded_shapes(mesh, jax.eval_shape(model.init, jax.random.key(0)))}
         restore_args = ocp.checkpoint_utils.construct_restore_args(target)
         restore = ocp.args.PyTreeRestore(target, restore_args=restore_args, partial_restore=True)
         try:
             with ocp.PyTreeCheckpointer() as checkpointer:
                 return checkpointer.restore(path.absolute(), args=restore)["params"]
         except Exception as error:  # Orbax and TensorStore raise many kinds
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(f"checkpoint {path} cannot be read ({type(error).__name__}: {reason})") from error
+            raise checkpoint_error(path, error) from error

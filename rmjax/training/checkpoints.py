@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from rmjax.core import config as configs
-from rmjax.core.errors import InputError
+from rmjax.core.errors import checkpoint_error
 
 
 class Checkpoints:
@@ -60,11 +60,8 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))["state"]
         except Exception as error:  # Orbax and TensorStore raise many types
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(
-                f"checkpoint {path} cannot be read ({type(error).__name__}: {reason}); if it is damaged, remove this "
-                "directory to resume from the previous checkpoint"
-            ) from error
+            fix = "; if it is damaged, remove this directory to resume from the previous checkpoint"
+            raise checkpoint_error(path, error, fix) from error
 
     def preempted(self, step: int) -> bool:
         """Returns whether one of several processes received SIGTERM and all agreed to stop at `step`."""

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from rmjax.core.mesh import ROWS, replicated
 from rmjax.data.schema import PER_TOKEN
 from rmjax.models.decoder import Params, RewardModel
-from rmjax.models.sharding import state_shardings
+from rmjax.models.sharding import sharded_shapes
 from rmjax.training.losses import Batch
 from rmjax.training.objectives import Objective, Sums
 
@@ -42,9 +42,7 @@ class Trainer:
 
     def abstract_state(self) -> State:
         """Returns shapes, dtypes and shardings of the whole state."""
-        state = jax.eval_shape(lambda: self.init(self.model.init(jax.random.key(0))))
-        with_sharding = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-        return jax.tree.map(with_sharding, state, state_shardings(self.mesh, state))
+        return sharded_shapes(self.mesh, jax.eval_shape(lambda: self.init(self.model.init(jax.random.key(0)))))
 
     def shardings(self) -> State:
         """Returns the sharding of each leaf of the state."""

@@ -15,13 +15,13 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rmjax.core.errors import InputError
+from rmjax.core.errors import InputError, checkpoint_error
 from rmjax.core.mesh import ROWS, replicated
 from rmjax.data.packing.rows import fill_rows, pack, split_readouts
 from rmjax.data.schema import Tree, packed_spec
 from rmjax.data.tokens.trees import make_tree
 from rmjax.models.decoder import Params, RewardModel
-from rmjax.models.sharding import state_shardings
+from rmjax.models.sharding import sharded_shapes, state_shardings
 from rmjax.serving.engine.offload import DeviceMemory
 from rmjax.serving.metrics import Metrics, ModelMetrics
 
@@ -80,8 +80,7 @@ class Critic:
         if step is None:
             state: State = jax.jit(init, donate_argnums=0, out_shardings=shardings)(params)
         else:
-            place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-            state = self._restore(step, jax.tree.map(place, abstract, shardings), directory)
+            state = self._restore(step, sharded_shapes(mesh, abstract), directory)
         self._set_state(state)
         self._memory, metrics = memory or DeviceMemory(), metrics or ModelMetrics(Metrics(), "")
         self._params_arrays = self._memory.register(self, "params", metrics)
@@ -101,11 +100,8 @@ class Critic:
         try:
             return self._checkpoints.restore(step, args=ocp.args.StandardRestore(abstract))
         except Exception as error:  # Orbax and TensorStore raise many types
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(
-                f"checkpoint {directory / str(step)} cannot be read ({type(error).__name__}: {reason}): if it is "
-                "damaged, remove it; if it belongs to another critic, choose another --critic_dir"
-            ) from error
+            fix = ": if it is damaged, remove it; if it belongs to another critic, choose another --critic_dir"
+            raise checkpoint_error(directory / str(step), error, fix) from error
 
     def warm_up(self) -> None:
         """Compiles and runs every program without changing the state."""
