@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -88,6 +89,11 @@ class Pair:
         )
 
 
+# Gloo's threads write "[Gloo] Rank 1 is connected to 3 peer ranks. Expected number of connected peer ranks is : 3"
+# piece by piece, so that the pieces of several threads can mix.
+_GLOO_WORDS = frozenset("Gloo Rank is connected to peer ranks Expected number of".split())
+
+
 def own_lines(output):
     """Returns the lines that the program printed, without those of Gloo's threads."""
-    return [line for line in output.splitlines() if line and not line.startswith("[Gloo]")]
+    return [line for line in output.splitlines() if not set(re.findall("[A-Za-z]+", line)) <= _GLOO_WORDS]
