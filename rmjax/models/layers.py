@@ -5,6 +5,7 @@ Axis letters: B rows, T tokens, D model, N query heads, H key/value heads, P hea
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,14 @@ from rmjax.core.mesh import ROWS, constrain
 from rmjax.models.architecture import DecoderConfig, RopeScaling
 from rmjax.models.attention import Mask, attend, save_for_backward
 from rmjax.models.matmul import dot
+
+
+def _in_float32(operation: Callable[..., jax.Array], x: jax.Array, vector: jax.Array) -> jax.Array:
+    """Returns operation(x, vector) with both in x's dtype; the gradient of `vector` is summed in float32.
+
+    Operands in x's dtype would give the same result, but sum the gradient over all tokens in that dtype.
+    """
+    return operation(x.astype(jnp.float32), vector.astype(x.dtype).astype(jnp.float32)).astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -26,7 +35,7 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         x32 = x.astype(jnp.float32)
         inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return (x32 * inverse).astype(x.dtype) * self.scale[...].astype(x.dtype)
+        return _in_float32(jnp.multiply, (x32 * inverse).astype(x.dtype), self.scale[...])
 
 
 class Linear(nnx.Module):
@@ -38,7 +47,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = dot(x, self.kernel[...])
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        return y if self.bias is None else _in_float32(jnp.add, y, self.bias[...])
 
 
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Matrix products of activations with weights, accumulated in float32, with a custom gradient on CPU.
+"""Matrix products of activations with weights, accumulated in float32, with custom gradients.
 
 Axis letters: M tokens of a batch (rows x tokens), D inputs, F outputs.
 """
@@ -19,14 +19,14 @@ def dot(x: jax.Array, w: jax.Array) -> jax.Array:
 
     w is cast to x's dtype for the product; its gradient has w's dtype.
 
-    On CPU, XLA computes the weight gradient from a transposed copy of dy and fuses the computation of dy into that
-    strided copy, which costs a fifth of a train step. The CPU version flattens the operands and materializes them
-    first. With tokens sharded over a `sequence` axis flattening would gather them, so there the plain product is used.
+    The gradients are products of operands in x's dtype too, accumulated in float32: by default, the cast of the
+    result would make dy float32, and so the backward pass several times as slow on a GPU.
     """
+    # With tokens sharded over a `sequence` axis, the CPU version would gather them.
     sequence_sharded = jax.sharding.get_abstract_mesh().shape.get("sequence", 1) > 1
     if mesh_platform() != "cpu" or sequence_sharded:
-        return jnp.dot(x, w.astype(x.dtype), preferred_element_type=jnp.float32).astype(x.dtype)
-    return _dot(x.reshape(-1, x.shape[-1]), w).reshape(*x.shape[:-1], w.shape[-1])
+        return _dot(x, w)
+    return _dot_on_cpu(x.reshape(-1, x.shape[-1]), w).reshape(*x.shape[:-1], w.shape[-1])
 
 
 def _contract(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
@@ -35,7 +35,7 @@ def _contract(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array
 
 @jax.custom_vjp
 def _dot(x: jax.Array, w: jax.Array) -> jax.Array:
-    return _contract(x, w.astype(x.dtype), 1, 0).astype(x.dtype)
+    return _contract(x, w.astype(x.dtype), x.ndim - 1, 0).astype(x.dtype)
 
 
 def _forward(x: jax.Array, w: jax.Array):
@@ -44,6 +44,31 @@ def _forward(x: jax.Array, w: jax.Array):
 
 def _backward(residuals, dy: jax.Array):
     x, w = residuals
+    dx = _contract(dy, w.astype(x.dtype), dy.ndim - 1, 1).astype(x.dtype)
+    tokens = tuple(range(x.ndim - 1))
+    dw = lax.dot_general(x, dy, ((tokens, tokens), ((), ())), preferred_element_type=jnp.float32)
+    return dx, dw.astype(w.dtype)
+
+
+_dot.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def _dot_on_cpu(x: jax.Array, w: jax.Array) -> jax.Array:
+    """`_dot` of x [M, D].
+
+    On CPU, XLA computes the weight gradient from a transposed copy of dy and fuses the computation of dy into that
+    strided copy, which costs a fifth of a train step; here the operands are materialized first.
+    """
+    return _contract(x, w.astype(x.dtype), 1, 0).astype(x.dtype)
+
+
+def _forward_on_cpu(x: jax.Array, w: jax.Array):
+    return _dot_on_cpu(x, w), (x, w)
+
+
+def _backward_on_cpu(residuals, dy: jax.Array):
+    x, w = residuals
     x, dy = lax.optimization_barrier((x, dy))
     dx = _contract(dy, w.astype(x.dtype), 1, 1).astype(x.dtype)
     # XLA's fast bfloat16 product contracts the last axis of the left operand; otherwise both are cast to float32.
@@ -51,7 +76,7 @@ def _backward(residuals, dy: jax.Array):
     return dx, dw.astype(w.dtype)
 
 
-_dot.defvjp(_forward, _backward)
+_dot_on_cpu.defvjp(_forward_on_cpu, _backward_on_cpu)
 
 
 def _transpose(x: jax.Array) -> jax.Array:

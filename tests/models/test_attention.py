@@ -1,5 +1,7 @@
 """The attention mask, and the choice of kernel and matrix product by the platform of the mesh."""
 
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -54,22 +56,91 @@ def test_kernels_equal_softmax_attention(kernel, heads):
     chex.assert_trees_all_close(out[:, :7], expected[:, :7], atol=1e-5)
 
 
-@pytest.mark.parametrize(("platform", "kernel"), [("cpu", "blocks"), ("gpu", "dense"), ("tpu", "dense")])
-def test_the_platform_of_the_mesh_chooses_the_kernel(platform, kernel):
+@pytest.mark.parametrize(
+    ("platform", "short", "long"), [("cpu", "dense", "blocks"), ("gpu", "triton", "triton"), ("tpu", "dense", "blocks")]
+)
+def test_the_platform_of_the_mesh_chooses_the_kernel(platform, short, long):
     with jax.sharding.use_abstract_mesh(abstract_mesh(platform)):
         assert mesh_platform() == platform
-        assert choose_kernel("auto", 1024) is KERNELS[kernel]
-        assert choose_kernel("auto", 256) is KERNELS["dense"]
-        assert choose_kernel("auto", 4096) is KERNELS["blocks"]
+        assert choose_kernel("auto", 256) is KERNELS[short]
+        assert choose_kernel("auto", 4096) is KERNELS[long]
         assert all(choose_kernel(name, 1024) is KERNELS[name] for name in KERNELS)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
-def test_only_cpu_meshes_use_the_custom_product(platform):
+def test_only_cpu_meshes_flatten_the_tokens_of_a_product(platform):
     x, w = jnp.ones((2, 3, 4)), jnp.ones((4, 5))
     with jax.sharding.use_abstract_mesh(abstract_mesh(platform)):
         operations = str(jax.make_jaxpr(dot)(x, w))
-    assert ("custom_vjp" in operations) == (platform == "cpu")
+    assert ("reshape" in operations) == (platform == "cpu")
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_products_of_the_backward_pass_have_operands_of_the_activations_dtype(platform):
+    x, w = jnp.ones((2, 8, 4), jnp.bfloat16), jnp.ones((4, 5))
+    with jax.sharding.use_abstract_mesh(abstract_mesh(platform)):
+        jaxpr = str(jax.make_jaxpr(lambda x, w: jax.vjp(dot, x, w)[1](dot(x, w)))(x, w))
+    operands = re.findall(r"dot_general\[.*?\] (\w+) (\w+)", jaxpr, re.DOTALL)
+    types = dict(re.findall(r"(\w+):(\w+)\[", jaxpr))
+    assert len(operands) >= 3
+    assert {types[name] for pair in operands for name in pair} == {"bf16"}
+
+
+def trees(rng, rows, length, longest):
+    """Returns group and branch, int32 [rows, length], of random trees; the end of each row is padding."""
+    group, branch = np.zeros((2, rows, length), np.int32)
+    for row in range(rows):
+        start = number = 0
+        while start + (sizes := rng.integers(1, longest, 3)).sum() <= length * 7 // 8:
+            number += 1
+            group[row, start : start + sizes.sum()] = number
+            branch[row, start : start + sizes.sum()] = np.repeat(range(3), sizes)
+            start += sizes.sum()
+    return group, branch
+
+
+# Rows that are no multiple of a block, head dimensions that are no power of two, trees within and across blocks.
+@pytest.mark.parametrize(
+    ("rows", "length", "longest", "heads", "kv_heads", "head_dim", "dtype"),
+    [
+        (2, 256, 20, 4, 2, 16, "float32"),
+        (1, 200, 60, 4, 1, 24, "float32"),
+        (2, 128, 40, 2, 2, 64, "float32"),
+        (1, 40, 5, 2, 1, 6, "float32"),
+        (1, 256, 60, 4, 2, 32, "bfloat16"),
+    ],
+)
+@pytest.mark.parametrize("kernel", ["blocks", "triton"])
+def test_kernels_and_their_gradients_equal_dense(kernel, rows, length, longest, heads, kv_heads, head_dim, dtype):
+    rng = np.random.default_rng(0)
+    group, branch = trees(rng, rows, length, longest)
+    draw = lambda n: jnp.asarray(rng.normal(size=(rows, length, n, head_dim)), dtype)
+    q, k, v, d_out = draw(heads), draw(kv_heads), draw(kv_heads), draw(heads)
+    used = jnp.asarray(group > 0)[..., None, None]
+
+    def result(name):
+        mask = make_mask(group, branch, KERNELS[name])
+        out, pullback = jax.vjp(lambda q, k, v: jnp.where(used, attend(q, k, v, mask), 0), q, k, v)
+        return jax.tree.map(lambda x: np.asarray(x, np.float32), (out, *pullback(d_out)))
+
+    tolerance = {"float32": 1e-5, "bfloat16": 2e-2}[dtype]
+    for found, expected in zip(result(kernel), result("dense"), strict=True):
+        np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max())
+
+
+def test_the_lists_hold_each_visible_pair_of_blocks_once():
+    group, branch = trees(np.random.default_rng(1), 2, 512, 90)
+    mask = make_mask(group, branch, KERNELS["triton"])
+    seen = np.asarray(visible(mask.tokens, mask.tokens))
+    for visits, table in zip(mask.prepared, (seen, seen, seen.swapaxes(1, 2)), strict=True):
+        rows, outer, inner = visits.blocks.shape
+        tiles = table.reshape(rows, outer, 512 // outer, inner, 512 // inner)
+        some, every = tiles.any((2, 4)), tiles.all((2, 4))
+        for row, block in np.ndindex(rows, outer):
+            whole, listed = visits.counts[row, block]
+            order = visits.blocks[row, block]
+            assert sorted(order[:whole]) == list(np.flatnonzero(every[row, block]))
+            assert sorted(order[:listed]) == list(np.flatnonzero(some[row, block]))
 
 
 def test_a_mesh_of_cpu_devices_decides_where_the_default_backend_differs(monkeypatch):

@@ -9,7 +9,6 @@ Axis letters: B rows, T tokens, N query heads, H key/value heads, G = N / H, P h
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,17 +16,24 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from rmjax.core.mesh import AXES, ROWS
-from rmjax.models.attention.mask import MASKED, Kernel, Tokens, einsum, save_for_backward, visible
+from rmjax.core.mesh import ROWS
+from rmjax.models.attention.mask import (
+    KEY,
+    KEY_TOKENS,
+    MASKED,
+    QUERY,
+    QUERY_TOKENS,
+    Kernel,
+    Tokens,
+    einsum,
+    per_device,
+    save_for_backward,
+    visible,
+)
 
 _BLOCK = 32  # maximum of W; the fastest of 32, 64 and 128 on CPU, forward and backward
 
-# Shardings: a device has all keys of its rows, its shard of their queries, and its own list of block pairs.
-_QUERY_TOKENS = PartitionSpec(ROWS, "sequence")
-_KEY_TOKENS = PartitionSpec(ROWS, None)
-_PAIRS = PartitionSpec((*ROWS, "sequence"))
-_QUERY = PartitionSpec(ROWS, "sequence", "tensor", None)
-_KEY = PartitionSpec(ROWS, None, "tensor", None)
+_PAIRS = PartitionSpec((*ROWS, "sequence"))  # a device has its own list of block pairs
 
 
 class BlockPairs(NamedTuple):
@@ -39,23 +45,15 @@ class BlockPairs(NamedTuple):
 
 
 def _prepare(tokens: Tokens) -> BlockPairs:
-    return _per_device(_list_pairs, (_QUERY_TOKENS, _KEY_TOKENS), _PAIRS)(tokens, tokens)
+    return per_device(_list_pairs, (QUERY_TOKENS, KEY_TOKENS), _PAIRS)(tokens, tokens)
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, tokens: Tokens, pairs: BlockPairs) -> jax.Array:
-    specs = (_QUERY, _KEY, _KEY, _QUERY_TOKENS, _KEY_TOKENS, _PAIRS)
-    return _per_device(_attend_blocks, specs, _QUERY)(q, k, v, tokens, tokens, pairs)
+    specs = (QUERY, KEY, KEY, QUERY_TOKENS, KEY_TOKENS, _PAIRS)
+    return per_device(_attend_blocks, specs, QUERY)(q, k, v, tokens, tokens, pairs)
 
 
 BLOCKS = Kernel(_prepare, _attend)
-
-
-def _per_device(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    """Returns `function` applied by each device to its shards of the arguments."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if all(mesh.shape.get(axis, 1) == 1 for axis in AXES):
-        return function
-    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def _width(length: int) -> int:

@@ -13,9 +13,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
+
+from rmjax.core.mesh import AXES, ROWS
 
 MASKED = -1e30  # score of a masked pair; finite, so that the softmax over a row of padding is not NaN
 SAVED = "saved"  # checkpoint name of the values marked by `save_for_backward`
+
+# Shardings inside kernels: a device has all keys of its rows, and its shard of their queries.
+QUERY_TOKENS = PartitionSpec(ROWS, "sequence")
+KEY_TOKENS = PartitionSpec(ROWS, None)
+QUERY = PartitionSpec(ROWS, "sequence", "tensor", None)
+KEY = PartitionSpec(ROWS, None, "tensor", None)
 
 einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -74,3 +83,11 @@ def visible(queries: Tokens, keys: Tokens) -> jax.Array:
 def save_for_backward(x: jax.Array) -> jax.Array:
     """Names `x` for `jax.checkpoint`: `remat="small"` stores it for the backward pass instead of recomputing it."""
     return checkpoint_name(x, SAVED)
+
+
+def per_device(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """Returns `function` applied by each device to its shards of the arguments."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if all(mesh.shape.get(axis, 1) == 1 for axis in AXES):
+        return function
+    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
