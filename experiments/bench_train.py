@@ -40,8 +40,8 @@ import numpy as np
 from rmjax.core import config as configs
 from rmjax.core import program
 from rmjax.core.mesh import make_mesh
-from rmjax.data.packing.plan import count_microbatches, pack_for_step, short_row_length
-from rmjax.data.packing.rows import fill_rows
+from rmjax.data.packing.plan import count_microbatches, short_row_length
+from rmjax.data.packing.rows import fill_rows, pack
 from rmjax.data.schema import Tree, packed_spec
 from rmjax.data.tokens.dataset import TokenizedDataset
 from rmjax.data.tokens.load import load_dataset
@@ -113,7 +113,7 @@ class Rmjax:
         for batch in batches:
             rows = self._rows(batch)
             length = min(length for length in self._programs if length >= self._length(batch))
-            used = [sum(tree.length for tree in row) for row in rows]
+            used = np.array([sum(tree.length for tree in row) for row in rows])
             count = count_microbatches(used, self._short, self._rows_each)
             self._state, report = self._programs[length](self._state, self._batch(rows, length), count)
             report, self._state = jax.block_until_ready((report, self._state))
@@ -129,8 +129,8 @@ class Rmjax:
         trees = [self._dataset.tree(i) for i in batch]
         if not self._packed:
             return [[unshared(tree)] for tree in trees]
-        packed = pack_for_step(np.array([tree.length for tree in trees]), ROW_LENGTH, self._short)
-        return [[trees[i] for i in row] for row in packed]
+        packed = [[trees[i] for i in row] for row in pack([tree.length for tree in trees], ROW_LENGTH)]
+        return sorted(packed, key=lambda row: sum(tree.length for tree in row) <= self._short)  # short rows are last
 
     def _batch(self, rows: list[list[Tree]], length: int) -> dict[str, np.ndarray]:
         # Microbatches without rows are padding, so that one program is used for any number of microbatches.

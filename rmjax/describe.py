@@ -1,6 +1,6 @@
 """Describes the records of a data source, and how training would use them.
 
-    python -m rmjax.describe --data=SOURCE [--model=PATH] [--validation=SOURCE]
+    python -m rmjax.describe --data=SOURCE [--model=PATH] [--validation=SOURCE] [--against=SOURCE]
     python -m rmjax.describe --config=FILE [--config.data.train=SOURCE ...]
 
 Prints format, counts, lengths, ties, label ranges, duplicates, overlap, dropped records and one tokenized comparison.
@@ -14,6 +14,7 @@ from rmjax.core import program
 from rmjax.core.config import Config
 from rmjax.core.errors import InputError
 from rmjax.data.description import describe, describe_splits, overlap
+from rmjax.data.records.formats.published import SAFETY_LABELS
 from rmjax.data.tokens.tokenize import DatasetOptions
 from rmjax.data.tokens.tokenizer import Tokenizer
 from rmjax.models import loading
@@ -25,16 +26,20 @@ FLAGS = program.Flags()
 _CONFIG = FLAGS.config("Configuration file of a training run; --config.section.key=value overrides.")
 _DATA = FLAGS.list("data", [], "Comma-separated files, globs or hub names; or `synthetic`.")
 _VALIDATION = FLAGS.list("validation", [], "Sources to check for overlap with --data.")
+_AGAINST = FLAGS.list("against", [], "Evaluation sets whose prompts to look for in the training data.")
 _MODEL = FLAGS.string("model", "", "Model whose tokenizer and data options apply; empty: byte-level tokenizer.")
-_FORMAT = FLAGS.string("format", "auto", "Record format; auto: detected.")
+_FORMAT = FLAGS.string("format", "auto", "Record format, or a Python file with one; auto: detected.")
 _STRINGS = FLAGS.enum("strings", None, ["joined", "chat"], "Prompt format of strings; default: the model's.")
 _TIES = FLAGS.enum("ties", None, ["drop", "half"], "Drop ties, or target 0.5; default: the model's.")
+_LABEL = FLAGS.enum("label_field", None, [*SAFETY_LABELS], "Label of PKU-SafeRLHF; default: the model's.")
 _STEPS = FLAGS.enum("step_labels", None, ["auto", "binary", "ternary"], "Step label scale; default: model's.")
 _MISSING = FLAGS.float("missing_label", None, "Number marking a missing label; default: the model's, or -100.")
-_COLUMNS = FLAGS.list("columns", [], "Fields to rename, comma-separated old=new.")
+_COLUMNS = FLAGS.list("columns", [], "Fields to rename, comma-separated old=new; old=_: leave out.")
 _GROUP = FLAGS.bool("group_prompts", False, "Merge single responses to the same prompt into one comparison.")
 _MAX_LENGTH = FLAGS.integer("max_length", 0, "Maximum conversation length in tokens; 0: the model's, or 1024.")
 _ON_OVERLONG = FLAGS.enum("on_overlong", "drop", ["drop", "truncate_prompt"], "Handling of longer comparisons.")
+_DATE = FLAGS.string("template_date", "", program.TEMPLATE_DATE_HELP)
+_SIMILARITY = FLAGS.float("similarity", 0.7, "Jaccard similarity of word bigrams from which texts are similar.", 0.5, 1)
 _LIMIT = FLAGS.integer("limit", 0, "Maximum number of comparisons; 0: no limit.", lower_bound=0)
 _OPTIONS = {  # the configuration keys of the flags
     "data.train": "--data",
@@ -43,6 +48,7 @@ _OPTIONS = {  # the configuration keys of the flags
     "data.format": "--format",
     "data.strings": "--strings",
     "data.ties": "--ties",
+    "data.label_field": "--label_field",
     "data.step_labels": "--step_labels",
     "data.missing_label": "--missing_label",
     "data.columns": "--columns",
@@ -50,6 +56,9 @@ _OPTIONS = {  # the configuration keys of the flags
     "data.max_length": "--max_length",
     "data.on_overlong": "--on_overlong",
     "data.train_limit": "--limit",
+    "data.similarity": "--similarity",
+    "data.exclude": "--against",
+    "data.template_date": "--template_date",
 }
 
 
@@ -71,7 +80,7 @@ def main(_: Sequence[str]) -> None:
 
 def _describe_config(config: Config) -> None:
     check_config(config)
-    tokenizer = Tokenizer.load(loading.tokenizer_of(config))
+    tokenizer = datasets.load_tokenizer(config)
     print(f"tokenizer: {tokenizer.name}; strings: {config.data.strings}; max_length: {config.data.max_length}\n")
     print(describe_splits(config.data, tokenizer))
     try:
@@ -86,9 +95,11 @@ def _describe_config(config: Config) -> None:
 
 
 def _describe_data() -> None:
-    tokenizer = Tokenizer.load(loading.tokenizer_directory(_MODEL.value) if _MODEL.value else "")
-    data_options, max_length = loading.data_options(_MODEL.value) if _MODEL.value else ({}, 0)
-    given = {flag.name: flag.value for flag in (_STRINGS, _TIES, _STEPS, _MISSING) if flag.value is not None}
+    path = _MODEL.value
+    date = _DATE.value or (path and loading.template_date(path))
+    tokenizer = Tokenizer.load(loading.tokenizer_directory(path) if path else "", date)
+    data_options, max_length = loading.data_options(path) if path else ({}, 0)
+    given = {flag.name: flag.value for flag in (_STRINGS, _TIES, _LABEL, _STEPS, _MISSING) if flag.value is not None}
     options = DatasetOptions(
         format=_FORMAT.value,
         columns=tuple(_COLUMNS.value),
@@ -97,9 +108,10 @@ def _describe_data() -> None:
         max_length=_MAX_LENGTH.value or max_length or 1024,
         on_overlong=_ON_OVERLONG.value,
         on_bad_record="skip",
+        similarity=_SIMILARITY.value,
         **data_options | given,
     )
-    print(describe(_DATA.value, tokenizer, options))
+    print(describe(_DATA.value, tokenizer, options, _AGAINST.value))
     if _VALIDATION.value:
         print(overlap(_DATA.value, _VALIDATION.value, options))
 

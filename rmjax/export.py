@@ -26,6 +26,8 @@ def main(_: Sequence[str]) -> None:
     if not workdir.is_workdir:
         raise InputError(f"{workdir}: not a workdir of rmjax.train ({workdir.model_file.name} is missing)")
     metadata = export(workdir.path, output, merge=_MERGE.value, standardize=_STANDARDIZE.value)
+    if token := metadata.get("added_padding_token"):
+        print(f"note: the tokenizer has no token to pad with; {token} was added, and a row to the embedding")
     shift = metadata["transformers_shift"]
     if any(shift):
         values = ", ".join(f"{name} {value:+.6g}" for name, value in zip(metadata["attributes"], shift, strict=True))

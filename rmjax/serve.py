@@ -41,6 +41,7 @@ _TRUNCATE = FLAGS.bool("truncate", False, "Truncate longer sequences instead; se
 _QUEUE = FLAGS.integer("queue", 4096, "Maximum number of queued sequences.", lower_bound=1)
 _QUEUE_TOKENS = FLAGS.integer("queue_tokens", 1 << 22, "Maximum number of queued tokens.", lower_bound=1)
 _ROWS = FLAGS.integer("rows_per_device", 0, "Rows per batch on each device; 0: chosen by platform.")
+_DATE = FLAGS.string("template_date", "", program.TEMPLATE_DATE_HELP)
 _DTYPE = FLAGS.enum("dtype", "float32", ["float32", "bfloat16"], "Data type of activations.")
 _TOKEN = FLAGS.string("token_file", "", "File with the bearer token of clients; empty: no authentication.")
 _CRITIC = FLAGS.string("critic", "", "Reward model that initializes the PPO critic; empty: no critic.")
@@ -55,7 +56,13 @@ _CLIENT_CA = FLAGS.string("tls_client_ca", "", "PEM file of the client CA (mutua
 
 def _load(path: str, memory: DeviceMemory, metrics: ModelMetrics) -> RewardService:
     with memory.resident():  # offloads the other models
-        pipeline = load_pipeline(path, max_length=_MAX_LENGTH.value, rows_per_device=_ROWS.value, dtype=_DTYPE.value)
+        pipeline = load_pipeline(
+            path,
+            max_length=_MAX_LENGTH.value,
+            rows_per_device=_ROWS.value,
+            dtype=_DTYPE.value,
+            template_date=_DATE.value,
+        )
     return app.make_reward_service(
         pipeline, metrics, memory, queue_size=_QUEUE.value, queue_tokens=_QUEUE_TOKENS.value, truncate=_TRUNCATE.value
     )
@@ -80,7 +87,8 @@ def _load_critic(memory: DeviceMemory, metrics: ModelMetrics) -> tuple[Critic, I
             memory=memory,
             metrics=metrics,
         )
-    reader = InputReader(Tokenizer.load(str(loaded.directory)), decoder.vocab_size, length, _TRUNCATE.value)
+    tokenizer = Tokenizer.load(str(loaded.directory), _DATE.value or loaded.metadata.get("template_date") or "")
+    reader = InputReader(tokenizer, decoder.vocab_size, length, _TRUNCATE.value, metrics)
     return critic, reader
 
 
@@ -123,4 +131,4 @@ def main(_: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     program.use_huge_pages()
-    program.run(main, FLAGS)
+    program.run(main, FLAGS, options={"data.template_date": "--template_date"})

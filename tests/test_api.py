@@ -100,6 +100,26 @@ def test_hand_made_records_score_as_in_a_file(model, run, tmp_path):
         np.testing.assert_allclose(scored, rewards, atol=1e-6)
 
 
+def test_a_format_of_the_users_own_is_the_same_data(model, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "def parse(record):\n"
+        '    prompt, *answers = record["turns"]\n'
+        '    return {"prompt": prompt, "chosen": answers[0], "rejected": answers[1]}\n'
+    )
+    given = [{"turns": [record["prompt"], record["chosen"], record["rejected"]]} for record in records()]
+    config = tiny_config.__wrapped__()
+    config.train.steps = 3
+    expected = rmjax.train(config, train=records(), validation=records(), workdir=tmp_path / "pairs")
+    config.data.format = str(path)
+    found = rmjax.train(config, train=given, validation=given, workdir=tmp_path / "mine")
+    assert found.metrics == expected.metrics
+    np.testing.assert_array_equal(model.score_batch(given, format=str(path)), model.score_batch(records()))
+    assert model.evaluate(given, format=str(path)).metrics == model.evaluate(records()).metrics
+    with pytest.raises(InputError, match=r"record 0: parse\(\) of .*mine\.py, line 2: KeyError: turns"):
+        model.score_batch(records(), format=str(path))
+
+
 def test_what_score_takes(model):
     assert model.score(PROMPT, RESPONSES).shape == (3,)
     assert model.score(PROMPT, RESPONSES[0]) == pytest.approx(model.score(PROMPT, RESPONSES)[0], abs=1e-6)
@@ -203,7 +223,7 @@ def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
 
 
 def test_names_of_the_package_are_listed():
-    assert {"train", "load", "evaluate", "serve", "configs", "InputError"} <= set(dir(rmjax))
+    assert {"train", "load", "evaluate", "serve", "find_duplicates", "configs", "InputError"} <= set(dir(rmjax))
 
 
 def test_a_configuration_file_can_be_trained(tmp_path, monkeypatch):

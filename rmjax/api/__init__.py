@@ -3,6 +3,7 @@
 Everything here works in notebooks, in threads and while an event loop is running, and prints nothing unless asked.
 """
 
+from rmjax.api.duplicates import find_duplicates as find_duplicates
 from rmjax.api.explanation import Explanation as Explanation
 from rmjax.api.model import Model as Model
 from rmjax.api.model import evaluate as evaluate

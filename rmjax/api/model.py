@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,10 +14,11 @@ from rmjax.api.runs import Run
 from rmjax.core.errors import InputError
 from rmjax.core.progress import progress_bar
 from rmjax.data.description import render
-from rmjax.data.records.formats import Item, iterate_comparisons
+from rmjax.data.records.formats import Item, parse_sources
 from rmjax.data.records.sources import memory_source
 from rmjax.data.schema import Comparison, Record, Tree
 from rmjax.data.tokens.rendering import make_trees
+from rmjax.data.tokens.templates import TemplateReport
 from rmjax.evaluation.evaluate import Evaluation, read_evaluation_data
 from rmjax.evaluation.evaluate import evaluate as evaluate_items
 from rmjax.evaluation.figures import Figure, draw_row
@@ -34,6 +36,7 @@ class Model:
 
     def __init__(self, path: str, pipeline: RewardPipeline):
         self.path, self.pipeline = path, pipeline
+        self._warned: set[str] = set()  # kinds of content that the chat template leaves out
 
     @property
     def attributes(self) -> tuple[str, ...]:
@@ -47,6 +50,8 @@ class Model:
 
     def score(self, prompt: Any, responses: Any = None) -> np.ndarray:
         """Returns the rewards of responses to one prompt, rendered and tokenized exactly as in training.
+
+        Content that the chat template leaves out is named in a warning, once for each kind.
 
         Args:
           prompt: a string, or chat messages; without `responses`, one whole conversation: chat messages, or a text that
@@ -93,13 +98,17 @@ class Model:
     def _rewards(self, records: list[Record], format: str, progress: bool = False) -> list[np.ndarray | str]:
         if not records:
             return []
-        items = self._items(records, format)
+        items, report = self._items(records, format), TemplateReport()
         with progress_bar(len(items), "scoring", "record", disable=not progress) as bar:
-            return [rewards for chunk in score_chunks(self.pipeline, items, bar) for _, rewards in chunk]
+            rewards = [rewards for chunk in score_chunks(self.pipeline, items, bar, report) for _, rewards in chunk]
+        if not self._warned.issuperset(report.left_out):
+            self._warned |= report.left_out.keys()
+            warnings.warn(report.describe_left_out(), stacklevel=3)
+        return rewards
 
     def _items(self, records: list[Record], format: str) -> list[Item]:
         options = dataclasses.replace(self.pipeline.options, format=format, labeled=False)
-        return list(iterate_comparisons(memory_source(records), options))
+        return list(parse_sources(memory_source(records), options))
 
     def _trees(self, records: list[Record], format: str) -> list[Tree]:
         items = self._items(records, format)
@@ -137,6 +146,7 @@ class Model:
         *,
         format: str = "auto",
         columns: Sequence[str] = (),
+        label_field: str = "",
         limit: int = 0,
         on_bad_record: str = "error",
         progress: bool = False,
@@ -145,17 +155,21 @@ class Model:
 
         Args:
           format, columns: of the records; columns are renamed, `old=new` each.
+          label_field: the label of PKU-SafeRLHF, which has two; empty: that of training.
           limit: maximum number of comparisons; 0: no limit.
           on_bad_record: `error`, or `skip` records that cannot be read.
 
         Raises:
           InputError: a record cannot be used, or nothing could be scored.
         """
-        pipeline = self.pipeline.with_data_options(format, columns, None)
+        pipeline = self.pipeline.with_data_options(format, columns, None, label_field)
         sources = to_sources(data)
-        items = read_evaluation_data(sources, pipeline.options, limit=limit, on_bad_record=on_bad_record)
+        notes: list[str] = []
+        items = read_evaluation_data(
+            sources, pipeline.options, limit=limit, on_bad_record=on_bad_record, log=notes.append
+        )
         names = ", ".join(str(getattr(source, "location", source)) for source in sources)
-        return evaluate_items(pipeline, items, title=f"{self.path} on {names}", progress=progress)
+        return evaluate_items(pipeline, items, title=f"{self.path} on {names}", notes=notes, progress=progress)
 
     def export(
         self, output: str | pathlib.Path, *, merge: Mapping[str, float] | None = None, standardize: bool = False
@@ -194,7 +208,12 @@ def _format(record: Record) -> str:
 
 
 def load(
-    path: str | pathlib.Path | Run, *, max_length: int = 0, rows_per_device: int = 0, dtype: str = "float32"
+    path: str | pathlib.Path | Run,
+    *,
+    max_length: int = 0,
+    rows_per_device: int = 0,
+    dtype: str = "float32",
+    template_date: str = "",
 ) -> Model:
     """Returns a reward model.
 
@@ -204,12 +223,16 @@ def load(
       max_length: longest conversation in tokens; 0: the model's.
       rows_per_device: rows of a batch; 0: chosen by platform.
       dtype: of activations, `float32` or `bfloat16`.
+      template_date: date (YYYY-MM-DD) that a chat template writes; empty: that of training, or 2024-07-26.
 
     Raises:
       InputError: there is no usable model.
     """
     path = str(path.workdir if isinstance(path, Run) else path)
-    return Model(path, load_pipeline(path, max_length=max_length, rows_per_device=rows_per_device, dtype=dtype))
+    pipeline = load_pipeline(
+        path, max_length=max_length, rows_per_device=rows_per_device, dtype=dtype, template_date=template_date
+    )
+    return Model(path, pipeline)
 
 
 def evaluate(model: "Model | Run | str | pathlib.Path", data: Data, **options: Any) -> Evaluation:

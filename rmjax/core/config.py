@@ -4,10 +4,10 @@ A file under `configs/` starts from `default()` and sets what differs. The confi
 value of another type, raises an error that names the key.
 """
 
+import datetime
 import json
 import pathlib
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ml_collections
@@ -25,11 +25,13 @@ Config = Any
 _LAYOUT = ("data.row_length", "mesh.", "model.attention", "model.remat", "train.rows_per_device")
 _LOGGING = ("checkpoint.", "evaluation.", "train.log_every", "train.profile")
 CHANGEABLE_ON_RESUME = ("name", *_LAYOUT, *_LOGGING)
-_BOUNDS = {  # section: (keys of 1 or more, keys of 0 or more)
+_FROM_RUN = ("data.template_date", "")  # a key and its value that stands for the value of the run that is resumed
+BOUNDS = {  # section: (keys of 1 or more, keys of 0 or more)
     "model": (("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads"), ("head_init",)),
     "data": (("max_length",), ("row_length", "train_limit", "validation_limit", "preference_label")),
     "objective": ((), ("centering", "reward_l2", "label_smoothing")),
-    "optimizer": ((), ("learning_rate", "warmup_steps", "weight_decay", "grad_clip")),
+    "lora": ((), ("rank", "alpha")),
+    "optimizer": ((), ("learning_rate", "warmup_steps", "weight_decay", "grad_clip", "layer_decay")),
     "train": (("batch_size", "rows_per_device", "log_every"), ("steps", "epochs")),
     "checkpoint": (("keep",), ("every",)),
     "evaluation": (("batch_size",), ("every",)),
@@ -41,7 +43,10 @@ _CHOICES = {
     "data.synthetic_format": ("pairs", "kwise", "regression", "process"),
     "data.strings": ("joined", "chat"),
     "data.ties": ("drop", "half"),
+    "data.label_field": ("", "better_response_id", "safer_response_id"),
     "data.step_labels": ("auto", "binary", "ternary"),
+    "data.step_readout": ("step", "separator"),
+    "data.duplicates": ("keep", "drop", "drop_near"),
     "data.on_overlong": ("drop", "truncate_prompt", "error"),
     "data.on_bad_record": ("error", "skip"),
     "objective.process_loss": ("cross_entropy", "mse"),
@@ -49,7 +54,7 @@ _CHOICES = {
     "optimizer.schedule": ("constant", "linear", "cosine"),
 }
 _ELEMENTS = {  # type of the entries of a tuple
-    str: ("data.train", "data.validation", "data.columns", "objective.attributes"),
+    str: ("data.train", "data.validation", "data.columns", "data.exclude", "objective.attributes"),
     float: ("data.weights", "objective.weights", "objective.attribute_weights"),
 }
 
@@ -71,25 +76,35 @@ def default() -> ml_collections.ConfigDict:
     model.rope_theta = 10000.0  # base of the rotary position embedding's frequencies
     model.head_init = 0.0  # standard deviation of a new reward head's weights; 0: the initial loss is ln 2
     model.dtype = "float32"  # activations and matrix products: float32 or bfloat16; the reward head is always float32
-    model.param_dtype = "float32"  # stored parameters: float32 or bfloat16; the reward head is always float32
+    # parameters in the computation and in artifacts: float32 or bfloat16. Those that are trained, their gradients and
+    # the optimizer's moments are stored in float32 whichever is set; the reward head is always float32
+    model.param_dtype = "float32"
     model.remat = "small"  # recomputation in the backward pass: none, small (cheap operations) or layer (least memory)
-    model.attention = "auto"  # dense, blocks (block-sparse over the prefix trees), or auto (by row length and platform)
-    model.scan_layers = True  # run the layers in one `lax.scan`; False: unrolled, slower to compile
+    # kernel: dense, blocks (block-sparse, for CPUs), triton (block-sparse, for GPUs), or auto (by platform)
+    model.attention = "auto"
+    model.scan_layers = True  # run the layers in one `lax.scan`; False: unrolled, slower to compile, faster on a GPU
 
     config.data = data = ml_collections.ConfigDict()  # Sources, record formats, tokenization and packing.
     data.train = ("synthetic",)  # sources: paths, globs or hub names; `synthetic`: the built-in data
     data.validation = ("synthetic",)  # sources; `name=path` also reports the metrics of this source under `name/`
     data.weights = ()  # relative sampling weights of the `train` sources, one each; (): each record once per epoch
-    data.format = "auto"  # record format: auto (detected), or a name of `FORMATS` in rmjax/data/records/formats.py
-    data.columns = ()  # fields to rename, `old=new` each
+    data.format = "auto"  # record format: auto (detected), a name in docs/data.md, or a Python file with a format
+    data.columns = ()  # fields to rename, `old=new` each; `old=_` leaves one out, several of one new name are joined
     data.group_prompts = False  # merge single responses to the same prompt into one comparison, which shares the prompt
     data.ties = "drop"  # ties between responses: drop, or half (edges with target probability 0.5)
     data.missing_label = -100.0  # number that marks a missing label (NeMo-Aligner's `loss_mask_val`)
     data.preference_label = 0  # format nemo_preference: index of the label that holds the signed preference
+    # which label of a format with several: better_response_id or safer_response_id (PKU-SafeRLHF); empty: the only one
+    data.label_field = ""
     data.step_separator = "\n"  # process formats: text between the prompt and each step
+    data.step_readout = "step"  # process formats: read the reward at the end of the step, or of the separator after it
     data.step_labels = "auto"  # process label 0 is wrong (binary) or neutral (ternary); auto: ternary if a label is -1
     data.strings = "joined"  # prompt format of strings: joined (concatenated) or chat (user and assistant messages)
     data.tokenizer = ""  # Hugging Face directory or hub name; empty: the tokenizer of `model.path`, or byte-level
+    data.template_date = ""  # date (YYYY-MM-DD) that a chat template writes; empty: the day on which training starts
+    data.exclude = ()  # evaluation sets: training comparisons with one of their prompts, or a similar one, are left out
+    data.duplicates = "keep"  # training comparisons like an earlier one: keep, drop (same conversations), or drop_near
+    data.similarity = 0.7  # Jaccard similarity of word bigrams from which texts are similar (exclude, drop_near)
     data.max_length = 1024  # maximum length of a conversation (prompt and one response), in tokens
     data.row_length = 0  # length of a packed row, in tokens; 0: chosen to minimize padding
     data.on_overlong = "drop"  # conversations longer than max_length: drop, truncate_prompt (from the left) or error
@@ -115,6 +130,12 @@ def default() -> ml_collections.ConfigDict:
     objective.standardize = False  # regression: predict (label - mean) / std of the training labels
     objective.process_loss = "cross_entropy"  # process: cross_entropy, or mse (Brier score of the probability)
 
+    config.lora = lora = ml_collections.ConfigDict()  # Low-rank adapters (LoRA) of the decoder's matrices.
+    lora.rank = 0  # rank of an adapter; 0: no adapters
+    lora.alpha = 32.0  # an adapter's product is multiplied by alpha / rank
+    lora.rslora = False  # multiply by alpha / sqrt(rank) instead (rsLoRA)
+    lora.targets = ""  # regex of the matrices with adapters, such as `attention/(query|value)`; empty: all
+
     config.optimizer = optimizer = ml_collections.ConfigDict()  # Optimizer and learning rate schedule.
     optimizer.name = "adamw"  # adamw or lion
     optimizer.learning_rate = 1e-3  # peak learning rate
@@ -126,6 +147,8 @@ def default() -> ml_collections.ConfigDict:
     optimizer.b2 = 0.999  # decay rate of the second moment
     optimizer.eps = 1e-8  # adamw: constant added to the denominator
     optimizer.grad_clip = 1.0  # maximum global norm of the gradient; 0: no clipping
+    # learning rate of a layer relative to the next one; the embedding comes before the first layer, the head last
+    optimizer.layer_decay = 1.0
 
     config.mesh = mesh = ml_collections.ConfigDict()  # Sizes of the device mesh's axes; one may be -1 (the remainder).
     mesh.data = -1  # replicas (data parallelism)
@@ -134,6 +157,9 @@ def default() -> ml_collections.ConfigDict:
     mesh.sequence = 1  # shards of a row's tokens (sequence parallelism)
 
     config.train = train = ml_collections.ConfigDict()  # Duration, batch size, seed and logging of the training loop.
+    # parameters to train: all, head, lora (adapters and head), or a regex of their paths, such as `^head/|norm`;
+    # the others are stored in `model.param_dtype`. Empty: lora if `lora.rank` is set, else all
+    train.trainable = ""
     train.steps = 0  # optimizer steps; 0: no limit. With `epochs` set too, the run ends at whichever comes first
     train.epochs = 0.0  # passes over the training data; 0: no limit
     train.batch_size = 64  # comparisons per step, over all devices
@@ -198,6 +224,14 @@ def check_choice(name: str, value: str, choices: Sequence[str] = ()) -> None:
         raise InputError(f"config.{name} is {value!r}; choose one of {', '.join(choices)}")
 
 
+def check_date(date: str) -> str:
+    """Returns a value of `data.template_date` in the form YYYY-MM-DD; raises InputError if it has another form."""
+    try:
+        return datetime.datetime.strptime(date, "%Y-%m-%d").date().isoformat()
+    except ValueError as error:
+        raise InputError(f"config.data.template_date is {date!r}; expected a date as YYYY-MM-DD") from error
+
+
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises InputError for missing and invalid values, naming the key, the value and the valid values."""
     values = dict(leaves(config))
@@ -207,7 +241,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"{', '.join(f'config.{key}' for key in missing)}: required by this configuration and not set; on the "
             f"command line: {flags} (hub names are accepted too)"
         )
-    for section, (positive, not_negative) in _BOUNDS.items():
+    for section, (positive, not_negative) in BOUNDS.items():
         for key in positive + not_negative:
             if config[section][key] < (minimum := int(key in positive)):
                 raise InputError(f"config.{section}.{key} is {config[section][key]}; expected at least {minimum}")
@@ -219,8 +253,14 @@ def check(config: ml_collections.ConfigDict) -> None:
                     raise InputError(f"config.{key} holds {entry!r}; expected {expected}")
     for key in _CHOICES:
         check_choice(key, values[key])
+    if config.data.template_date:
+        check_date(config.data.template_date)
+    if not 0.5 <= config.data.similarity <= 1:
+        raise InputError(f"config.data.similarity is {config.data.similarity}; expected 0.5 to 1")
     if config.objective.label_smoothing >= 0.5:
         raise InputError(f"config.objective.label_smoothing is {config.objective.label_smoothing}; expected below 0.5")
+    if not 0 < config.optimizer.layer_decay <= 1:
+        raise InputError(f"config.optimizer.layer_decay is {config.optimizer.layer_decay}; expected above 0, up to 1")
     if not (config.train.steps or config.train.epochs):
         raise InputError("config.train.steps and config.train.epochs are 0; set one of them, or both")
 
@@ -265,29 +305,10 @@ def check_same_run(config: ml_collections.ConfigDict, path: pathlib.Path) -> Non
     changed = [
         f"{key}: {old.get(key)!r} there, {value!r} here"
         for key, value in leaves(config)
-        if value != old.get(key) and not key.startswith(CHANGEABLE_ON_RESUME)
+        if value != old.get(key) and not key.startswith(CHANGEABLE_ON_RESUME) and (key, value) != _FROM_RUN
     ]
     if changed:
         raise InputError(
             f"{path.parent} holds a run with another configuration ({'; '.join(changed)}). "
             "Resume it with the same values, or choose another workdir."
         )
-
-
-_DEFAULTS = dict(leaves(default()))
-_KEY = re.compile(rf"(?<![\w./=-])(?:config\.)?((?:{'|'.join(_BOUNDS)}|mesh)\.\w+)(?![\w/]|\.\w)( = )?")
-
-
-def rename_options(message: str, options: Mapping[str, str]) -> str:
-    """Returns a message with each configuration key replaced by the flag that sets it, or by `config.` and the key.
-
-    >>> rename_options("data.format is 'csv'; data.ties = half keeps ties", {"data.ties": "--ties"})
-    "config.data.format is 'csv'; --ties=half keeps ties"
-    """
-
-    def rename(match: re.Match) -> str:
-        if (key := match[1]) not in _DEFAULTS:
-            return match[0]
-        return options[key] + ("=" if match[2] else "") if key in options else f"config.{key}{match[2] or ''}"
-
-    return _KEY.sub(rename, message)

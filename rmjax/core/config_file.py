@@ -2,17 +2,15 @@
 
 import ast
 import difflib
-import importlib.util
 import inspect
 import pathlib
-import sys
-import traceback
 from typing import Any
 
 import ml_collections
 
 from rmjax.core import config as configs
 from rmjax.core.errors import InputError
+from rmjax.core.python_file import describe_error, load_module
 
 
 def load(reference: str) -> ml_collections.ConfigDict:
@@ -36,7 +34,7 @@ def load(reference: str) -> ml_collections.ConfigDict:
     except InputError as error:
         raise InputError(f"--config={reference}: {error}") from error
     except Exception as error:  # a configuration file is a program
-        raise InputError(f"--config={reference}: {_describe(error, path)}") from error
+        raise InputError(f"--config={reference}: {describe_error(error, path)}") from error
     if not isinstance(config, ml_collections.ConfigDict):
         kind = type(config).__name__
         raise InputError(f"--config={reference}: get_config() returned {kind}; expected the changed configs.default()")
@@ -50,32 +48,7 @@ def _import(path: str) -> Any:
         raise InputError(f"no such file{f'; there are {here}' if here else ''}")
     if not path.endswith(".py"):
         raise InputError("not a Python file; expected one that defines get_config(), such as configs/binary.py")
-    spec = importlib.util.spec_from_file_location("rmjax_config", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-def _describe(error: Exception, path: str) -> str:
-    """Returns the type and text of an error and the line of the file at which it was raised, as one line."""
-    same = lambda name: name is not None and pathlib.Path(name).resolve() == pathlib.Path(path).resolve()
-    if isinstance(error, SyntaxError):
-        line, text = error.lineno if same(error.filename) else None, error.msg
-    else:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if same(frame.filename)]
-        line, text = lines[-1] if lines else None, _text(error)
-    where = f"line {line}: " if line else ""
-    return f"{where}{type(error).__name__}: {' '.join(text.split())}"
-
-
-def _text(error: BaseException) -> str:
-    """Returns the text of an error; that of KeyError is quoted, and ml_collections puts one into an AttributeError."""
-    if len(error.args) == 1 and isinstance(error, KeyError | AttributeError):
-        return _text(error.args[0]) if isinstance(error.args[0], BaseException) else str(error.args[0])
-    return str(error)
+    return load_module(path, "rmjax_config")
 
 
 def check_override(config: ml_collections.ConfigDict, key: str) -> None:
@@ -85,7 +58,7 @@ def check_override(config: ml_collections.ConfigDict, key: str) -> None:
     Traceback (most recent call last):
       ...
     rmjax.core.errors.InputError: --config.train.global_batch_size: no such key; nearest: train.batch_size, \
-evaluation.batch_size; the keys of train: batch_size, epochs, log_every, profile, rows_per_device, seed, steps
+evaluation.batch_size; the keys of train: batch_size, epochs, log_every, profile, rows_per_device, seed, steps, trainable
     """
     keys = [key for key, _ in configs.leaves(config)]
     if key in keys:

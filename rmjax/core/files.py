@@ -1,5 +1,6 @@
 """Atomic writes, reading of JSON files, and recognition of files that are given by mistake."""
 
+import codecs
 import json
 import os
 import pathlib
@@ -21,8 +22,8 @@ _NEMO = (
 _RECOMPRESS = "decompress it, or compress it by gzip"
 _TEXTS = {  # the first characters, in lower case: what the file is, and what to do
     b"version https://git-lfs": ("a git-lfs pointer instead of the file", "run `git lfs pull` in its repository"),
-    b"<!doctype html": _HTML,
-    b"<html": _HTML,
+    **dict.fromkeys((b"<!doctype", b"<html", b"<head", b"<body", b"<script", b"<meta", b"<!--"), _HTML),
+    b"<?xml": ("XML", "download the file itself; this may be the error of a server"),
 }
 _MAGIC = {
     b"GGUF": _GGUF,
@@ -74,12 +75,19 @@ def identify(path: pathlib.Path, *, by_name: bool = True) -> str:
             )
     elif path.is_file():
         name, head = path.name.lower(), _head(path)
-        text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-        found = next((what for start, what in _TEXTS.items() if text.startswith(start)), None)
-        if found is None and not name.endswith((".gz", ".parquet")):
+        if text := identify_text(head):
+            return text
+        if not name.endswith((".gz", ".parquet")):
             found = next((what for start, what in _MAGIC.items() if head.startswith(start)), None)
         if found is None and by_name:
             found = next((what for ending, what in _ENDINGS.items() if name.endswith(ending)), None)
+    return f"this is {found[0]}; {found[1]}" if found else ""
+
+
+def identify_text(head: bytes) -> str:
+    """Returns the same of the first bytes of a file, if they are those of a text that is neither data nor model."""
+    text = head.removeprefix(codecs.BOM_UTF8).lstrip().lower()
+    found = next((what for start, what in _TEXTS.items() if text.startswith(start)), None)
     return f"this is {found[0]}; {found[1]}" if found else ""
 
 

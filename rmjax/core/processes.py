@@ -28,6 +28,11 @@ def synchronized_errors() -> Iterator[None]:
         raise InputError("another process failed; see its error message")
 
 
+def of_first(number: int) -> int:
+    """Returns the number, below 2³¹, that the first process has."""
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
 def all_equal(digest: bytes) -> bool:
     """Returns whether `digest` is the same in all processes."""
     digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))

@@ -12,9 +12,10 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from rmjax.core import config_file
-from rmjax.core.config import rename_options
 from rmjax.core.errors import InputError
+from rmjax.core.option_names import rename_options
 
+TEMPLATE_DATE_HELP = "Date that a chat template writes, YYYY-MM-DD; default: that of training, or 2024-07-26."
 _HELP_FLAGS = {"-h", "-?", "--help", "-help", "--helpshort", "--helpfull", "--helpxml"}
 # What absl says of values that cannot be parsed, and what the programs say.
 _PARSE_ERRORS = {

@@ -1,7 +1,7 @@
 """Paths of the leaves of pytrees, and rules that match them."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -28,6 +28,42 @@ def flatten(tree: Any) -> dict[str, Any]:
 def map_with_path(function: Callable[[str, Any], Any], tree: Any) -> Any:
     """Returns the tree of `function(path, leaf)`."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: function(path_name(path), leaf), tree)
+
+
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the nested dicts of {path: leaf}.
+
+    >>> unflatten({"head/bias": 0.0, "head/kernel": 1.0})
+    {'head': {'bias': 0.0, 'kernel': 1.0}}
+    """
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def split(tree: Mapping[str, Any], condition: Callable[[str], bool]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the nested dicts with the leaves of `tree` whose path fulfills `condition`, and with the others.
+
+    >>> split({"head": {"kernel": 1.0, "bias": 0.0}}, lambda path: path.endswith("bias"))
+    ({'head': {'bias': 0.0}}, {'head': {'kernel': 1.0}})
+    """
+    leaves = flatten(tree)
+    parts = [{path: leaf for path, leaf in leaves.items() if condition(path) == wanted} for wanted in (True, False)]
+    return unflatten(parts[0]), unflatten(parts[1])
+
+
+def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the nested dicts with the leaves of both trees, which have none in common.
+
+    >>> merge({"head": {"bias": 0.0}}, {"head": {"kernel": 1.0}})
+    {'head': {'bias': 0.0, 'kernel': 1.0}}
+    """
+    return unflatten(flatten(first) | flatten(second))
 
 
 def match_one(rules: Sequence[tuple[str, Value]], path: str, kind: str) -> Value:

@@ -20,6 +20,9 @@ SHARD_BYTES = 4 * 2**30  # maximum size of a shard
 class TensorDirectory:
     """The tensors of a directory with `model.safetensors`, or with shards and an index.
 
+    Args:
+      extra: glob of further files, such as one of the head alone.
+
     Attributes:
       shapes: {name: shape} of all tensors.
 
@@ -27,7 +30,7 @@ class TensorDirectory:
       InputError: no weights, a missing or truncated file, or tensors that differ between index and files.
     """
 
-    def __init__(self, directory: pathlib.Path):
+    def __init__(self, directory: pathlib.Path, extra: str = ""):
         self.directory = directory
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._files: dict[str, Any] = {}  # tensor name -> open file
@@ -44,6 +47,8 @@ class TensorDirectory:
                 f"{index}: the tensor {min(wrong)!r} is only in the index or only in the files ({len(wrong)} in all); "
                 "copy the directory again"
             )
+        for path in sorted(directory.glob(extra)) if extra else ():
+            self._open(path)
 
     def _open(self, path: pathlib.Path) -> None:
         try:

@@ -11,6 +11,9 @@ import numpy as np
 from rmjax.core.config import Config
 from rmjax.core.errors import InputError
 from rmjax.core.text import count_of
+from rmjax.data.curation.duplicates import signatures
+from rmjax.data.curation.report import report_duplicates
+from rmjax.data.curation.selection import Curation, Reference, read_reference
 from rmjax.data.records.read import read_comparisons
 from rmjax.data.records.sources import Sources, as_tuple
 from rmjax.data.schema import Comparison, Conversation, Tree
@@ -23,16 +26,19 @@ _MAX_TOKENS = 400  # shown of a prompt or response
 _SYNTHETIC_SIZE = 1000  # comparisons of the built-in data, without a limit
 
 
-def describe(sources: Sources, tokenizer: Tokenizer, options: DatasetOptions) -> str:
-    """Returns the description of a source, without its bad records.
+def describe(sources: Sources, tokenizer: Tokenizer, options: DatasetOptions, against: Sources = ()) -> str:
+    """Returns the description of a source, without its bad records, and its overlap with the evaluation sets `against`.
 
     Raises:
-      InputError: the source cannot be read.
+      InputError: a source cannot be read.
     """
     options = dataclasses.replace(options, on_bad_record="skip")
     comparisons, read_report = read_comparisons(sources, options, synthetic_size=options.limit or _SYNTHETIC_SIZE)
+    reference = read_reference(against, options, progress=True) if against else None
     dataset, report = tokenize(comparisons, tokenizer, options, _names(sources), read_report)
-    return "\n".join(_describe_report(report) + _describe(comparisons, dataset, tokenizer))
+    template = tokenizer.describe_template() if report.rendered else []
+    lines = _describe(comparisons, dataset, tokenizer, options.similarity, reference)
+    return "\n".join(_describe_report(report) + template + lines)
 
 
 def describe_splits(data: Config, tokenizer: Tokenizer) -> str:
@@ -43,32 +49,47 @@ def describe_splits(data: Config, tokenizer: Tokenizer) -> str:
     Raises:
       InputError: a source cannot be read.
     """
-    lines, splits = [], []
+    lines, splits, rendered = [], [], 0
     for split in ("train", "validation"):
         options, size = DatasetOptions.from_config(data, split), data[f"synthetic_{split}"]
         overlong = "drop" if options.on_overlong == "error" else options.on_overlong
         lenient = dataclasses.replace(options, on_bad_record="skip", on_overlong=overlong)
+        reference = read_reference(options.exclude, lenient, progress=True) if options.exclude else None
+        curation: Curation | None = None
         comparisons, datasets = [], []
         lines.append(f"{split}:")
         for source in data[split]:
             found, read_report = read_comparisons(source, lenient, split=split, synthetic_size=size)
+            curation = Curation(source, lenient, split=split, synthetic_size=size, previous=curation)
             try:
-                dataset, report = load_dataset(source, tokenizer, options, split=split, synthetic_size=size)
+                dataset, report = load_dataset(
+                    source, tokenizer, options, split=split, synthetic_size=size, curation=curation
+                )
             except InputError:
-                dataset, report = tokenize(found, tokenizer, lenient, source, read_report)
+                chosen = curation.choose(found, read_report) if curation.is_active else found
+                dataset, report = tokenize(chosen, tokenizer, lenient, source, read_report)
             lines += _describe_report(report)
+            rendered += report.rendered
             comparisons += found
             datasets.append(dataset)
-        lines += [*_describe(comparisons, concatenate(datasets), tokenizer), ""]
+        lines += [*_describe(comparisons, concatenate(datasets), tokenizer, options.similarity, reference), ""]
         splits.append(comparisons)
-    return "\n".join([*lines, _overlap("training and validation data", *splits)])
+    template = tokenizer.describe_template() if rendered else []
+    return "\n".join([*template, *lines, _overlap("training and validation data", *splits)])
 
 
 def _describe_report(report: DatasetReport) -> list[str]:
-    return [str(report), *(f"  left out: {cause}" for cause in report.causes())]
+    fields = [f"  {line}"] if (line := report.fields_line()) else []
+    return [str(report), *fields, *(f"  left out: {cause}" for cause in report.causes())]
 
 
-def _describe(comparisons: Sequence[Comparison], dataset: TokenizedDataset, tokenizer: Tokenizer) -> list[str]:
+def _describe(
+    comparisons: Sequence[Comparison],
+    dataset: TokenizedDataset,
+    tokenizer: Tokenizer,
+    similarity: float,
+    reference: Reference | None,
+) -> list[str]:
     """Returns lines about comparisons and about the dataset of those of them that are not left out."""
     lines = []
     if len(dataset):
@@ -78,9 +99,8 @@ def _describe(comparisons: Sequence[Comparison], dataset: TokenizedDataset, toke
             f"longest {int(dataset.lengths.max())}"
         )
     lines += _responses(comparisons) + _labels(comparisons)
-    counts = collections.Counter(map(_comparison_key, comparisons))
-    duplicates = sum(count - 1 for count in counts.values())
-    lines.append(f"duplicates: {count_of(duplicates, 'comparison')} with the same conversations as another one")
+    found = signatures(comparisons, progress="comparing texts")
+    lines += report_duplicates(comparisons, found, similarity, reference).lines()
     if len(dataset):
         lines += ["", f"{dataset.where(0)}, token by token (¦ between tokens, ⟦ ⟧ at readouts):"]
         lines += render(dataset.tree(0), tokenizer)
@@ -98,8 +118,8 @@ def _responses(comparisons: Sequence[Comparison]) -> list[str]:
         pairs = sum(len(c.conversations) * (len(c.conversations) - 1) // 2 for c in comparisons if c.edges)
         margins = np.array([edge.margin for _, edge in edges])
         lines.append(
-            f"preferences: {len(edges):,}; {count_of(pairs - len(edges), 'pair')} tied; the better response is the "
-            f"longer one in {longer:.1%}; margins {margins.min():g} to {margins.max():g}"
+            f"preferences: {len(edges):,}; {count_of(pairs - len(edges), 'pair')} without one; the better response "
+            f"is the longer one in {longer:.1%}; margins {margins.min():g} to {margins.max():g}"
         )
     return lines
 

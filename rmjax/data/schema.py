@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-Message = dict[str, Any]  # role, content, and tool calls
+Message = dict[str, Any]  # role, content, and tool calls; see also `records.tools`
 Conversation = str | list[Message]
 Record = dict[str, Any]  # one object of a data file
 

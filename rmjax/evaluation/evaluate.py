@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,9 @@ from rmjax.data.records.read import read_items
 from rmjax.data.records.sources import Source
 from rmjax.data.schema import Comparison
 from rmjax.data.tokens.dataset import align_labels
+from rmjax.data.tokens.templates import TemplateReport
 from rmjax.evaluation import report
-from rmjax.evaluation.pipeline import RewardPipeline, prediction_line, score_chunks
+from rmjax.evaluation.pipeline import RewardPipeline, prediction_line, score_chunks, template_lines
 from rmjax.metrics.edges import EdgeTable, edge_table
 from rmjax.metrics.labels import label_metrics
 from rmjax.metrics.pairs import pair_metrics
@@ -28,12 +29,23 @@ ScoredComparison = tuple[Comparison, np.ndarray]  # with its rewards float32 [R,
 
 
 def read_evaluation_data(
-    sources: Sequence[str | Source], options: ReadOptions, *, limit: int = 0, on_bad_record: str = "error"
+    sources: Sequence[str | Source],
+    options: ReadOptions,
+    *,
+    limit: int = 0,
+    on_bad_record: str = "error",
+    log: Callable[[str], object] = lambda line: None,
 ) -> list[Item]:
-    """Returns the items of `read_items`, which documents the errors; of the built-in data, the validation split."""
+    """Returns the items of `read_items`, which documents the errors; of the built-in data, the validation split.
+
+    `log` is called with a line about the use of the records' fields.
+    """
     options = dataclasses.replace(options, limit=limit, on_bad_record=on_bad_record)
     size = limit or DATA_DEFAULTS.synthetic_validation
-    return read_items(sources, options, split="validation", synthetic_size=size)[0]
+    items, read = read_items(sources, options, split="validation", synthetic_size=size)
+    if fields := read.fields_line():
+        log(fields)
+    return items
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -45,12 +57,14 @@ class Evaluation:
       metrics: `comparisons`, `not_scored`, and the metrics by name, those of a subset as `SUBSET/NAME`.
       predictions: a line per item: the record's fields and `rewards` or `error`.
       edges: rewards at the edges' ends, for figures; None if the data has no preferences.
+      notes: the use of the records' fields; what the chat template adds of its own, and leaves out of the data.
     """
 
     title: str
     metrics: dict[str, float]
     predictions: list[dict[str, Any]]
     edges: EdgeTable | None
+    notes: tuple[str, ...] = ()
 
     @property
     def headline(self) -> list[tuple[str, str]]:
@@ -73,28 +87,39 @@ class Evaluation:
         lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self.predictions)
         (path / "predictions.jsonl").write_text(lines, encoding="utf-8")
         (path / "metrics.json").write_text(json.dumps(self.metrics, indent=2) + "\n")
-        (path / "report.html").write_text(report.render(self.title, self.headline, self.edges), encoding="utf-8")
+        (path / "report.html").write_text(
+            report.render(self.title, self.headline, self.edges, self.notes), encoding="utf-8"
+        )
 
     def __repr__(self) -> str:
         width = max(len(name) for name, _ in self.headline)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in self.headline)
+        return "\n".join((*(f"{name:<{width}}  {value}" for name, value in self.headline), *self.notes))
 
     def _repr_html_(self) -> str:
-        return report.render_body(self.headline, self.edges)
+        return report.render_body(self.headline, self.edges, self.notes)
 
 
-def evaluate(pipeline: RewardPipeline, items: Sequence[Item], *, title: str = "", progress: bool = True) -> Evaluation:
+def evaluate(
+    pipeline: RewardPipeline,
+    items: Sequence[Item],
+    *,
+    title: str = "",
+    notes: Sequence[str] = (),
+    progress: bool = True,
+) -> Evaluation:
     """Scores items and computes the metrics of their labels.
 
     Items that cannot be scored (for example too long) are counted in the metrics and have `error` in the predictions.
+    `notes` about the data are the first of the evaluation's notes.
 
     Raises:
       InputError: no item could be scored, or no scored comparison has a preference or a label.
     """
     scored: list[ScoredComparison] = []
     predictions = []
+    template = TemplateReport()
     with progress_bar(len(items), "scoring", "record", disable=not progress) as bar:
-        for item, rewards in (pair for chunk in score_chunks(pipeline, items, bar) for pair in chunk):
+        for item, rewards in (pair for chunk in score_chunks(pipeline, items, bar, template) for pair in chunk):
             predictions.append(prediction_line(item, rewards, pipeline.attributes))
             if isinstance(item, Comparison) and not isinstance(rewards, str):
                 scored.append((item, rewards))
@@ -114,7 +139,8 @@ def evaluate(pipeline: RewardPipeline, items: Sequence[Item], *, title: str = ""
     metrics |= subset_metrics(subsets, lambda members: compute_metrics(pipeline, [scored[i] for i in members]))
     counts = {"comparisons": len(scored), "not_scored": len(items) - len(scored)}
     edges = edge_table(*_ranked(pipeline, scored)) if "accuracy_low" in metrics else None
-    return Evaluation(title, counts | metrics, predictions, edges)
+    notes = (*notes, *template_lines(pipeline, template))
+    return Evaluation(title, counts | metrics, predictions, edges, notes)
 
 
 def compute_metrics(pipeline: RewardPipeline, scored: Sequence[ScoredComparison]) -> dict[str, float]:

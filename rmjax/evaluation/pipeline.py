@@ -10,14 +10,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from rmjax.core.config import rename_options
+from rmjax.core.config import check_date
 from rmjax.core.errors import InputError, non_finite_error
 from rmjax.core.mesh import make_mesh, row_shards
+from rmjax.core.option_names import rename_options
 from rmjax.core.processes import all_equal
 from rmjax.data.records.formats import Item
 from rmjax.data.records.options import ReadOptions
 from rmjax.data.schema import Comparison, Tree
 from rmjax.data.tokens.rendering import make_trees
+from rmjax.data.tokens.templates import TemplateReport
 from rmjax.data.tokens.tokenizer import Tokenizer
 from rmjax.evaluation.scoring import Scorer
 from rmjax.models.loading import load_model
@@ -33,7 +35,7 @@ class RewardPipeline:
     Attributes:
       max_length: of a conversation, in tokens; longer ones are not scored.
       options: data options, by default those of training.
-      metadata: contents of rmjax.json, for a workdir `Workdir.metadata`.
+      metadata: contents of rmjax.json, for a workdir `Workdir.metadata`, for another model its `reward_head`.
       option_names: of configuration keys, in errors of records: {"data.columns": "--columns"}.
     """
 
@@ -49,10 +51,16 @@ class RewardPipeline:
         """Names of the A rewards of a response."""
         return self.scorer.model.head.attributes
 
-    def with_data_options(self, format: str, columns: Sequence[str], strings: str | None) -> "RewardPipeline":
-        """Returns the pipeline with other data options; `strings` None keeps the prompt format of training."""
+    def with_data_options(
+        self, format: str, columns: Sequence[str], strings: str | None, label_field: str | None = None
+    ) -> "RewardPipeline":
+        """Returns the pipeline with other data options; `strings` and `label_field` None keep those of training."""
         options = dataclasses.replace(
-            self.options, format=format, columns=tuple(columns), strings=strings or self.options.strings
+            self.options,
+            format=format,
+            columns=tuple(columns),
+            strings=strings or self.options.strings,
+            label_field=label_field or self.options.label_field,
         )
         return dataclasses.replace(self, options=options)
 
@@ -61,9 +69,13 @@ class RewardPipeline:
         weights = self.scorer.model.head.merge or [1 / len(self.attributes)] * len(self.attributes)
         return rewards @ np.asarray(weights, np.float32)
 
-    def rewards(self, items: Sequence[Item]) -> list[np.ndarray | str]:
-        """Returns the rewards float32 [R, A] of each item, or an error message if it cannot be scored."""
-        made = iter(make_trees([item for item in items if isinstance(item, Comparison)], self.tokenizer))
+    def rewards(self, items: Sequence[Item], report: TemplateReport | None = None) -> list[np.ndarray | str]:
+        """Returns the rewards float32 [R, A] of each item, or an error message if it cannot be scored.
+
+        `report` counts what the chat template leaves out.
+        """
+        comparisons = [item for item in items if isinstance(item, Comparison)]
+        made = iter(make_trees(comparisons, self.tokenizer, report=report))
         trees = [next(made) if isinstance(item, Comparison) else item.reason for item in items]
         usable = [tree for tree in trees if isinstance(tree, Tree) and tree.longest <= self.max_length]
         _check_same_input(self.scorer, usable)
@@ -96,7 +108,7 @@ def _check_same_input(scorer: Scorer, trees: Sequence[Tree]) -> None:
 
 
 def load_pipeline(
-    path: str, *, max_length: int = 0, rows_per_device: int = 0, dtype: str = "float32"
+    path: str, *, max_length: int = 0, rows_per_device: int = 0, dtype: str = "float32", template_date: str = ""
 ) -> RewardPipeline:
     """Returns the pipeline of a model, whose parameters are placed on all devices.
 
@@ -104,17 +116,20 @@ def load_pipeline(
       path: artifact, Hugging Face directory with a reward head, or workdir.
       max_length: in tokens; 0: the model's.
       rows_per_device: rows of a batch; 0: chosen by platform.
+      template_date: date that the chat template writes; empty: that of training, or `templates.DEFAULT_DATE`.
 
     Raises:
       InputError: there is no usable model, or max_length exceeds its positions.
     """
+    if template_date:
+        check_date(template_date)  # before the weights are read
     mesh = make_mesh((-1, 1, 1, 1))
     with jax.set_mesh(mesh):
         loaded = load_model(path, mesh=mesh, dtype=dtype)
     positions = loaded.model.decoder.max_positions
     if not 0 <= max_length <= positions:
         raise InputError(f"max_length is {max_length}; the model {path} supports 1 to {positions} positions")
-    tokenizer = Tokenizer.load(str(loaded.directory))
+    tokenizer = Tokenizer.load(str(loaded.directory), template_date or loaded.metadata.get("template_date") or "")
     tokenizer.check_vocabulary(loaded.model.decoder.vocab_size)
     rows = rows_per_device or (1 if mesh.devices.flat[0].platform == "cpu" else _ACCELERATOR_ROWS)
     max_length = max_length or loaded.max_length
@@ -126,22 +141,33 @@ def load_pipeline(
 def describe_model(path: str, pipeline: RewardPipeline) -> str:
     """Returns a line about the model that was loaded from a path: artifact or workdir, and the checkpoint's step."""
     metadata = pipeline.metadata
-    if not metadata:
-        return f"model: {path}, a Hugging Face model"
     step = metadata.get("source_step")
-    if "format_version" not in metadata:  # `Workdir.metadata`
-        return f"model: {path}, its best checkpoint (step {step})"
+    if "format_version" not in metadata:
+        if step is not None:
+            return f"model: {path}, its best checkpoint (step {step})"
+        return f"model: {path}, a Hugging Face model; reward head: {metadata.get('reward_head')}"
     return f"model: {path}, an artifact" + (f" of the checkpoint at step {step}" if step is not None else "")
 
 
 def score_chunks(
-    pipeline: RewardPipeline, items: Iterable[Item], progress: Any
+    pipeline: RewardPipeline, items: Iterable[Item], progress: Any, report: TemplateReport | None = None
 ) -> Iterator[list[tuple[Item, np.ndarray | str]]]:
-    """Yields chunks of (item, its rewards or error message), in order; `progress` is from `progress_bar`."""
+    """Yields chunks of (item, its rewards or error message), in order.
+
+    `progress` is from `progress_bar`; `report` counts what the chat template leaves out.
+    """
     items = iter(items)
     while chunk := list(itertools.islice(items, CHUNK_SIZE)):
-        yield list(zip(chunk, pipeline.rewards(chunk), strict=True))
+        yield list(zip(chunk, pipeline.rewards(chunk, report), strict=True))
         progress.update(len(chunk))
+
+
+def template_lines(pipeline: RewardPipeline, report: TemplateReport) -> list[str]:
+    """Returns lines about what the chat template added of its own, and what it left out; none if it was not used."""
+    if not report.rendered:
+        return []
+    left_out = report.describe_left_out()
+    return [pipeline.tokenizer.describe_template()[-1], *([f"warning: {left_out}"] if left_out else [])]
 
 
 def prediction_line(item: Item, rewards: np.ndarray | str, attributes: Sequence[str]) -> dict[str, Any]:

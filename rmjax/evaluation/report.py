@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,19 +16,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def render(title: str, headline: list[tuple[str, str]], table: EdgeTable | None) -> str:
+def render(title: str, headline: list[tuple[str, str]], table: EdgeTable | None, notes: Sequence[str] = ()) -> str:
     """Returns the HTML page, with `headline` as (name, value) rows; without figures if `table` is None."""
     head = f'<header><h1>Reward model evaluation</h1><span class="muted">{html.escape(title)}</span></header>'
-    return page(f"Evaluation: {title}", head + render_body(headline, table))
+    return page(f"Evaluation: {title}", head + render_body(headline, table, notes))
 
 
-def render_body(headline: list[tuple[str, str]], table: EdgeTable | None) -> str:
-    """Returns the table and the figures of `render` without the page around them."""
+def render_body(headline: list[tuple[str, str]], table: EdgeTable | None, notes: Sequence[str] = ()) -> str:
+    """Returns the table, the notes and the figures of `render` without the page around them."""
     rows = "".join(
         f'<tr><td>{html.escape(name)}</td><td class="number">{html.escape(value)}</td></tr>' for name, value in headline
     )
     figures = "" if table is None else _margins(table) + _calibration(table)
-    return f'<table>{rows}</table><div class="figures">{figures}</div>'
+    paragraphs = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
+    return f'<table>{rows}</table>{paragraphs}<div class="figures">{figures}</div>'
 
 
 def _margins(table: EdgeTable) -> str:

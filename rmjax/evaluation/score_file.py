@@ -16,9 +16,11 @@ from rmjax.core.errors import InputError
 from rmjax.core.processes import synchronized_errors
 from rmjax.core.progress import progress_bar
 from rmjax.core.text import count_of
-from rmjax.data.records.formats import Item, iterate_comparisons
+from rmjax.data.records.formats import Item, parse_sources
+from rmjax.data.records.report import ReadReport
 from rmjax.data.schema import Comparison
-from rmjax.evaluation.pipeline import RewardPipeline, json_record, prediction_line, score_chunks
+from rmjax.data.tokens.templates import TemplateReport
+from rmjax.evaluation.pipeline import RewardPipeline, json_record, prediction_line, score_chunks, template_lines
 
 
 @dataclasses.dataclass
@@ -52,12 +54,14 @@ def score_file(
 
     Args:
       best_of: add `best` to records with several responses: the index of the first with the highest merged reward.
-      log: is called with lines about existing lines, the first error, and a `best_of` without effect.
+      log: is called with lines about existing lines, the use of the records' fields, what the chat template adds and
+        leaves out, the first error, and a `best_of` without effect.
 
     Raises:
       InputError: the input cannot be read, or `output` has lines of another input or of another `best_of`.
     """
-    items = iterate_comparisons(source, dataclasses.replace(pipeline.options, labeled=False))
+    read = ReadReport()
+    items = parse_sources(source, dataclasses.replace(pipeline.options, labeled=False), read)
     first = jax.process_index() == 0
     with synchronized_errors():
         counts = _skip_scored(items, output, best_of) if first else _Counts()
@@ -69,8 +73,9 @@ def score_file(
         head = list(itertools.islice(items, 1))
     if done:
         log(f"{output}: continuing after {count_of(done, 'existing line')}")
+    report = TemplateReport()
     with progress_bar(None, "scoring", "record", initial=done, disable=not first) as bar, file:
-        for chunk in score_chunks(pipeline, itertools.chain(head, items), bar):
+        for chunk in score_chunks(pipeline, itertools.chain(head, items), bar, report):
             for item, rewards in chunk:
                 line = prediction_line(item, rewards, pipeline.attributes)
                 if best_of and _has_alternatives(item) and not isinstance(rewards, str):
@@ -78,6 +83,8 @@ def score_file(
                 counts.add(line)
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
+    for text in filter(None, (read.fields_line(), *template_lines(pipeline, report))):
+        log(text)
     if counts.errors:
         log(f"first error: {counts.first_error}")
     if best_of and not counts.best:

@@ -12,10 +12,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rmjax.core import pytree
 from rmjax.core.mesh import ROWS, constrain
+from rmjax.models import lora
 from rmjax.models.architecture import DecoderConfig, HeadConfig
 from rmjax.models.attention import SAVED, choose_kernel, make_mask
 from rmjax.models.layers import Block, RMSNorm, rope_frequencies, rope_tables
+from rmjax.models.lora import LoraConfig
 
 Params = dict[str, Any]
 
@@ -31,11 +34,14 @@ class RewardModel:
     decoder: DecoderConfig
     head: HeadConfig
     dtype: str = "float32"  # of activations and matrix products
-    param_dtype: str = "float32"  # of stored parameters; the head's are float32: in bfloat16, similar rewards would tie
+    # Of the parameters in files and in the computation, whatever the dtype of the arrays that hold them: training holds
+    # them in float32, so that small updates add up. The head's are float32: in bfloat16, similar rewards would tie.
+    param_dtype: str = "float32"
     attention: str = "auto"  # or a key of `rmjax.models.attention.KERNELS`
     remat: str = "small"
     scan_layers: bool = True  # run the layers by one `lax.scan`; False: unroll them
     family: str = "llama"  # a key of `rmjax.models.families.FAMILIES`; determines the file formats only
+    lora: LoraConfig | None = None  # adapters, which are added to the parameters; None: none
 
     def init(self, key: jax.Array) -> Params:
         """Returns random parameters: normal matrices (std `initializer_range`; the head's: `head.init`), unit norms."""
@@ -50,7 +56,8 @@ class RewardModel:
             "layers": layers,
             "norm": _parameters(self._norm()),
         }
-        return {"decoder": decoder, "head": {"kernel": self.head.init * head}}
+        params = {"decoder": decoder, "head": {"kernel": self.head.init * head}}
+        return params if self.lora is None else pytree.merge(params, lora.init(params, self.lora, key))
 
     def hidden(self, params: Params, batch: dict[str, jax.Array]) -> jax.Array:
         """Returns the final norm's output [B, T, D] for `tokens`, `group`, `branch`, `position`, int32 [B, T] each."""
@@ -58,17 +65,21 @@ class RewardModel:
         mask = make_mask(batch["group"], batch["branch"], choose_kernel(self.attention, row_length))
         frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
         rope = rope_tables(batch["position"], frequencies)
-        x = decoder["embedding"]["weight"].astype(self.dtype)[batch["tokens"]]
+        embedded = self._round(decoder["embedding"]["weight"][batch["tokens"]])
+        x = embedded.astype(self.dtype)  # cast last: gradients add in float32
         x = constrain(x, ROWS, "sequence", None)
 
         def layer(x: jax.Array, layer_params: Params) -> tuple[jax.Array, None]:
-            return _bind(lambda: self._block(jax.random.key(0)), layer_params)(x, mask, rope), None
+            adapters, weights = pytree.split(layer_params, lora.is_adapter)  # adapters stay float32
+            block = _bind(lambda: self._block(jax.random.key(0)), self._round(weights))
+            lora.attach(block, adapters, self.lora.scale if self.lora else 1.0)
+            return block(x, mask, rope), None
 
         if self.remat != "none":
             names = () if self.remat == "layer" else (SAVED,)
             layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.save_only_these_names(*names))
         x, _ = jax.lax.scan(layer, x, decoder["layers"], unroll=1 if self.scan_layers else config.num_layers)
-        return _bind(self._norm, decoder["norm"])(x)
+        return _bind(self._norm, self._round(decoder["norm"]))(x)
 
     def rewards(self, params: Params, batch: dict[str, jax.Array]) -> jax.Array:
         """Returns the rewards float32 [B, R, A] at the tokens `readout_index`, int32 [B, R].
@@ -83,6 +94,19 @@ class RewardModel:
         if self.head.scale:
             rewards = rewards * jnp.asarray(self.head.scale, jnp.float32)
         return rewards + jnp.asarray(self.head.shift, jnp.float32) if self.head.shift else rewards
+
+    def _round(self, params: Any) -> Any:
+        """Returns parameters rounded to `param_dtype`, in their own dtype; gradients pass unchanged."""
+        stored = jnp.finfo(self.param_dtype)
+
+        def round_one(x: jax.Array) -> jax.Array:
+            if stored.bits >= min(jnp.finfo(self.dtype).bits, jnp.finfo(x.dtype).bits):
+                return x  # every use casts it to `dtype`, which rounds as much
+            # XLA would remove a cast to bfloat16 and back.
+            rounded = jax.lax.reduce_precision(x, stored.nexp, stored.nmant)
+            return x + jax.lax.stop_gradient(rounded - x)  # exactly `rounded`
+
+        return jax.tree.map(round_one, params)
 
     def _block(self, key: jax.Array) -> Block:
         return Block(self.decoder, jnp.dtype(self.param_dtype), nnx.Rngs(key))

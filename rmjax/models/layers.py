@@ -39,14 +39,22 @@ class RMSNorm(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """y = x · kernel (+ bias) in x's dtype, accumulated in float32."""
+    """y = x · kernel (+ scale · x · A · B) (+ bias) in x's dtype, accumulated in float32.
+
+    Attributes:
+      adapter: A, B and scale of `rmjax.models.lora`, or None.
+    """
 
     def __init__(self, inputs: int, outputs: int, bias: bool, std: float, param_dtype: jnp.dtype, rngs: nnx.Rngs):
         self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (inputs, outputs), param_dtype))
         self.bias = nnx.Param(jnp.zeros(outputs, param_dtype)) if bias else None
+        self.adapter: tuple[jax.Array, jax.Array, float] | None = None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = dot(x, self.kernel[...])
+        if self.adapter is not None:
+            a, b, scale = self.adapter
+            y = y + scale * dot(dot(x, a), b)
         return y if self.bias is None else _in_float32(jnp.add, y, self.bias[...])
 
 

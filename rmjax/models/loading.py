@@ -1,6 +1,7 @@
 """Loading of models and their parameters from a PATH: an artifact, a Hugging Face directory or a workdir."""
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -8,13 +9,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from rmjax.core import pytree
 from rmjax.core.config import Config
 from rmjax.core.errors import InputError
 from rmjax.core.files import identify, read_json
-from rmjax.models import artifact, weights
+from rmjax.core.safetensors import TensorDirectory
+from rmjax.models import artifact, heads, lora, partition, weights
 from rmjax.models.architecture import DecoderConfig, HeadConfig
 from rmjax.models.decoder import Params, RewardModel
 from rmjax.models.families import read_config
+from rmjax.models.lora import LoraConfig
 from rmjax.models.sharding import state_shardings
 from rmjax.models.workdir import Workdir
 
@@ -29,7 +33,7 @@ class LoadedModel:
     params: Params
     directory: pathlib.Path  # with the tokenizer's files
     max_length: int  # of a conversation in training, in tokens
-    metadata: dict[str, Any]  # contents of rmjax.json; of a workdir: what export would write; {} if there is none
+    metadata: dict[str, Any]  # contents of rmjax.json; of a workdir: what export would write; else `reward_head`
 
 
 def resolve_path(path: str) -> pathlib.Path:
@@ -70,8 +74,19 @@ def data_options(path: str) -> tuple[dict[str, Any], int]:
     workdir = Workdir(resolve_path(path))
     if workdir.is_workdir:
         return workdir.data_options()
-    metadata = artifact.read_metadata(workdir.path)
-    return metadata.get("data_options", {}), metadata.get("max_length", 0)
+    if metadata := artifact.read_metadata(workdir.path):
+        return metadata.get("data_options", {}), metadata.get("max_length", 0)
+    file = workdir.path / "config.json"  # missing where there is only a tokenizer
+    return heads.data_options(read_json(file)) if file.exists() else {}, 0
+
+
+def template_date(path: str) -> str:
+    """Returns the date that the chat template of the model at PATH writes; empty if none is stored."""
+    workdir = Workdir(resolve_path(path))
+    if workdir.is_workdir:
+        return workdir.config().data.template_date
+    file = workdir.path / artifact.METADATA_FILE
+    return (read_json(file).get("template_date") if file.exists() else None) or ""
 
 
 def make_model(config: Config, vocab_size: int, head: HeadConfig = _DEFAULT_HEAD) -> RewardModel:
@@ -99,36 +114,113 @@ def make_model(config: Config, vocab_size: int, head: HeadConfig = _DEFAULT_HEAD
     return RewardModel(decoder, head, **options)
 
 
+def start_params(config: Config, model: RewardModel, mesh: Mesh) -> Params:
+    """Returns the parameters at the start of the run of `config`, float32 where they are trained."""
+    if not partition.is_float32(partition.trainable_pattern(config), model):
+        model = dataclasses.replace(model, param_dtype="float32")
+    return initial_params(config.model, model, mesh, jax.random.key(config.train.seed))
+
+
+def frozen_params(config: Config, model: RewardModel, mesh: Mesh) -> Params:
+    """Returns the parameters that the run of `config` does not train, in the dtypes of the model."""
+    pattern = partition.trainable_pattern(config)
+    if not jax.tree.leaves(partition.split(jax.eval_shape(model.init, jax.random.key(0)), pattern)[1]):
+        return {}
+    return partition.store(start_params(config, model, mesh), pattern, model)[1]
+
+
+def restore(workdir: Workdir, model: RewardModel, mesh: Mesh) -> Params:
+    """Returns the parameters of the best checkpoint of a workdir, and those that its run does not train.
+
+    Args:
+      model: with the adapters of the run.
+
+    Raises:
+      InputError: there is no checkpoint, it is damaged, or the frozen parameters cannot be read or have changed.
+    """
+    trained, config = workdir.restore_params(model, mesh), workdir.config()
+    if workdir.frozen_file.exists():
+        config.model.path = workdir.frozen_path()
+        try:
+            frozen = frozen_params(config, dataclasses.replace(model, head=workdir.head()), mesh)
+        except InputError as error:
+            raise InputError(f"{workdir}: the parameters that were not trained cannot be read: {error}") from error
+        workdir.check_frozen(frozen)
+        return pytree.merge(trained, frozen)
+    return trained
+
+
 def initial_params(config: Config, model: RewardModel, mesh: Mesh, key: jax.Array) -> Params:
     """Returns the parameters at the start of training: of `config.path` if it is set, and random where it has none.
+
+    Adapters of the model at `config.path` are merged; those of `model` are new.
 
     Raises:
       InputError: the pretrained head has other attributes, or another shift, than the model's.
     """
+    if model.lora:
+        params = initial_params(config, dataclasses.replace(model, lora=None), mesh, key)
+        init = functools.partial(lora.init, jax.eval_shape(lambda: params), model.lora, key)
+        shardings = state_shardings(mesh, jax.eval_shape(init))
+        return pytree.merge(params, jax.jit(init, out_shardings=shardings)())
     if not config.path:
         shardings = state_shardings(mesh, jax.eval_shape(model.init, key))
         return jax.jit(model.init, out_shardings=shardings)(key)
     workdir = Workdir(resolve_path(config.path))
     if workdir.is_workdir:
         _check_head(workdir.path, workdir.head(), model.head)
-        return _rescale(workdir.restore_params(model, mesh), workdir.head(), model.head)
-    found = model.head
-    if metadata := artifact.read_metadata(workdir.path):
-        found = HeadConfig.from_json(metadata)
-        _check_head(workdir.path, found, model.head)
-    shape = (model.decoder.hidden_size, len(model.head.attributes))
-    head = model.head.init * jax.random.normal(key, shape, "float32")
-    return _rescale(weights.load(workdir.path, model, mesh, initial_head=head), found, model.head)
+        return _rescale(restore_merged(workdir, model, mesh), workdir.head(), model.head)
+    files = _tensors(workdir.path)
+    found = heads.read(files, model.decoder, artifact.read_metadata(workdir.path))
+    if found is None:
+        shape = (model.decoder.hidden_size, len(model.head.attributes))
+        return weights.load(files, model, mesh, model.head.init * jax.random.normal(key, shape, "float32"))
+    _check_head(workdir.path, found.config, model.head)
+    params = weights.load(files, model, mesh, found.kernel, found.tensors)
+    return _rescale(params, found.config, model.head)
+
+
+def continue_head(config: Config, head: HeadConfig) -> HeadConfig:
+    """Returns `head` with the shift (a bias, a normalization) of the head at `config.path`, unless it has its own."""
+    if not config.path or head.shift:
+        return head
+    workdir = Workdir(resolve_path(config.path))
+    if workdir.is_workdir:
+        found = workdir.head()
+    else:
+        decoder, metadata = (
+            read_config(workdir.path / "config.json")[1],
+            artifact.read_metadata(workdir.path, verify=False),
+        )
+        read = heads.read(_tensors(workdir.path), decoder, metadata)
+        found = read.config if read else head
+    return dataclasses.replace(head, shift=found.shift) if len(found.attributes) == len(head.attributes) else head
+
+
+def restore_merged(workdir: Workdir, model: RewardModel, mesh: Mesh) -> Params:
+    """Returns the parameters that `restore` returns, with the adapters added to the matrices."""
+    adapters = LoraConfig.from_config(workdir.config().lora)
+    params = restore(workdir, dataclasses.replace(model, lora=adapters), mesh)
+    return lora.merge(params, adapters) if adapters else params
+
+
+def _tensors(directory: pathlib.Path) -> TensorDirectory:
+    return TensorDirectory(directory, heads.SEPARATE_FILES)
 
 
 def _check_head(directory: pathlib.Path, found: HeadConfig, expected: HeadConfig) -> None:
-    single = len(found.attributes) == 1 == len(expected.attributes)  # then its name does not matter
-    attributes_differ = found.attributes != expected.attributes and not single
-    if attributes_differ or found.shift != expected.shift:
-        describe = lambda head: f"{', '.join(head.attributes)} (scale {list(head.scale)}, shift {list(head.shift)})"
+    nameless = len(expected.attributes) == 1 or all(map(heads.is_placeholder, found.attributes))
+    same = len(found.attributes) == len(expected.attributes) if nameless else found.attributes == expected.attributes
+    if not same:
         raise InputError(
-            f"{directory}: the reward head predicts {describe(found)}; expected {describe(expected)}: "
-            "start from a model without a reward head"
+            f"{directory}: the reward head predicts {', '.join(found.attributes)}; the objective expects "
+            f"{', '.join(expected.attributes)}: set config.objective.attributes to the head's, merge them into one "
+            "(rmjax.export --merge), or start from a model without a reward head"
+        )
+    if found.shift != expected.shift:
+        raise InputError(
+            f"{directory}: the reward head has the shift {list(found.shift)}; config.objective.standardize needs "
+            f"{list(expected.shift)}: set it to False, or start from a model without a reward head"
         )
 
 
@@ -157,12 +249,20 @@ def load_model(path: str, *, mesh: Mesh, dtype: str = "float32", attention: str 
         param_dtype = workdir.config().model.param_dtype
         model = RewardModel(decoder, workdir.head(), dtype, param_dtype, attention, family=family)
         metadata = workdir.metadata()
-        params = workdir.restore_params(model, mesh)
+        params = restore_merged(workdir, model, mesh)
         return LoadedModel(model, params, workdir.tokenizer_directory, metadata["max_length"], metadata)
     metadata = artifact.read_metadata(directory)
     family, decoder = read_config(directory / "config.json")
-    labels = read_json(directory / "config.json").get("id2label") or {"0": "reward"}
-    head = HeadConfig.from_json(metadata or {"attributes": [labels[key] for key in sorted(labels, key=int)]})
-    model = RewardModel(decoder, head, dtype, attention=attention, family=family)
-    params = weights.load(directory, model, mesh)
+    files = _tensors(directory)
+    if (head := heads.read(files, decoder, metadata)) is None:
+        fix = heads.suggest_name(files, decoder.hidden_size)
+        raise InputError(
+            f"{directory}: there is no reward head among the tensors (such as score.weight or v_head.summary.weight); "
+            + (fix or "train one with this directory as config.model.path, or give a reward model")
+        )
+    model = RewardModel(decoder, head.config, dtype, attention=attention, family=family)
+    params = weights.load(files, model, mesh, head.kernel, head.tensors)
+    if not metadata:
+        options = heads.data_options(read_json(directory / "config.json"))
+        metadata = {"reward_head": head.description, "data_options": options, **head.statistics}
     return LoadedModel(model, params, directory, metadata.get("max_length", decoder.max_positions), metadata)

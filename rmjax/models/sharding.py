@@ -1,6 +1,7 @@
 """Sharding rules: the PartitionSpec of every parameter and of the optimizer's moments."""
 
 import math
+import re
 from typing import Any
 
 import jax
@@ -9,9 +10,11 @@ from jax.sharding import PartitionSpec as P
 
 from rmjax.core import pytree
 from rmjax.core.errors import InputError
+from rmjax.models import lora
 
 # (path regex, PartitionSpec) for the whole train state: parameters, and the optimizer's moments, whose paths have the
-# same endings. The axis L of the stacked layers is never sharded because `lax.scan` iterates over it.
+# same endings. An adapter's matrices have the axes of the kernel beside them, and the rank, which is not sharded. The
+# axis L of the stacked layers is never sharded because `lax.scan` iterates over it.
 STATE_RULES: tuple[tuple[str, P], ...] = (
     (r"embedding/weight$", P(None, ("fsdp", "tensor"))),  # [V, D]; V is often odd
     (r"(query|key|value|gate|up)/kernel$", P(None, "fsdp", "tensor")),  # [L, D, heads * P] or [L, D, F]
@@ -24,6 +27,15 @@ STATE_RULES: tuple[tuple[str, P], ...] = (
 )
 
 
+def _partition_spec(path: str, ndim: int) -> P:
+    spec = pytree.match_one(STATE_RULES, re.sub(lora.PATTERN, "/kernel", path), "sharding")
+    if len(spec) > ndim:
+        return P()  # a moment that is factored: Adafactor's sums of rows or columns
+    if path.endswith(lora.A):
+        return P(*spec[:-1], None)
+    return P(*spec[:-2], None, spec[-1]) if path.endswith(lora.B) else spec
+
+
 def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
     """Returns the NamedSharding of every leaf of `abstract_state` by `STATE_RULES`.
 
@@ -32,7 +44,7 @@ def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
     """
 
     def sharding(path: str, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        spec = pytree.match_one(STATE_RULES, path, "sharding")
+        spec = _partition_spec(path, leaf.ndim)
         for size, entry in zip(leaf.shape, spec, strict=False):
             axes = (entry,) if isinstance(entry, str) else entry or ()
             shards = math.prod(mesh.shape[axis] for axis in axes)

@@ -1,9 +1,8 @@
 """Reading and writing of parameters as Hugging Face tensors, by the tensor names of the model family."""
 
 import functools
-import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 
 import jax
 import numpy as np
@@ -13,38 +12,45 @@ from rmjax.core import pytree, safetensors
 from rmjax.core.errors import InputError
 from rmjax.models.decoder import Params, RewardModel
 from rmjax.models.families import FAMILIES
+from rmjax.models.heads import suggest_name
 from rmjax.models.sharding import state_shardings
 
 _HEAD = "head/kernel"
 _CHECK_CONFIG = "check that config.json belongs to these weights"
 
 
-def load(path: pathlib.Path, model: RewardModel, mesh: Mesh, *, initial_head: jax.Array | None = None) -> Params:
+def load(
+    files: safetensors.TensorDirectory,
+    model: RewardModel,
+    mesh: Mesh,
+    head: np.ndarray | jax.Array,
+    head_tensors: Set[str] = frozenset(),
+) -> Params:
     """Returns the parameters of `model` from a Hugging Face directory; each device reads only its shards.
 
     Args:
-      path: a directory with config.json and safetensors, of a causal LM or a sequence classifier.
-      initial_head: float32 [D, A], used if the files have no reward head; None: a missing head is an error.
+      files: of a causal LM, or of a model with a reward head.
+      head: float32 [D, A], the head's weights (`rmjax.models.heads`).
+      head_tensors: names of the tensors that they were read from.
 
     Raises:
       InputError: a tensor is missing, unknown or has another shape; names the tensor.
     """
-    files, family = safetensors.TensorDirectory(path), FAMILIES[model.family]
+    path, family = files.directory, FAMILIES[model.family]
     abstract = jax.eval_shape(model.init, jax.random.key(0))
-    table, used = {row.path: row for row in family.tensors}, set()
+    table, used = {row.path: row for row in family.tensors}, set(head_tensors)
 
     def read(parameter: str, leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.Array:
         _, tensor, transposed = table[parameter]
-        if parameter == _HEAD and tensor not in files.shapes and initial_head is not None:
-            return jax.device_put(initial_head, sharding)
+        if parameter == _HEAD:
+            return jax.make_array_from_callback(leaf.shape, sharding, np.asarray(head).__getitem__)
         stacked = "{}" in tensor
         shape = leaf.shape[1:] if stacked else leaf.shape
         tensors = [tensor.format(i) for i in range(leaf.shape[0])] if stacked else [tensor]
         used.update(tensors)
         for name in tensors:
             if name not in files.shapes:
-                fix = "a reward model needs its head" if parameter == _HEAD else _CHECK_CONFIG
-                raise InputError(f"{path}: the tensor {name!r} is missing; {fix}")
+                raise InputError(f"{path}: the tensor {name!r} is missing; {_CHECK_CONFIG}")
             if files.shapes[name] != (expected := shape[::-1] if transposed else shape):
                 found = files.shapes[name]
                 raise InputError(f"{path}: the tensor {name!r} has shape {found}; expected {expected} by config.json")
@@ -61,9 +67,10 @@ def load(path: pathlib.Path, model: RewardModel, mesh: Mesh, *, initial_head: ja
     paths = pytree.map_with_path(lambda path, _: path, abstract)
     params = jax.tree.map(read, paths, abstract, state_shardings(mesh, abstract))
     if unknown := sorted(name for name in files.shapes.keys() - used if not re.fullmatch(family.unused_tensors, name)):
+        fix = "" if head_tensors else suggest_name(files, model.decoder.hidden_size)
         raise InputError(
             f"{path}: the tensor {unknown[0]!r} {files.shapes[unknown[0]]} is not known for this configuration "
-            f"({len(unknown)} unknown tensors); {_CHECK_CONFIG}"
+            f"({len(unknown)} unknown tensors); {fix or _CHECK_CONFIG}"
         )
     return params
 

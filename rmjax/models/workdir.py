@@ -11,14 +11,18 @@ from jax.sharding import Mesh
 
 from rmjax.core import config as configs
 from rmjax.core.errors import InputError, checkpoint_error
-from rmjax.core.files import read_json
+from rmjax.core.files import read_json, write_atomic
+from rmjax.models import partition
 from rmjax.models.architecture import HeadConfig
 from rmjax.models.decoder import Params, RewardModel
 from rmjax.models.families import FAMILIES
 from rmjax.models.sharding import sharded_shapes
 
 # Keys of `config.data` that determine how a record becomes conversations and labels; stored with the model.
-DATA_OPTIONS = ("strings", "step_separator", "step_labels", "ties", "missing_label", "preference_label")
+DATA_OPTIONS = (
+    *("strings", "step_separator", "step_readout", "step_labels"),
+    *("ties", "missing_label", "preference_label", "label_field"),
+)
 
 
 class Workdir:
@@ -30,6 +34,9 @@ class Workdir:
         self.model_file = path / "model.json"  # the decoder's hyperparameters, as a Hugging Face config.json
         self.head_file = path / "head.json"  # the reward head's attributes, scale, shift and merge weights
         self.data_file = path / "data.json"  # the hash of the training data
+        self.frozen_file = (
+            path / "frozen.json"
+        )  # where the frozen parameters are, and their checksum; see `save_frozen`
         self.tokenizer_directory = path / "tokenizer"  # the tokenizer's files, including the chat template
         self.checkpoint_directory = path / "checkpoints"  # Orbax checkpoints, one directory per step
         self.metrics_file = path / "metrics.jsonl"  # training and validation metrics, one JSON object per line
@@ -115,17 +122,45 @@ class Workdir:
             "reward_std": metrics.get("reward_std"),
             "max_length": max_length,
             "data_options": data_options,
+            "template_date": config.data.template_date or None,
             "dtype": config.model.dtype,
         }
 
+    def save_frozen(self, path: str, frozen: Params) -> None:
+        """Writes where the frozen parameters of the run are, and a checksum of them.
+
+        Args:
+          path: `model.path` of the run; empty if they are those of the random initialization.
+        """
+        local = pathlib.Path(path).expanduser()
+        path = str(local.absolute()) if path and local.is_dir() else path
+        checksum = partition.checksum(frozen)  # in every process
+        if jax.process_index() == 0:
+            write_atomic(self.frozen_file, json.dumps({"path": path, "checksum": checksum}) + "\n")
+
+    def frozen_path(self) -> str:
+        """Returns the path or hub name of the model that has the frozen parameters."""
+        return read_json(self.frozen_file)["path"]
+
+    def check_frozen(self, frozen: Params) -> None:
+        """Raises InputError if these are not the frozen parameters of the run."""
+        if partition.checksum(frozen) != (saved := read_json(self.frozen_file))["checksum"]:
+            raise InputError(
+                f"{self}: the parameters that were not trained are those of {saved['path'] or 'the random initialization'}"
+                ", which has changed since the run began (the checksum differs); restore it"
+            )
+
     def restore_params(self, model: RewardModel, mesh: Mesh) -> Params:
-        """Returns the parameters of the best checkpoint, without the optimizer's state.
+        """Returns the trained parameters of the best checkpoint, without the optimizer's state.
 
         Raises:
           InputError: there is no checkpoint, or it is damaged.
         """
         path = self.checkpoint_directory / str(self.best_step()) / "state"
-        target = {"params": sharded_shapes(mesh, jax.eval_shape(model.init, jax.random.key(0)))}
+        trained, _ = partition.split(
+            jax.eval_shape(model.init, jax.random.key(0)), partition.trainable_pattern(self.config())
+        )
+        target = {"params": sharded_shapes(mesh, trained)}
         restore_args = ocp.checkpoint_utils.construct_restore_args(target)
         restore = ocp.args.PyTreeRestore(target, restore_args=restore_args, partial_restore=True)
         try:

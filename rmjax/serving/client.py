@@ -120,7 +120,10 @@ class AsyncClient:
         if _LENGTH_HEADER not in response.headers:
             raise ServerError(self._foreign(response))
         length = int(response.headers[_LENGTH_HEADER])
-        rewards, exceeded = json.loads(response.content[:length])["outputs"]
+        header = json.loads(response.content[:length])
+        rewards, exceeded = header["outputs"]
+        if left_out := header.get("parameters", {}).get("left_out"):
+            warnings.warn(f"the model's chat template leaves out content: {left_out}", stacklevel=2)
         if any(exceeded["data"]):
             count = f"{sum(exceeded['data'])} of {len(data)} conversations"
             warnings.warn(f"{count} were longer than the model's maximum, and were cut", stacklevel=2)

@@ -54,6 +54,7 @@ class Call:
       add_eos: tokenize strings with the tokenizer's special tokens and a final EOS, as in training.
       truncate: the end at which an overlong sequence may be cut: `right`, `left`, or empty for neither.
       limit: tokens above which a sequence is cut; 0: the model's maximum.
+      notes: parameters of the response, which the model sets: `left_out`, what the chat template left out.
     """
 
     client: str = ""
@@ -61,6 +62,7 @@ class Call:
     add_eos: bool = False
     truncate: str = ""
     limit: int = 0
+    notes: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Model(Protocol):

@@ -39,20 +39,22 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, iterator: grain.DatasetIterator, metrics: dict[str, float] | None) -> None:
-        """Saves in the background; the state may be donated as soon as this returns."""
+        """Saves the state except frozen parameters in the background; it may be donated as soon as this returns."""
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), iterator=grain.checkpoint.CheckpointSave(iterator)
+            state=ocp.args.StandardSave(_without_frozen(state)), iterator=grain.checkpoint.CheckpointSave(iterator)
         )
         self._manager.save(step, args=items, metrics=metrics, force=True)
 
     def restore(self, step: int, abstract: Any, iterator: grain.DatasetIterator) -> Any:
         """Returns the state of `step` with the shardings of `abstract`, and sets the iterator to that step.
 
+        The frozen parameters, which are not saved, are missing.
+
         Raises:
           InputError: the checkpoint is damaged, or of another model.
         """
         path = self.directory / str(step)
-        items: dict[str, Any] = {"state": ocp.args.StandardRestore(abstract)}
+        items: dict[str, Any] = {"state": ocp.args.StandardRestore(_without_frozen(abstract))}
         if (path / "iterator" / f"process_{jax.process_index()}-of-{jax.process_count()}.json").exists():
             items["iterator"] = grain.checkpoint.CheckpointRestore(iterator)
         else:  # saved by another number of processes; the step is the iterator's whole state
@@ -74,3 +76,7 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for unfinished saves and releases the manager."""
         self._manager.close()
+
+
+def _without_frozen(state: Any) -> Any:
+    return {name: part for name, part in state.items() if name != "frozen"}

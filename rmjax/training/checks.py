@@ -4,8 +4,9 @@ from rmjax.core import config as configs
 from rmjax.core.config import Config
 from rmjax.core.errors import InputError
 from rmjax.core.files import check_writable
-from rmjax.data.packing.plan import check_weights
-from rmjax.data.records.formats import FORMATS
+from rmjax.data.packing.order import check_weights
+from rmjax.data.records.formats import find_format
+from rmjax.models import partition
 from rmjax.models.attention import KERNELS
 from rmjax.models.workdir import Workdir
 from rmjax.training import objectives, profiling
@@ -23,9 +24,10 @@ def check_config(config: Config) -> None:
     """Raises InputError for values that are wrong whatever the data is."""
     configs.check(config)
     configs.check_choice("model.attention", config.model.attention, ("auto", *KERNELS))
-    configs.check_choice("data.format", config.data.format, ("auto", *FORMATS))
+    find_format(config.data.format)
     if config.data.weights:
         check_weights(config.data.weights, len(config.data.train))
+    partition.trainable_pattern(config)
     objectives.check(config.objective)
     profiling.parse_steps(config.train.profile)
 

@@ -19,8 +19,9 @@ from rmjax.data.packing.plan import choose_row_length, evaluation_plan, short_ro
 from rmjax.data.records.sources import Source
 from rmjax.data.tokens.dataset import TokenizedDataset
 from rmjax.data.tokens.tokenizer import Tokenizer
-from rmjax.models import loading
+from rmjax.models import loading, partition
 from rmjax.models.decoder import RewardModel
+from rmjax.models.lora import LoraConfig
 from rmjax.models.workdir import Workdir
 from rmjax.training import datasets, loop, profiling, summary
 from rmjax.training.checkpoints import Checkpoints
@@ -64,10 +65,13 @@ def train(
     check_config(config)
     check_workdir(workdir, config)
     mesh = make_mesh([config.mesh[axis] for axis in AXES])
-    tokenizer = Tokenizer.load(loading.tokenizer_of(config))
+    tokenizer = datasets.load_tokenizer(config, workdir)
+    if tokenizer.writes_date:
+        config.data.template_date = tokenizer.date  # kept in the workdir
     model = _make_model(config, tokenizer, mesh)
     training, validation, mixture = datasets.load(config, sources, tokenizer, log, progress)
-    head = dataclasses.replace(make_head(config.objective, training), init=config.model.head_init)
+    head = loading.continue_head(config.model, make_head(config.objective, training))
+    head = dataclasses.replace(head, init=config.model.head_init)
     objective = make_objective(config.objective, head)
     training, validation = (dataset.with_attributes(head.attributes) for dataset in (training, validation))
     objective.check_data("train", training)
@@ -83,12 +87,13 @@ def train(
         schedule = make_schedule(config.optimizer, plan.num_steps)
         optimizer = make_optimizer(config.optimizer, schedule)
         model = dataclasses.replace(model, head=head)
-        trainer = Trainer(model, objective, optimizer, schedule, config.optimizer.grad_clip, mesh)
+        trainable = partition.trainable_pattern(config)
+        trainer = Trainer(model, objective, optimizer, schedule, config.optimizer.grad_clip, mesh, trainable)
         if jax.process_index() == 0 and not workdir.created:
             _create(workdir, config, model, tokenizer, data_hash)
         checkpoints = Checkpoints(workdir.checkpoint_directory, config.checkpoint.keep, config.checkpoint.best)
         iterator = make_iterator(training, plan, splits[0].rows)
-        state = _initial_state(config, trainer, checkpoints, iterator)
+        state = _initial_state(config, trainer, workdir, checkpoints, iterator)
         step = int(state["step"])
         for line in summary.start_lines(config, trainer, splits, workdir, step):
             log(line)
@@ -121,6 +126,8 @@ def _create(workdir: Workdir, config: Config, model: RewardModel, tokenizer: Tok
 def _make_model(config: Config, tokenizer: Tokenizer, mesh: Mesh) -> RewardModel:
     """Returns the model with the default head, checked against the tokenizer, the mesh and the maximum length."""
     model = loading.make_model(config.model, len(tokenizer))
+    model = dataclasses.replace(model, lora=LoraConfig.from_config(config.lora))
+    partition.check(config, model)
     decoder, tensor = model.decoder, mesh.shape["tensor"]
     tokenizer.check_vocabulary(decoder.vocab_size)
     for kind, count in (("query", decoder.num_heads), ("key/value", decoder.num_kv_heads)):
@@ -182,16 +189,22 @@ def _make_plans(
 
 
 def _initial_state(
-    config: Config, trainer: Trainer, checkpoints: Checkpoints, iterator: grain.DatasetIterator
+    config: Config, trainer: Trainer, workdir: Workdir, checkpoints: Checkpoints, iterator: grain.DatasetIterator
 ) -> State:
     """Returns the train state, in order of precedence.
 
-    1. The workdir's latest checkpoint, which also sets the iterator.
+    1. The workdir's latest checkpoint, which also sets the iterator; what is not trained is read again, by 2 or 3.
     2. Pretrained parameters from `config.model.path`, with a new optimizer state.
     3. Random parameters.
     """
     if (step := checkpoints.latest()) is not None:
-        return checkpoints.restore(step, trainer.abstract_state(), iterator)
-    key = jax.random.key(config.train.seed)
-    params = loading.initial_params(config.model, trainer.model, trainer.mesh, key)  # 2, or else 3
-    return jax.jit(trainer.init, out_shardings=trainer.shardings(), donate_argnums=0)(params)
+        saved = checkpoints.restore(step, trainer.abstract_state(), iterator)
+        frozen = loading.frozen_params(config, trainer.model, trainer.mesh)
+        if frozen:
+            workdir.check_frozen(frozen)
+        return saved | {"frozen": frozen}
+    params = loading.start_params(config, trainer.model, trainer.mesh)  # 2, or else 3
+    state = jax.jit(trainer.init, out_shardings=trainer.shardings(), donate_argnums=0)(params)
+    if state["frozen"]:
+        workdir.save_frozen(config.model.path, state["frozen"])
+    return state

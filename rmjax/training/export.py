@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from rmjax.core.errors import InputError
 from rmjax.core.mesh import make_mesh
-from rmjax.data.tokens.tokenizer import Tokenizer
+from rmjax.data.tokens.tokenizer import ADDED_PAD, Tokenizer
 from rmjax.models import artifact, loading
 from rmjax.models.architecture import HeadConfig
 
@@ -49,11 +49,25 @@ def export(
         tokenizer = Tokenizer.load(str(loaded.directory)).with_separate_pad()
         tokenizer.save(incomplete)
         pad = tokenizer.base.pad_token_id
+        loaded = _cover_padding(loaded, tokenizer)
         metadata = artifact.write(incomplete, loaded.model, loaded.params, pad, loaded.metadata)
         if output.exists():
             output.rmdir()
         shutil.move(incomplete, output)
     return metadata
+
+
+def _cover_padding(loaded: loading.LoadedModel, tokenizer: Tokenizer) -> loading.LoadedModel:
+    """Returns the model with a row of zeros in its embedding for a padding token beyond it, which was added."""
+    if tokenizer.base.pad_token != ADDED_PAD:
+        return loaded
+    decoder, params = loaded.model.decoder, loaded.params
+    size = max(decoder.vocab_size, tokenizer.base.pad_token_id + 1)
+    embedding = jnp.pad(params["decoder"]["embedding"]["weight"], ((0, size - decoder.vocab_size), (0, 0)))
+    params = params | {"decoder": params["decoder"] | {"embedding": {"weight": embedding}}}
+    model = dataclasses.replace(loaded.model, decoder=dataclasses.replace(decoder, vocab_size=size))
+    metadata = loaded.metadata | {"added_padding_token": ADDED_PAD}
+    return dataclasses.replace(loaded, model=model, params=params, metadata=metadata)
 
 
 def _merge_attributes(loaded: loading.LoadedModel, merge: Sequence[str]) -> loading.LoadedModel:

@@ -149,7 +149,7 @@ def run(
     profiler = Profiler(parse_steps(config.train.profile), workdir.path / "profile")
 
     def validate() -> dict[str, float]:
-        metrics = run_validation(trainer, evaluate, state["params"], validation)
+        metrics = run_validation(trainer, evaluate, trainer.params(state), validation)
         logger.restart_clock()
         writer.write(step, "validation", metrics)
         progress.print(f"step {step}: validation {summarize(metrics)}")

@@ -15,14 +15,16 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from rmjax.core import pytree
 from rmjax.core.mesh import ROWS, replicated
 from rmjax.data.schema import PER_TOKEN
+from rmjax.models import partition
 from rmjax.models.decoder import Params, RewardModel
 from rmjax.models.sharding import sharded_shapes
 from rmjax.training.losses import Batch
 from rmjax.training.objectives import Objective, Sums
 
-State = dict[str, Any]  # step: int32 [], params, opt_state
+State = dict[str, Any]  # step: int32 [], params (the trained ones), frozen (the others), opt_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +37,17 @@ class Trainer:
     schedule: optax.Schedule
     grad_clip: float  # maximum global norm; 0: no clipping
     mesh: Mesh
+    trainable: str = ""  # regex of the paths of the parameters that are trained; the others are constants
 
     def init(self, params: Params) -> State:
-        """Returns the state before the first step."""
-        return {"step": jnp.zeros((), jnp.int32), "params": params, "opt_state": self.optimizer.init(params)}
+        """Returns the state before the first step; see `rmjax.models.partition.store` for its dtypes."""
+        trained, frozen = partition.store(params, self.trainable, self.model)
+        opt_state = self.optimizer.init(trained)
+        return {"step": jnp.zeros((), jnp.int32), "params": trained, "frozen": frozen, "opt_state": opt_state}
+
+    def params(self, state: State) -> Params:
+        """Returns all parameters of a state."""
+        return pytree.merge(state["params"], state["frozen"])
 
     def abstract_state(self) -> State:
         """Returns shapes, dtypes and shardings of the whole state."""
@@ -82,13 +91,13 @@ class Trainer:
     def _step(
         self, short_length: int, shardings: Params, state: State, batch: Batch, microbatches: jax.Array
     ) -> tuple[State, dict[str, Any]]:
-        params = state["params"]
+        params, frozen = state["params"], state["frozen"]
         # Before accumulation: each loss is divided by its own total weight, so their sum cannot be divided afterwards.
         total_weights = self.objective.total_weights(batch)
 
         def sums_and_gradients(rows: Batch) -> tuple[Sums, Params]:
             def loss_share(params: Params) -> tuple[jax.Array, Sums]:
-                sums = self.objective(self.model.rewards(params, rows), rows)
+                sums = self.objective(self.model.rewards(pytree.merge(params, frozen), rows), rows)
                 return self.objective.loss_share(sums, total_weights), sums
 
             gradients, sums = jax.grad(loss_share, has_aux=True)(params)
@@ -104,7 +113,8 @@ class Trainer:
             scale = jnp.minimum(1.0, self.grad_clip / jnp.maximum(grad_norm, 1e-30))
             gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
         updates, opt_state = self.optimizer.update(gradients, state["opt_state"], params)
-        state = {"step": state["step"] + 1, "params": optax.apply_updates(params, updates), "opt_state": opt_state}
+        changed = {"step": state["step"] + 1, "params": optax.apply_updates(params, updates), "opt_state": opt_state}
+        state = state | changed
         outputs = {"sums": sums, "grad_norm": grad_norm, "learning_rate": self.schedule(state["step"] - 1)}
         return state, outputs
 

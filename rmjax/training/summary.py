@@ -19,13 +19,15 @@ def start_lines(
 ) -> list[str]:
     """Returns the lines about the model, its attributes and the plan of a run that is at `step`."""
     plan, mesh, head = splits[0].plan, trainer.mesh, trainer.model.head
-    count = sum(leaf.size for leaf in jax.tree.leaves(trainer.abstract_state()["params"]))
+    state = trainer.abstract_state()
+    trained, frozen = (sum(leaf.size for leaf in jax.tree.leaves(state[part])) for part in ("params", "frozen"))
+    share = f" ({trained / 1e6:,.3g}M trained)" if frozen else ""
     lines = []
     if step:
         ended = f"{workdir} holds the complete run of {count_of(step, 'step')}"
         lines.append(f"resuming {workdir} at step {step} of {plan.num_steps}" if step < plan.num_steps else ended)
     lines.append(
-        f"model: {count / 1e6:,.1f}M parameters, {config.model.dtype}; mesh: {dict(mesh.shape)} on "
+        f"model: {(trained + frozen) / 1e6:,.1f}M parameters{share}, {config.model.dtype}; mesh: {dict(mesh.shape)} on "
         f"{mesh.devices.flat[0].device_kind}"
     )
     if len(head.attributes) > 1:

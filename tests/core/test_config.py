@@ -104,20 +104,6 @@ def test_arguments_of_configuration_files_are_checked():
         configs.check_argument("x")
 
 
-@pytest.mark.parametrize(
-    ("message", "renamed"),
-    [
-        ("config.data.format is 'x'", "--format is 'x'"),
-        ("a.jsonl:1: bad (set data.format = pairs)", "a.jsonl:1: bad (set --format=pairs)"),
-        ("data.ties = half", "config.data.ties = half"),
-        ("data.format.jsonl, /data/data.format, data.formats", "data.format.jsonl, /data/data.format, data.formats"),
-        ("add --config.data.format=x", "add --config.data.format=x"),
-    ],
-)
-def test_configuration_keys_in_messages_are_replaced_by_flags(message, renamed):
-    assert configs.rename_options(message, {"data.format": "--format"}) == renamed
-
-
 def test_a_saved_configuration_is_read_back(tmp_path):
     config = configs.fine_tuning()
     configs.save(config, tmp_path / "config.json")

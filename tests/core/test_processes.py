@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rmjax.core.errors import InputError
-from rmjax.core.processes import all_equal, synchronized_errors
+from rmjax.core.processes import all_equal, of_first, synchronized_errors
 
 
 @pytest.fixture
@@ -41,3 +41,9 @@ def test_digests_are_compared(other_process):
     other_process(ord("a"))
     assert all_equal(b"aaa")
     assert not all_equal(b"aab")
+
+
+def test_the_first_process_decides(monkeypatch):
+    assert of_first(739_947) == 739_947
+    monkeypatch.setattr("jax.experimental.multihost_utils.broadcast_one_to_all", lambda own: own - 1)
+    assert of_first(739_947) == 739_946

@@ -34,12 +34,22 @@ def test_describe_reports_counts_lengths_duplicates_and_tokens(tmp_path):
         "the better response is the longer one in 66.7%",
         "margins 0 to 2",
         "  left out: 1 record skipped (first: ",
-        "in.jsonl:4: no 'rejected'; a pair needs chosen and rejected)",
+        "in.jsonl:4: no 'rejected'; expected a record such as {",
         "duplicates: 1 comparison with",
         "shared (2): p¦ ",
         "response 0 (5): g¦o¦o¦d¦⟦<eos>⟧",
     ):
         assert expected in text, text
+
+
+def test_describe_reports_the_use_of_fields_and_unread_content_of_refused_records_too(tmp_path):
+    records = [record | {"context": f"It is about the number {i}."} for i, record in enumerate(RECORDS[:2])]
+    text = describe(write(tmp_path / "in.jsonl", [*records, RECORDS[2]]), Tokenizer.load(""), DatasetOptions())
+    assert (
+        "\n  fields: prompt, chosen, rejected; without a prompt: 0; not read: `context` (text, 67 %)\n"
+        "  left out: 2 records skipped (first: "
+    ) in text
+    assert "in.jsonl:1: 'context' is not read, and holds text beside the prompt; " in text
 
 
 @pytest.mark.parametrize(
@@ -110,7 +120,7 @@ def test_a_configuration_is_described_as_it_is_trained(tmp_path, capsys):
         (
             RECORDS,
             {},
-            "in.jsonl:4: no 'rejected'; a pair needs chosen and rejected (or set data.on_bad_record to skip)",
+            'in.jsonl:4: no \'rejected\'; expected a record such as {"prompt": "Hi", "chosen": "Hello", "rejected":',
         ),
         (RECORDS[:2], {"max_length": 20, "on_overlong": "error"}, "in.jsonl:1: 27 tokens, more than"),
         (

@@ -166,6 +166,26 @@ def test_evaluate_writes_metrics_predictions_and_report(pipeline, tmp_path):
     np.testing.assert_allclose([x["rewards"] for x in scored[:20]], [x["rewards"] for x in lines[:20]], atol=1e-5)
 
 
+def test_several_responses_are_scored_in_order_and_compared_by_their_edges(pipeline, tmp_path):
+    record = {"prompt": "Is it?", "chosen": [" Yes.", " It is."], "rejected": " No."}
+    pairs = [record | {"chosen": chosen} for chosen in record["chosen"]]
+    (line, *single), _ = score(pipeline, tmp_path, [record, *pairs])
+    assert {key: line[key] for key in record} == record
+    (first, rejected), (second, _) = (pair["rewards"] for pair in single)
+    assert line["rewards"] == pytest.approx([first, second, rejected], abs=1e-5)
+    evaluation = evaluate(pipeline, read_evaluation_data([write(tmp_path / "one.jsonl", [record])], ReadOptions()))
+    assert evaluation.metrics["accuracy"] == pytest.approx(((first > rejected) + (second > rejected)) / 2)
+
+
+def test_the_label_of_safe_rlhf_is_the_models_unless_one_is_given(pipeline, tmp_path):
+    record = {"prompt": "p", "response_0": "a", "response_1": "b", "better_response_id": 1, "safer_response_id": 0}
+    source = write(tmp_path / "in.jsonl", [record])
+    trained = dataclasses.replace(pipeline, options=ReadOptions(label_field="better_response_id"))
+    for label, winner in ((None, 1), ("", 1), ("safer_response_id", 0)):
+        (item,) = read_evaluation_data([source], trained.with_data_options("auto", (), None, label).options)
+        assert item.edges[0].winner == winner
+
+
 def test_evaluation_of_the_built_in_data_has_its_ceiling(pipeline, tmp_path):
     evaluate(pipeline, read_evaluation_data(["synthetic"], ReadOptions(), limit=30)).save(tmp_path)
     assert 0.8 < json.loads((tmp_path / "metrics.json").read_text())["accuracy_ceiling"] < 1
@@ -189,6 +209,21 @@ def test_columns_are_renamed_before_scoring(pipeline, tmp_path):
     assert score_file(pipeline, str(source), tmp_path / "lost.jsonl") == (1, 1)  # the prompt is missing
     renamed = dataclasses.replace(pipeline, options=dataclasses.replace(pipeline.options, columns=("question=prompt",)))
     assert score_file(renamed, str(source), tmp_path / "out.jsonl") == (1, 0)
+
+
+def test_reports_of_score_and_evaluate_name_fields_that_are_not_read(pipeline, tmp_path):
+    path = write(tmp_path / "in.jsonl", [PAIR | {"rationale": f"The first answers it. {i}"} for i in range(3)])
+    fields = "fields: prompt, chosen, rejected; without a prompt: 0; not read: `rationale` (text, 100 %)"
+    lines = []
+    score_file(pipeline, path, tmp_path / "out.jsonl", log=lines.append)
+    assert lines == [fields]
+    lines.clear()
+    items = read_evaluation_data([path], pipeline.options, log=lines.append)
+    evaluation = evaluate(pipeline, items, notes=lines)
+    assert evaluation.notes == (fields,)
+    assert str(evaluation).endswith(fields)
+    evaluation.save(tmp_path / "report")
+    assert fields in (tmp_path / "report" / "report.html").read_text()
 
 
 def test_when_nothing_can_be_scored_the_first_cause_is_named(pipeline, tmp_path):

@@ -64,7 +64,7 @@ def test_evaluate_names_the_checkpoint_and_the_artifact(made, tmp_path):
         (
             "evaluate",
             ["--data=pairs.jsonl", "--output=out", "--format=csv"],
-            "error: --format=csv: value should be one of",
+            "error: --format is 'csv'; choose one of auto, ",
         ),
         ("score", ["--input=pairs.jsonl", "--output=out.jsonl", "--columns=x"], "error: --columns holds 'x'; expected"),
         ("score", ["--input=pairs.jsonl", "--output=out.jsonl", "--max_length=-1"], "--max_length"),
@@ -75,6 +75,22 @@ def test_errors_name_the_flags_of_the_program(made, program, flags, message):
     assert result.returncode == 2
     assert message in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
+
+
+def test_score_reads_a_format_of_the_users_own(made, tmp_path):
+    (made / "mine.py").write_text(
+        'def parse(record):\n    return {"prompt": record["question"], "response": record["response"]}\n'
+    )
+    flags = ["--model=run", "--input=renamed.jsonl", f"--output={tmp_path}/a.jsonl", "--format=mine.py"]
+    result = run(made, "score", *flags)
+    assert result.returncode == 0, result.stderr
+    line = json.loads((tmp_path / "a.jsonl").read_text())
+    assert {key: line[key] for key in line if key != "rewards"} == {"question": "q", "response": "r"}
+    assert len(line["rewards"]) == 1
+    (made / "mine.py").write_text("x = 1\n")
+    result = run(made, "score", *flags)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("error: --format=mine.py: defines no function parse(record)")
 
 
 def test_score_names_the_first_error_and_a_best_of_without_effect(made, tmp_path):

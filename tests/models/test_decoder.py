@@ -59,6 +59,24 @@ def test_the_head_is_float32_for_every_dtype_of_the_model(param_dtype):
     np.testing.assert_allclose(rewards[0, 0], expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_parameters_held_in_float32_are_used_as_param_dtype_and_get_gradients_in_float32(dtype):
+    model = RewardModel(CONFIG, HeadConfig(init=1.0), dtype=dtype, param_dtype="bfloat16")
+    with jax.set_mesh(make_mesh(devices=jax.devices()[:1])):
+        params = dataclasses.replace(model, param_dtype="float32").init(jax.random.key(0))
+        decoder = jax.tree.map(lambda leaf: leaf.astype(jax.numpy.bfloat16), params["decoder"])
+        rounded = params | {"decoder": decoder}
+        compute = jax.jit(lambda params: model.rewards(params, random_rows()).sum())
+        np.testing.assert_allclose(compute(params), compute(rounded), rtol=1e-6)
+        exact = dataclasses.replace(model, dtype="float32", param_dtype="float32")
+        assert abs(float(compute(params) - jax.jit(exact.rewards)(params, random_rows()).sum())) > 1e-4
+        gradients = jax.grad(compute)(params)
+        as_float32 = jax.tree.map(lambda leaf: leaf.astype(np.float32), rounded)
+        expected = jax.grad(compute)(as_float32)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(gradients)} == {"float32"}
+    chex.assert_trees_all_close(gradients, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_one_trace_serves_all_batches_of_a_shape():
     model = RewardModel(CONFIG, HeadConfig(("a", "b", "c"), init=1.0))
     chex.clear_trace_counter()

@@ -1,6 +1,7 @@
 """Model families: the registry, config.json in both directions, tensor names."""
 
 import copy
+import dataclasses
 import json
 
 import chex
@@ -11,7 +12,7 @@ import transformers
 from rmjax.core import pytree
 from rmjax.core.errors import InputError
 from rmjax.core.mesh import make_mesh
-from rmjax.models import artifact, weights
+from rmjax.models import artifact, loading
 from rmjax.models.architecture import DecoderConfig, HeadConfig, RopeScaling
 from rmjax.models.decoder import RewardModel
 from rmjax.models.families import FAMILIES, read_config
@@ -92,6 +93,52 @@ def test_errors_name_the_key(tmp_path, values, message):
         read_config(write_config(tmp_path, FAMILIES["llama"].write_config(CONFIG) | values))
 
 
+# As in published config.json files: of transformers 4 and 5, unsloth, TRL, OpenRLHF, and authors' own classes.
+MEANINGLESS = {
+    "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28, "use_mrope": False, "auto_map": {},
+    "cache_implementation": "hybrid", "final_logit_softcapping": 30.0, "logits_scaling": 8.0, "logit_scale": 0.06,
+    "end_token_id": 2, "attn_implementation": "sdpa", "bias": False, "is_decoder": False, "router_aux_loss_coef": 0.001,
+    "output_router_logits": False, "router_jitter_noise": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "max_length": 20,
+    "hidden_dropout": 0.0, "mean": 0.5, "std": 2.0, "normalize_reward": True, "vhead_layer_type": "mlp", "top_k": 50,
+    "vhead_num_neurons": 1024, "temperature": 1.0, "pruned_heads": {}, "unsloth_version": "2025.11", "top_p": 1.0,
+    "unsloth_fixed": True, "_attn_implementation_autoset": True, "torchscript": False, "add_cross_attention": False,
+    "task_specific_params": None, "quantization_config": None, "layer_types": ["full_attention"] * 3, "id2label": {},
+}  # fmt: skip
+
+
+def test_keys_without_a_meaning_are_ignored(tmp_path):
+    values = FAMILIES["llama"].write_config(CONFIG)
+    assert read_config(write_config(tmp_path, values | MEANINGLESS)) == ("llama", CONFIG)
+    assert read_config(write_config(tmp_path, values | {"sliding_window": None, "max_window_layers": 28}))[1] == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"quantization_config": {"bits": 4}},
+            r"quantization_config is {'bits': 4}: the weights are quantized; save them dequantized",
+        ),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention is True: .*only causal attention"),
+        ({"gating_temperature": 10}, "gating_temperature is 10: the rewards of several objectives are combined by"),
+        ({"num_objectives": 19, "a": 1}, "num_objectives is 19: the rewards of several objectives"),
+        ({"num_quantiles": 19}, "num_quantiles is 19: the head predicts quantiles"),
+        ({"pooling": "mean"}, "pooling is 'mean': the reward is not read at the last token"),
+        ({"reward_token_id": 92527}, "reward_token_id is 92527: the reward is read at a token added after"),
+        ({"clip_qkv": 8.0}, "clip_qkv is 8.0: queries, keys and values are clipped"),
+        ({"alibi": True}, r"alibi is True: positions are linear biases of the attention \(ALiBi\)"),
+        ({"use_sliding_window": True}, "the key 'use_sliding_window' = True is not known"),
+        ({"use_mrope": True}, "the key 'use_mrope' = True is not known"),
+        ({"layer_types": ["sliding_attention"] * 3}, "the key 'layer_types' = .* is not known"),
+        ({"layer_types": 3}, "the key 'layer_types' = 3 is not known"),
+        ({"embedding_multiplier": 12.0, "unsloth_fixed": True}, r"'embedding_multiplier' = 12.0 .* \(1 unknown keys\)"),
+    ],
+)
+def test_other_keys_are_refused(tmp_path, values, message):
+    with pytest.raises(InputError, match=message):
+        read_config(write_config(tmp_path, FAMILIES["llama"].write_config(CONFIG) | values))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_artifact_round_trip(tmp_path, family):
     """Every parameter has a tensor name, and what an artifact holds is read back unchanged."""
@@ -105,4 +152,6 @@ def test_artifact_round_trip(tmp_path, family):
     metadata = artifact.read_metadata(tmp_path)
     assert metadata["data_options"] == {"strings": "chat"}  # "reading" in files until version 0.1.0
     assert HeadConfig.from_json(metadata).attributes == ("a", "b")
-    chex.assert_trees_all_equal(weights.load(tmp_path, model, make_mesh(devices=jax.devices()[:1])), params)
+    loaded = loading.load_model(str(tmp_path), mesh=make_mesh(devices=jax.devices()[:1]))
+    assert dataclasses.replace(loaded.model, head=model.head) == model
+    chex.assert_trees_all_equal(loaded.params, params)

@@ -10,13 +10,11 @@ import numpy as np
 import pytest
 import transformers
 
+from rmjax.core import config as configs
 from rmjax.core.errors import InputError
 from rmjax.core.mesh import make_mesh
-from rmjax.models import weights
-from rmjax.models.architecture import HeadConfig
+from rmjax.models import loading
 from rmjax.models.attention import KERNELS
-from rmjax.models.decoder import RewardModel
-from rmjax.models.families import read_config
 from tests.models.rows import whole_rows
 
 torch = pytest.importorskip("torch")
@@ -62,11 +60,10 @@ def make_directory(path, classifier=True, shards=False, **options):
     return model
 
 
-def load(path, mesh_sizes=(1, 1, 1, 1), initial_head=None):
-    family, decoder = read_config(path / "config.json")
-    model = RewardModel(decoder, HeadConfig(), family=family)
+def load(path, mesh_sizes=(1, 1, 1, 1)):
     mesh = make_mesh(mesh_sizes, devices=jax.devices()[: math.prod(mesh_sizes)])
-    return model, weights.load(path, model, mesh, initial_head=initial_head), mesh
+    loaded = loading.load_model(str(path), mesh=mesh)
+    return loaded.model, loaded.params, mesh
 
 
 @pytest.mark.parametrize("attention", KERNELS)
@@ -86,13 +83,17 @@ def test_hidden_states_and_rewards_equal_transformers(tmp_path, variant, attenti
     np.testing.assert_allclose(rewards[:, 0], logits, atol=1e-4)
 
 
-def test_causal_lm_gets_the_initial_head_and_its_lm_head_is_ignored(tmp_path):
-    make_directory(tmp_path, classifier=False, shards=True)
+def test_causal_lm_gets_an_initial_head_and_its_lm_head_is_ignored(tmp_path):
+    reference = make_directory(tmp_path, classifier=False, shards=True)
     assert (tmp_path / "model.safetensors.index.json").exists()
-    head = jax.numpy.ones((64, 1))
-    _, params, _ = load(tmp_path, initial_head=head)
-    np.testing.assert_array_equal(params["head"]["kernel"], head)
-    with pytest.raises(InputError, match=r"'score.weight' is missing; a reward model needs its head"):
+    config = configs.default().model
+    config.path, config.head_init = str(tmp_path), 0.5
+    model, mesh = loading.make_model(config, 0), make_mesh(devices=jax.devices()[:1])
+    params = loading.initial_params(config, model, mesh, jax.random.key(0))
+    assert 0.3 < np.std(params["head"]["kernel"]) < 0.7
+    embedding = reference.get_input_embeddings().weight.detach().numpy()
+    np.testing.assert_array_equal(params["decoder"]["embedding"]["weight"], embedding)
+    with pytest.raises(InputError, match=r"no reward head among the tensors .*; train one"):
         load(tmp_path)
 
 

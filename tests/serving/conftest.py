@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from rmjax.core.mesh import make_mesh
-from rmjax.data.tokens.tokenizer import Tokenizer
+from rmjax.data.tokens.tokenizer import Encoded, Tokenizer
 from rmjax.evaluation.scoring import Scorer
 from rmjax.models.architecture import DecoderConfig, HeadConfig
 from rmjax.models.decoder import RewardModel
@@ -162,6 +162,9 @@ class Fake:
             text + "\x01" * add_eos if isinstance(text, str) else "".join(m["content"] for m in text) for text in texts
         ]
         return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in strings]
+
+    def encode_checked(self, texts, add_eos):
+        return [Encoded(tokens) for tokens in self.encode(texts, add_eos)]
 
     def load(self, metrics):
         engine = Engine(self.score, lambda: None, metrics=metrics, **self.options)

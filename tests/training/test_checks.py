@@ -25,7 +25,7 @@ def no_data(monkeypatch):
         ({"objective.name": "magic"}, r"config\.objective\.name is 'magic'; choose one of"),
         ({"objective.reward_attribute": "helpfulness"}, r"reward_attribute is 'helpfulness'; the head has reward"),
         ({"optimizer.name": "adam"}, r"config\.optimizer\.name is 'adam'; choose one of adamw, lion"),
-        ({"data.format": "csv"}, r"config\.data\.format is 'csv'; choose one of auto, pairs"),
+        ({"data.format": "csv"}, r"config\.data\.format is 'csv'; choose one of auto, "),
         ({"data.ties": "keep"}, r"config\.data\.ties is 'keep'"),
         ({"data.weights": (1.0, 2.0)}, r"config\.data\.weights has 2 entries, config\.data\.train 1 source;"),
         ({"data.validation": ("missing.jsonl",)}, r"data 'missing\.jsonl': no such file"),

@@ -77,7 +77,10 @@ def test_a_zero_head_starts_at_loss_ln_2_with_all_rewards_tied(reference):
 MESHES = [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 2, 1), (1, 1, 1, 8), (2, 2, 2, 1), (1, 2, 2, 2)]
 
 
-@pytest.mark.parametrize(("mesh", "attention"), [(mesh, "dense") for mesh in MESHES] + [((1, 2, 2, 2), "blocks")])
+@pytest.mark.parametrize(
+    ("mesh", "attention"),
+    [(mesh, "dense") for mesh in MESHES] + [((1, 2, 2, 2), name) for name in ("blocks", "triton")],
+)
 def test_losses_on_every_mesh_equal_those_on_one_device(tiny, reference, tmp_path, mesh, attention):
     for axis, size in zip(("data", "fsdp", "tensor", "sequence"), mesh, strict=True):
         tiny.mesh[axis] = size

@@ -7,7 +7,9 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+import tokenizers
 import transformers
+from safetensors.numpy import load_file, save_file
 
 import rmjax.export as program
 from rmjax.core.mesh import make_mesh
@@ -128,3 +130,43 @@ def test_written_files_and_directories_follow_the_umask(tiny, made, tmp_path, mo
     assert {"rmjax.json", "model.safetensors", "tokens.npy", "report.html", "metrics.jsonl"} <= {p.name for p in paths}
     wrong = [path for path in paths if path.stat().st_mode & 0o777 != (0o755 if path.is_dir() else 0o644)]
     assert not wrong
+
+
+def save_foreign(path, tokenizer, size, head):
+    """Saves a tiny random Llama with a vocabulary of `size` tokens and the tensors `head`, by transformers."""
+    torch = pytest.importorskip("torch")
+    options = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=size, **options)).eval()
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, mean=float("norm" in name), std=0.15)
+    model.save_pretrained(path)
+    save_file(load_file(path / "model.safetensors") | head, path / "model.safetensors", metadata={"format": "pt"})
+    tokenizer.save_pretrained(path)
+
+
+def without_spare_token():
+    """Returns a byte-level tokenizer whose one special token is <eos>, which also pads."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<eos>", *alphabet])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.add_special_tokens(["<eos>"])
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")
+
+
+@pytest.mark.parametrize(("size", "expected"), [(257, 258), (320, 320)])
+def test_a_padding_token_is_added_to_a_vocabulary_without_a_spare_one(made, tmp_path, size, expected):
+    """Conversations padded to one length get the scores of before the export, in rmjax bit for bit."""
+    head = {"v_head.summary.weight": np.random.default_rng(0).normal(size=(1, 64)).astype(np.float32)}
+    head |= {"v_head.summary.bias": np.array([0.75], np.float32)}
+    save_foreign(tmp_path / "model", without_spare_token(), size, head)
+    exported = export(tmp_path / "model", tmp_path / "artifact")
+    assert exported["added_padding_token"] == "<|rmjax_pad|>"
+    assert exported["transformers_shift"] == [0.75]
+    config = json.loads((tmp_path / "artifact" / "config.json").read_text())
+    assert (config["vocab_size"], config["pad_token_id"]) == (expected, 257)
+    before, after = (rewards(tmp_path / name, made / "in.jsonl") for name in ("model", "artifact"))
+    np.testing.assert_array_equal(before, after)
+    assert len({len(line) for line in (made / "in.jsonl").read_text().splitlines()}) > 1
+    np.testing.assert_allclose(after, logits(tmp_path / "artifact", made / "in.jsonl") + 0.75, atol=1e-4)

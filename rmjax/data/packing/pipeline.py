@@ -29,7 +29,7 @@ def materialize(dataset: TokenizedDataset, plan: BatchPlan, step: int, rows: np.
         chosen = [packed[first + row] if first + row < len(packed) else [] for row in rows]
         microbatches.append(fill_rows([[dataset.tree(i) for i in row] for row in chosen], spec))
     batch = {name: np.stack([microbatch[name] for microbatch in microbatches]) for name in spec}
-    return {"batch": batch, "microbatches": plan.microbatches(packed)}
+    return {"batch": batch, "microbatches": plan.microbatches(step)}
 
 
 def make_iterator(dataset: TokenizedDataset, plan: BatchPlan, rows: np.ndarray) -> grain.DatasetIterator:

@@ -1,19 +1,23 @@
 """The batch plan: the comparisons of each step, their rows and microbatches.
 
 The plan is a pure function of the seed and the token lengths, so every host computes the same one. The comparisons of a
-step depend only on the seed and the number of comparisons; packing changes only the order of additions.
+step depend only on the seed and the number of comparisons; packing changes only the order of additions. All steps are
+packed at once, when the first of them is needed, and kept as flat arrays.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from rmjax.core.errors import InputError
-from rmjax.core.text import count_of
-from rmjax.data.packing.rows import pack
+from rmjax.data.packing.order import epoch_order, permutation
+from rmjax.data.packing.rows import check_lengths, pack_steps
+
+_BLOCK = 1 << 18  # comparisons that are packed at a time; bounds the memory that packing needs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,50 +51,92 @@ class BatchPlan:
 
     def comparisons(self, step: int) -> np.ndarray:
         """Returns the indices of the comparisons of `step` (from 0), int64 [batch_size]."""
+        return self._draw(step, step + 1)
+
+    def _draw(self, start: int, stop: int) -> np.ndarray:
+        """Returns the comparisons of the steps from `start` to before `stop`, one step after the other."""
         mixture = self.mixture or ((len(self.lengths), len(self.lengths)),)
         n = sum(draws for _, draws in mixture)
-        first = step * self.batch_size
-        last = min(first + self.batch_size, self.total)
+        first, last = start * self.batch_size, min(stop * self.batch_size, self.total)
         parts = []
         while first < last:
             epoch, offset = divmod(first, n)
             take = min(n - offset, last - first)
-            parts.append(_epoch_order(self.seed, epoch, mixture)[offset : offset + take])
+            parts.append(epoch_order(self.seed, epoch, mixture)[offset : offset + take])
             first += take
         return np.concatenate(parts)
 
     def rows(self, step: int) -> list[list[int]]:
         """Returns the comparisons of each row of a step, packed first-fit decreasing, short rows last."""
-        chosen = self.comparisons(step)
-        packed = pack_for_step(self.lengths[chosen], self.row_length, self.short_length)
-        return [[int(chosen[i]) for i in row] for row in packed]
+        packed = self._packed
+        ends = packed.row_ends[packed.step_rows[step] : packed.step_rows[step + 1]]
+        first = step * self.batch_size
+        parts = np.split(packed.comparisons[first : first + self.batch_size], ends[:-1] - first)
+        return [part.tolist() for part in parts]
 
-    def microbatches(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
-        """Returns the number of full-length microbatches and of all microbatches of a step's rows, int32 [2]."""
-        return count_microbatches(
-            [int(self.lengths[row].sum()) for row in rows], self.short_length, self.microbatch_rows
-        )
+    def microbatches(self, step: int) -> np.ndarray:
+        """Returns the number of full-length microbatches and of all microbatches of a step, int32 [2]."""
+        return self._packed.microbatches[step]
 
     def padded_tokens(self, steps: Iterable[int]) -> int:
         """Returns the number of tokens computed in these steps, padding included."""
-        counts = [self.microbatches(self.rows(step)) for step in steps]
+        counts = self._packed.microbatches[list(steps)]
         tokens = _padded_tokens_per_row(counts, self.sizes.microbatches, self.row_length, self.short_length)
         return tokens * self.microbatch_rows
 
     @functools.cached_property
     def sizes(self) -> "PlanSizes":
-        """Static sizes of the batch arrays and the cost of the plan, from one pass over all steps."""
-        readouts = edges = tokens = 0
-        counts = []
-        for step in range(self.num_steps):
-            rows = self.rows(step)
-            counts.append(self.microbatches(rows))
-            readouts = max(readouts, *(int(self.readouts[row].sum()) for row in rows))
-            edges = max(edges, *(int(self.edges[row].sum()) for row in rows))
-            tokens += sum(int(self.lengths[row].sum()) for row in rows)
-        most = int(np.max(counts))
-        padded = _padded_tokens_per_row(counts, most, self.row_length, self.short_length) * self.microbatch_rows
-        return PlanSizes(most, readouts, edges, tokens, padded)
+        """Static sizes of the batch arrays and the cost of the plan."""
+        packed = self._packed
+        most = int(packed.microbatches.max())
+        padded = _padded_tokens_per_row(packed.microbatches, most, self.row_length, self.short_length)
+        return PlanSizes(most, packed.readouts, packed.edges, packed.tokens, padded * self.microbatch_rows)
+
+    @functools.cached_property
+    def _packed(self) -> "_PackedSteps":
+        check_lengths(self.lengths, self.row_length)
+        parts, readouts, edges, tokens = [], 0, 0, 0
+        for chosen in self._blocks():
+            order, row, used = _pack_short_last(self.lengths[chosen], self.row_length, self.short_length)
+            chosen = np.take_along_axis(chosen, order, axis=1).ravel()
+            starts = np.flatnonzero(np.diff(row, axis=1, prepend=-1))
+            readouts = max(readouts, int(np.add.reduceat(self.readouts[chosen], starts).max()))
+            edges = max(edges, int(np.add.reduceat(self.edges[chosen], starts).max()))
+            tokens += int(used.sum())
+            counts = count_microbatches(used, self.short_length, self.microbatch_rows)
+            row_sizes = np.diff(starts, append=len(chosen))
+            parts.append((chosen.astype(np.int32), row_sizes, np.count_nonzero(used, axis=1), counts))
+        comparisons, row_sizes, rows, microbatches = map(np.concatenate, zip(*parts, strict=True))
+        step_rows = np.concatenate([[0], np.cumsum(rows)])
+        return _PackedSteps(comparisons, np.cumsum(row_sizes), step_rows, microbatches, readouts, edges, tokens)
+
+    def _blocks(self) -> Iterator[np.ndarray]:
+        """Yields the comparisons of successive steps, [steps, comparisons]; a shorter last step alone."""
+        full, size = self.total // self.batch_size, max(1, _BLOCK // self.batch_size)
+        for start in range(0, full, size):
+            yield self._draw(start, min(start + size, full)).reshape(-1, self.batch_size)
+        if full < self.num_steps:
+            yield self._draw(full, self.num_steps)[None]
+
+
+class _PackedSteps(NamedTuple):
+    """The rows of all steps.
+
+    Attributes:
+      comparisons: int32 [total], those of a row one after the other.
+      row_ends: int64 [rows], index in `comparisons` after the last one of each row.
+      step_rows: int64 [steps + 1], index of the first row of each step.
+      microbatches: int32 [steps, 2], see `BatchPlan.microbatches`.
+      readouts, edges, tokens: see `PlanSizes`.
+    """
+
+    comparisons: np.ndarray
+    row_ends: np.ndarray
+    step_rows: np.ndarray
+    microbatches: np.ndarray
+    readouts: int
+    edges: int
+    tokens: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,78 +166,31 @@ def short_row_length(row_length: int, multiple: int = 1) -> int:
     return row_length // 2 if multiple == 1 and row_length % 64 == 0 else 0
 
 
-def pack_for_step(lengths: np.ndarray, row_length: int, short_length: int) -> list[list[int]]:
-    """Returns rows of indices into `lengths`, first-fit decreasing; rows of at most `short_length` tokens last."""
-    return sorted(pack(lengths, row_length), key=lambda row: lengths[row].sum() <= short_length)
+def _pack_short_last(
+    lengths: np.ndarray, row_length: int, short_length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns `pack_steps` with the comparisons row by row; rows of at most `short_length` tokens are last."""
+    order, row, used = pack_steps(lengths, row_length)
+    position = np.argsort(np.argsort(used <= short_length, axis=1, kind="stable"), axis=1)  # of each row
+    row = np.take_along_axis(position, row, axis=1)
+    by_row = np.argsort(row, axis=1, kind="stable")
+    return np.take_along_axis(order, by_row, axis=1), np.take_along_axis(row, by_row, axis=1), used
 
 
-def count_microbatches(used: Sequence[int], short_length: int, microbatch_rows: int) -> np.ndarray:
-    """Returns the number of microbatches before the first one with short rows only, and of all, int32 [2].
+def count_microbatches(used: np.ndarray, short_length: int, microbatch_rows: int) -> np.ndarray:
+    """Returns the number of microbatches before the first one with short rows only, and of all, int32 [..., 2].
 
     Args:
-      used: tokens in each row, short rows last.
+      used: tokens in each row, int [..., rows]; 0: no row.
     """
-    full_rows = sum(tokens > short_length for tokens in used)
-    return np.array([math.ceil(full_rows / microbatch_rows), math.ceil(len(used) / microbatch_rows)], np.int32)
+    rows = np.stack([np.count_nonzero(used > short_length, axis=-1), np.count_nonzero(used, axis=-1)], axis=-1)
+    return -(-rows // microbatch_rows).astype(np.int32)
 
 
-def _padded_tokens_per_row(counts: Sequence[np.ndarray], most: int, row_length: int, short_length: int) -> int:
+def _padded_tokens_per_row(counts: np.ndarray, most: int, row_length: int, short_length: int) -> int:
     """Returns the sum of the microbatches' row lengths; a plan of at most one microbatch a step has no short ones."""
     full, total = np.sum(counts, axis=0).tolist()
     return full * row_length + (total - full) * (short_length if most > 1 else row_length)
-
-
-@functools.lru_cache(maxsize=4)
-def _epoch_order(seed: int | None, epoch: int, mixture: tuple[tuple[int, int], ...]) -> np.ndarray:
-    """Returns the comparisons of an epoch, int64 [sum of draws].
-
-    Each source is an infinite stream of permutations, and an epoch takes the next `draws` of it: no comparison is
-    repeated before all others of its source have been drawn.
-    """
-    if seed is None:
-        return np.arange(sum(size for size, _ in mixture))
-    parts, start = [], 0
-    for source, (size, draws) in enumerate(mixture):
-        first, last = epoch * draws, (epoch + 1) * draws
-        stream = [_permutation(seed, n, source, size) for n in range(first // size, -(-last // size))]
-        parts.append(start + np.concatenate(stream)[first % size :][:draws])
-        start += size
-    if len(parts) == 1:
-        return parts[0]
-    return np.concatenate(parts)[_permutation(seed, epoch, len(parts), sum(map(len, parts)))]
-
-
-def _permutation(seed: int, number: int, stream: int, n: int) -> np.ndarray:
-    return np.random.Generator(np.random.Philox(key=[seed, number + (stream << 32)])).permutation(n)
-
-
-def make_mixture(sizes: Sequence[int], weights: Sequence[float]) -> tuple[tuple[int, int], ...]:
-    """Returns (size, draws an epoch) of each source; draws are proportional to `weights`, with the sum of the sizes.
-
-    >>> make_mixture([100, 300], [1.0, 1.0])
-    ((100, 200), (300, 200))
-
-    Raises:
-      InputError: there is not one positive weight per source, or a source is empty.
-    """
-    check_weights(weights, len(sizes))
-    if min(sizes) == 0:
-        raise InputError(
-            f"source {list(sizes).index(0) + 1} of config.data.train has no usable comparison; remove it and its weight"
-        )
-    share = sum(sizes) / sum(weights)
-    return tuple((size, max(1, round(weight * share))) for size, weight in zip(sizes, weights, strict=True))
-
-
-def check_weights(weights: Sequence[float], num_sources: int) -> None:
-    """Raises InputError unless there is one positive weight per source."""
-    if len(weights) != num_sources:
-        raise InputError(
-            f"config.data.weights has {count_of(len(weights), 'entry', 'entries')}, config.data.train "
-            f"{count_of(num_sources, 'source')}; expected one a source"
-        )
-    if min(weights) <= 0:
-        raise InputError(f"config.data.weights holds {min(weights)}; expected more than 0: remove the source")
 
 
 def training_plan(
@@ -260,15 +259,16 @@ def choose_row_length(
     longest = int(np.max(lengths))
     unit = math.lcm(64 if longest <= 1024 else 128, multiple)
     shortest = math.ceil(longest / unit) * unit
-    order = _permutation(0, 0, 0, len(lengths))
-    samples = [lengths[order[i : i + batch_size]] for i in range(0, min(len(order), 16 * batch_size), batch_size)]
-
-    def cost(row_length: int) -> int:
-        short = short_row_length(row_length, multiple) if short_microbatches else 0
-        packed = [pack_for_step(sample, row_length, short) for sample in samples]
-        used = [[sample[row].sum() for row in rows] for sample, rows in zip(samples, packed, strict=True)]
-        counts = [count_microbatches(rows, short, microbatch_rows) for rows in used]
-        return _padded_tokens_per_row(counts, int(np.max(counts)), row_length, short)
-
-    candidates = range(shortest, max(4 * shortest, 2048) + 1, unit)
-    return min(candidates, key=lambda row_length: (cost(row_length), row_length))
+    order = permutation(0, 0, 0, len(lengths))
+    drawn = lengths[order[: 16 * batch_size]]
+    samples = np.zeros((-(-len(drawn) // batch_size), min(batch_size, len(drawn))), np.int64)
+    samples.ravel()[: len(drawn)] = drawn  # the last step is filled up with comparisons of no tokens
+    candidates = np.arange(shortest, max(4 * shortest, 2048) + 1, unit)
+    costs: list[int] = []
+    for block in np.array_split(candidates, math.ceil(len(candidates) * samples.size / _BLOCK)):
+        used = pack_steps(np.tile(samples, (len(block), 1)), np.repeat(block, len(samples)))[2]
+        for row_length, rows in zip(block.tolist(), np.split(used, len(block)), strict=True):
+            short = short_row_length(row_length, multiple) if short_microbatches else 0
+            counts = count_microbatches(rows, short, microbatch_rows)
+            costs.append(_padded_tokens_per_row(counts, int(counts.max()), row_length, short))
+    return int(candidates[np.argmin(costs)])  # of equal costs, the shortest

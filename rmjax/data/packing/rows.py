@@ -30,12 +30,8 @@ def pack(lengths: Sequence[int] | np.ndarray, row_length: int) -> list[list[int]
     sizes = np.asarray(lengths, np.int64)
     if not len(sizes):
         return []
+    check_lengths(sizes, row_length)
     order = np.argsort(-sizes, kind="stable")
-    if sizes[order[0]] > row_length:
-        raise InputError(
-            f"comparison {int(order[0])} has {int(sizes[order[0]])} tokens (prompt once, and every response); expected "
-            f"at most row_length = {row_length}: raise data.row_length, or set it to 0 to choose it automatically"
-        )
     leaves = 1 << (len(sizes) - 1).bit_length()
     room = [row_length] * (2 * leaves)  # room[leaves + row] of a row; of an inner node, the maximum of its children
     rows: list[list[int]] = []
@@ -54,6 +50,47 @@ def pack(lengths: Sequence[int] | np.ndarray, row_length: int) -> list[list[int]
             left, right = room[2 * node], room[2 * node + 1]
             room[node] = left if left > right else right
     return rows
+
+
+def check_lengths(lengths: np.ndarray, row_length: int) -> None:
+    """Raises InputError if a tree is longer than a row."""
+    longest = int(np.argmax(lengths))
+    if lengths[longest] > row_length:
+        raise InputError(
+            f"comparison {longest} has {int(lengths[longest])} tokens (prompt once, and every response); expected "
+            f"at most row_length = {row_length}: raise data.row_length, or set it to 0 to choose it automatically"
+        )
+
+
+def pack_steps(lengths: np.ndarray, row_length: int | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Packs S lists of n trees each, as `pack` does, in a tenth of its time if there are hundreds of lists.
+
+    The next tree of every list is put into its row at the same time; a scan of the rows' free tokens finds that row.
+
+    >>> order, row, used = pack_steps(np.array([[3, 5, 2, 6]]), row_length=8)
+    >>> order.tolist(), row.tolist(), used.tolist()
+    ([[3, 1, 0, 2]], [[0, 1, 1, 0]], [[8, 8, 0, 0]])
+
+    Args:
+      lengths: unique tokens of each tree, int [S, n]; at most `row_length`.
+      row_length: T, of all lists or of each, int [S].
+
+    Returns:
+      Three arrays int [S, n]: the trees of each list, longest first; the row of each of these; the tokens in each row.
+    """
+    lists, n = lengths.shape
+    order = np.argsort(-lengths, axis=1, kind="stable")
+    sizes = np.ascontiguousarray(np.take_along_axis(lengths, order, axis=1).T, np.int32)
+    room = np.empty((lists, n), np.int32)
+    room[:] = np.reshape(row_length, (-1, 1))
+    row = np.empty((n, lists), np.int32)
+    line, scanned = np.arange(lists), 1  # the last row that is scanned is empty in every list
+    for tree, size in enumerate(sizes):
+        first = (room[:, :scanned] >= size[:, None]).argmax(axis=1)
+        room[line, first] -= size
+        row[tree] = first
+        scanned = max(scanned, min(int(first.max()) + 2, n))
+    return order, row.T, np.reshape(row_length, (-1, 1)) - room
 
 
 def fill_rows(rows: Sequence[Sequence[Tree]], spec: dict[str, tuple]) -> dict[str, np.ndarray]:

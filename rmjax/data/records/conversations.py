@@ -5,31 +5,26 @@ from typing import Any
 
 from rmjax.data.records.fields import BadField, messages, text
 from rmjax.data.records.options import ReadOptions
+from rmjax.data.records.roles import normalize_role
+from rmjax.data.records.tracking import TrackedRecord
 from rmjax.data.schema import Conversation, Message, Record
 
 _TURN = re.compile(r"\n\n(Human|Assistant):[ ]?")  # opens a turn of an HH-RLHF transcript
-_ROLES = {"Human": "user", "Assistant": "assistant"}
-_PROMPT_ALIASES = ("question", "instruction", "input", "context", "history", "query")
 
 
 def get_prompt(record: Record, options: ReadOptions, *names: str) -> Any:
     """Returns a record's `prompt`, or the first of the fields `names` that it has, or None.
 
-    Raises BadField if the prompt has another name, or a system message or tools would be lost.
+    Raises BadField if the prompt has another name, or a system message would be lost.
     """
     prompt = next((record[name] for name in ("prompt", *names) if record.get(name) is not None), None)
-    if prompt is None and (alias := next((name for name in _PROMPT_ALIASES if record.get(name)), "")):
-        raise BadField(
-            f"there is no prompt, but {alias!r}; if that is the prompt, rename it (data.columns = "
-            f"'{alias}=prompt'), else give it a name that no format uses"
-        )
-    if record.get("tools"):
-        raise BadField("tools is given, and would not be rendered; put the tools into a system message instead")
+    if isinstance(record, TrackedRecord):
+        record.without_prompt = prompt is None
     # One word is accepted: in data such as SummEval, `system` is the identifier of the system that generated the text.
-    if len(str(record.get("system") or "").split()) > 1:
+    if len(str(dict.get(record, "system") or "").split()) > 1:  # looked at, and not read
         raise BadField(
             "system holds a text; if it is a system message, rename it (data.columns = "
-            "'system=system_prompt'), else give it a name that no format uses"
+            "'system=system_prompt'), else leave it out (data.columns = 'system=_')"
         )
     if not (system := record.get("system_prompt")):
         return prompt
@@ -45,26 +40,28 @@ def get_prompt(record: Record, options: ReadOptions, *names: str) -> Any:
 def join_conversation(prompt: Any, response: Any, name: str, options: ReadOptions) -> Conversation:
     """Returns the whole conversation of a response: the prompt, if there is one, then the response.
 
-    Messages that start with the prompt already (UltraFeedback-binarized) are the whole conversation. A string prompt
-    beside messages is a user message. Raises BadField, with the response's field `name`, if prompt or response has a
-    wrong type, or the response is empty.
+    Messages that start with the prompt already (UltraFeedback-binarized), or with its last turns, do not repeat it. A
+    string prompt beside messages is a user message, a string response to messages the assistant's. An empty response to
+    a prompt is accepted for scoring only.
+
+    Raises BadField, with the response's field `name`, if prompt or response has a wrong type, or the response is empty.
     """
     if isinstance(response, str):
-        return _join_string(prompt, response, name, options.strings == "chat")
+        return _join_string(prompt, response, name, options)
     answer = messages(response, name)
     last = answer[-1]
-    if not str(last.get("content") or "").strip() and not last.get("tool_calls"):
+    is_empty = not str(last.get("content") or "").strip() and not last.get("tool_calls")
+    if is_empty and (options.labeled or not (prompt or answer[:-1])):
         raise BadField(f"{name} ends in an empty message; a response needs text")
     if prompt is None:
         return answer
     if isinstance(prompt, str):
-        turns = _user(prompt)
         has_prompt = next((turn.get("content") for turn in answer if turn["role"] == "user"), None) == prompt
-        has_response = last["role"] != "user"
+        turns, repeated, has_response = [] if has_prompt else _user(prompt), 0, last["role"] != "user"
     else:
         turns = messages(prompt, "prompt")
-        has_prompt = answer[: len(turns)] == turns
-        has_response = len(answer) > len(turns)
+        repeated = _common_turns(turns, answer)
+        has_prompt, has_response = repeated > 0, len(answer) > repeated
     if has_prompt and not has_response:
         raise BadField(f"{name} holds the prompt and no response to it; a response needs text")
     if not has_prompt and answer[0]["role"] != "assistant":
@@ -72,18 +69,25 @@ def join_conversation(prompt: Any, response: Any, name: str, options: ReadOption
             f"{name} starts with a {answer[0]['role']!r} message that is not the prompt; give a whole "
             "conversation without prompt, or a response that starts with the assistant"
         )
-    return answer if has_prompt else [*turns, *answer]
+    return [*turns, *answer[repeated:]]
 
 
-def _join_string(prompt: Any, response: str, name: str, chat: bool) -> Conversation:
-    if not response.strip():
+def _common_turns(prompt: list[Message], answer: list[Message]) -> int:
+    """Returns how many messages at the start of the answer repeat the prompt: all of it, or turns from a user's on."""
+    counts = [len(prompt)] if answer[0]["role"] == "assistant" else range(len(prompt), 0, -1)
+    return next((count for count in counts if answer[:count] == prompt[-count:]), 0)
+
+
+def _join_string(prompt: Any, response: str, name: str, options: ReadOptions) -> Conversation:
+    if not response.strip() and (options.labeled or not prompt):
         raise BadField(f"{name} is empty; a response needs text")
-    if isinstance(prompt, list) and chat:
+    if isinstance(prompt, list):
         return [*messages(prompt, "prompt"), {"role": "assistant", "content": response}]
     if prompt is not None and not isinstance(prompt, str):
         raise BadField(f"prompt is a {type(prompt).__name__} but {name} a string; make both strings or messages")
-    whole = join_strings(prompt, response, chat)
-    if isinstance(whole, list) and (whole[-1]["role"] != "assistant" or not whole[-1]["content"]):
+    whole = join_strings(prompt, response, options.strings == "chat")
+    is_answer = lambda turn: turn["role"] == "assistant" and (turn["content"] or not options.labeled)
+    if isinstance(whole, list) and not is_answer(whole[-1]):
         raise BadField(f"{name} ends in an empty turn, or in the human's; a response needs text")
     return whole
 
@@ -102,7 +106,7 @@ def join_strings(prompt: str | None, response: str, chat: bool) -> Conversation:
     if (opening := _TURN.match(whole)) and opening[1] == "Human":
         turns = _TURN.split(whole)[1:]
         pairs = zip(turns[::2], turns[1::2], strict=True)
-        return [{"role": _ROLES[speaker], "content": content.strip()} for speaker, content in pairs]
+        return [{"role": normalize_role(speaker), "content": content.strip()} for speaker, content in pairs]
     return whole if prompt is None else [*_user(prompt), {"role": "assistant", "content": response}]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from rmjax.core.text import count_of
+from rmjax.data.records.roles import with_role
 from rmjax.data.schema import Message
 
 _MAX_NUMBER = float(np.finfo(np.float32).max)  # labels and margins are stored as float32
@@ -63,25 +64,43 @@ def text(value: Any, name: str) -> str:
 def messages(value: Any, name: str) -> list[Message]:
     """Returns a list of at least one chat message; a message with tool calls may have no content.
 
-    Null keys are removed, also in tool calls: Parquet and `datasets` give every message the keys of all messages.
+    Roles get the names that chat templates know (`roles.normalize_role`); `from` and `value` become role and content.
+
+    Null keys are removed, also in tool calls: Parquet and `datasets` give every message the keys of all messages. The
+    content's text parts (`[{"type": "text", "text": …}]`) are joined as they are.
     """
     if not isinstance(value, list) or not value:
         raise unexpected(value, name, "a string or a list of messages")
+    found: list[Message] = []
     for i, message in enumerate(value):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise unexpected(message, f"message[{i}] of {name}", "an object with role and content")
+        if not isinstance(message, dict) or not isinstance((message := with_role(message)).get("role"), str):
+            raise unexpected(message, f"message[{i}] of {name}", "an object with role and content, or from and value")
         content, calls = message.get("content"), message.get("tool_calls")
+        if isinstance(content, list):
+            content = "".join(
+                _part_text(part, f"message[{i}].content[{k}] of {name}") for k, part in enumerate(content)
+            )
+            message = message | {"content": content}
         if not isinstance(content, str) and not (content is None and isinstance(calls, list) and calls):
             raise unexpected(content, f"message[{i}].content of {name}", "a string")
-    return [
-        {key: _without_null(part) for key, part in message.items() if part is not None or key == "content"}
-        for message in value
-    ]
+        found.append({key: without_null(part) for key, part in message.items() if part is not None or key == "content"})
+    return found
 
 
-def _without_null(value: Any) -> Any:
+def _part_text(part: Any, name: str) -> str:
+    """Returns the text of a part of a message's content; raises BadField naming a part of another kind."""
+    kind = (part.get("type") or "text") if isinstance(part, dict) else None
+    if isinstance(kind, str) and kind != "text":
+        raise BadField(f"{name} is of the type {kind!r:.60}; only text is scored: remove the part, or the record")
+    if kind is None or not isinstance(part.get("text"), str):
+        raise unexpected(part, name, 'a text part, {"type": "text", "text": …}')
+    return part["text"]
+
+
+def without_null(value: Any) -> Any:
+    """Returns a nested value without the null entries of its objects."""
     if isinstance(value, list):
-        return [_without_null(entry) for entry in value]
+        return [without_null(entry) for entry in value]
     if isinstance(value, dict):
-        return {key: _without_null(entry) for key, entry in value.items() if entry is not None}
+        return {key: without_null(entry) for key, entry in value.items() if entry is not None}
     return value

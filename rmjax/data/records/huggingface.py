@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from rmjax.core.errors import InputError
+from rmjax.core.files import identify
 
 _HUB = re.compile(r"[\w.-]+/[\w.-]+(:[\w.\[\]%:+-]+)?")
 _SPLIT = re.compile(r"(.+?):([\w.-]+(?:\[[^\]]*\])?)")  # a split, or a slice of one: DIR:train[:10%]
@@ -36,6 +37,9 @@ def load_dataset(location: str, *, hub: bool) -> Any:
     try:
         dataset = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, split=split or None)
     except Exception as error:  # `datasets` raises errors of many types
+        for file in () if hub else sorted(pathlib.Path(path).rglob("*.*")):
+            if what := identify(file, by_name=False):
+                raise InputError(f"data {location!r}: {file}: {what}") from error
         reason = " ".join(str(error).split())[:200]
         if "Unknown split" in reason:
             raise InputError(f"data {location!r}: {reason} Give it as {path}:SPLIT") from error

@@ -1,36 +1,26 @@
-"""Data sources: JSONL, Parquet and CSV files, `datasets` directories, hub names, and records in memory.
+"""Data sources: files, `datasets` directories, hub names, and records in memory."""
 
-JSON lines are read with `json`: the readers of `datasets` lose the line numbers that errors name, and force one type on
-columns that hold strings in some records and lists of messages in others.
-"""
-
-import codecs
-import collections
-import csv
 import dataclasses
 import glob
-import gzip
 import hashlib
 import json
 import os
 import pathlib
 import re
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rmjax.core.errors import InputError
 from rmjax.core.files import identify
 from rmjax.data.records.fields import BadField
+from rmjax.data.records.files import SUFFIXES, check_object, count_rows, read_rows
 from rmjax.data.records.huggingface import is_hub_name, load_dataset, split_location
 from rmjax.data.records.memory import check_records, iterate_records
+from rmjax.data.records.report import ReadReport
+from rmjax.data.records.tracking import Columns
 from rmjax.data.schema import Record
 
-_CSV = (".csv", ".csv.gz")
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", *_CSV, ".json", ".json.gz")
-_TEXT_COLUMNS = ("prompt", "chosen", "rejected", "response", "response_1", "response_2", "text")
 _MODEL_FILES = ("*.safetensors", "pytorch_model*.bin", "head.json")  # of a model, of a workdir
-_MAX_CELL = 1 << 30  # characters of a CSV cell; the limit of `csv` is 131,072
 _NAMED = re.compile(r"([\w.-]+)=(.+)")
 
 
@@ -38,30 +28,14 @@ _NAMED = re.compile(r"([\w.-]+)=(.+)")
 class BadRecord:
     """A record that cannot be used."""
 
-    where: str  # `path:line`; for Parquet and `datasets`, `path:row`
+    where: str  # `path:line`; for Parquet, JSON arrays and `datasets`, `path:row`
     reason: str
     record: Record  # the fields that could be read
     kind: str  # the reason without the value found, by which bad records are counted
     tied: bool = False  # the record is valid, but all its responses are tied
 
 
-@dataclasses.dataclass
-class ReadReport:
-    """Formats found, numbers of records and blank lines read, and the skipped records.
-
-    `skipped` counts them by kind (see `BadRecord`); `first_skipped` has `where: reason` of the first one of each kind.
-    """
-
-    format: str = ""
-    records: int = 0
-    blank: int = 0
-    skipped: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    first_skipped: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    def skip(self, where: str, reason: str, kind: str) -> None:
-        """Counts a skipped record."""
-        self.skipped[kind] += 1
-        self.first_skipped.setdefault(kind, f"{where}: {reason}")
+Entry = tuple[str, Record | BadRecord]  # `path:line`, and its record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,129 +66,43 @@ class Source:
     def _has_splits(self) -> bool:
         return self.hub or os.path.isdir(split_location(self.location)[0])
 
-    def records(self, report: ReadReport, columns: Sequence[str] = ()) -> Iterator[tuple[str, Record | BadRecord]]:
-        """Yields (`path:line`, record) in order, with the fields `columns` renamed (`old=new`); updates `report`.
+    def count(self) -> int | None:
+        """Returns the number of rows or lines, for progress bars; None where it would take as long as reading them."""
+        if self.held is not None or self._has_splits:
+            return len(self.held if self.held is not None else load_dataset(self.location, hub=self.hub))
+        return count_rows(self.location)
+
+    def records(self, report: ReadReport, columns: Sequence[str] = ()) -> Iterator[Entry]:
+        """Yields (`path:line`, TrackedRecord) in order, with the fields renamed (see `Columns`); updates `report`.
 
         Raises:
           InputError: `columns` has another form; or the file is damaged, empty, or of another encoding.
         """
-        if bad := [entry for entry in columns if not re.fullmatch("[^=]+=.+", entry)]:
-            raise InputError(f"config.data.columns holds {bad[0]!r}; expected old=new")
-        names = dict(entry.split("=", 1) for entry in columns)
+        renaming = Columns(columns)
         before = report.records
         for number, row in self._rows(report):
             report.records += 1
             where = f"{self.location}:{number}"
-            if isinstance(row, BadField):
-                yield where, BadRecord(where, str(row), {}, row.kind)
-            elif renamed := {new: row[old] for old, new in names.items() if old in row}:
-                yield where, {key: row[key] for key in row if key not in names and key not in renamed} | renamed
-            else:
-                yield where, row
+            try:
+                if isinstance(row, BadField):
+                    raise row
+                yield where, renaming.apply(row)
+            except BadField as error:
+                yield where, BadRecord(where, str(error), {} if isinstance(row, BadField) else row, error.kind)
         if report.records == before:
             raise InputError(f"{self.location}: holds no record")
 
     def _rows(self, report: ReadReport) -> Iterator[tuple[int, Record | BadField]]:
         if self.held is not None:
-            yield from enumerate(map(_check_object, iterate_records(self.held)), 1)
+            yield from enumerate(map(check_object, iterate_records(self.held)), 1)
         elif self._has_splits:
             yield from enumerate(load_dataset(self.location, hub=self.hub), 1)
-        elif self.location.endswith(".parquet"):
-            yield from enumerate(self._parquet(), 1)
-        elif self.location.endswith(_CSV):
-            yield from self._csv()
         else:
-            for number, line in self._lines():
-                if line.strip():
-                    yield number, _parse_json(line)
-                else:
+            for number, record in read_rows(self.location):
+                if record is None:
                     report.blank += 1
-
-    def _parquet(self) -> Iterator[Record]:
-        import pyarrow
-        import pyarrow.parquet
-
-        try:
-            for batch in pyarrow.parquet.ParquetFile(self.location).iter_batches():
-                yield from batch.to_pylist()
-        except (pyarrow.ArrowException, OSError, ValueError) as error:
-            raise InputError(f"{self.location}: damaged, or not a Parquet file ({error}); copy it again") from error
-
-    def _csv(self) -> Iterator[tuple[int, Record | BadField]]:
-        csv.field_size_limit(_MAX_CELL)
-        reader = csv.reader((line for _, line in self._lines()), strict=True)
-        try:
-            header = next(reader, [])
-            fault = BadField(f"the line has another number of cells than the header's {len(header)}")
-            for cells in filter(None, reader):
-                row = {name: _parse_cell(name, cell) for name, cell in zip(header, cells, strict=False)}
-                yield reader.line_num, _check_unicode(row) if len(cells) == len(header) else fault
-        except csv.Error as error:
-            raise InputError(f"{self.location}: not CSV near line {reader.line_num} ({error})") from error
-
-    def _lines(self) -> Iterator[tuple[int, str]]:
-        number = 0
-        try:
-            opener = gzip.open if self.location.endswith(".gz") else open
-            with opener(self.location, "rt", encoding="utf-8-sig", newline="") as file:
-                for number, line in enumerate(file, 1):
-                    yield number, line
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise InputError(f"{self.location}: truncated or damaged gzip after line {number} ({error})") from error
-        except UnicodeDecodeError as error:
-            raise self._encoding_error(opener) from error
-
-    def _encoding_error(self, opener: Callable) -> InputError:
-        """Returns the error of a file that is not UTF-8, with its first such line: the decoder reads ahead of lines."""
-        with opener(self.location, "rb") as file:
-            for number, line in enumerate(file, 1):
-                if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                    return InputError(f"{self.location}: the file is UTF-16; convert it to UTF-8")
-                try:
-                    line.decode()
-                except UnicodeDecodeError as error:
-                    at = f"byte {line[error.start]:#04x} at position {error.start} of the line"
-                    return InputError(f"{self.location}:{number}: not UTF-8 ({at}); convert the file to UTF-8")
-        return InputError(f"{self.location}: not UTF-8; convert the file to UTF-8")
-
-
-def _parse_json(line: str) -> Record | BadField:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:  # ValueError also for an integer of more than 4,300 digits
-        return BadField(f"not JSON ({error})", "not JSON")
-    return _check_object(record) if not isinstance(record, dict) or "\\ud" in line.lower() else record
-
-
-def _check_object(record: Any) -> Record | BadField:
-    """Returns the record, or the error if it is not an object of valid text."""
-    if isinstance(record, BadField):
-        return record
-    if not isinstance(record, dict):
-        return BadField(f"expected a JSON object, found {type(record).__name__}")
-    return _check_unicode(record)
-
-
-def _parse_cell(name: str, text: str) -> Any:
-    """Returns a CSV cell's value: None if empty, a JSON list or object, else the text, of numbers too."""
-    if text[:1] not in ("[", "{"):
-        return text or None
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    # Of the columns with texts, only lists of messages are parsed: a response may be JSON text.
-    is_messages = isinstance(value, list) and all(isinstance(entry, dict) and "role" in entry for entry in value)
-    return value if is_messages or name not in _TEXT_COLUMNS else text
-
-
-def _check_unicode(record: Record) -> Record | BadField:
-    """Returns the record, or the error if it has half a surrogate pair, which JSON can hold and UTF-8 cannot."""
-    try:
-        json.dumps(record, ensure_ascii=False, default=str).encode()
-    except UnicodeEncodeError:
-        return BadField("half a surrogate pair (\\ud800 to \\udfff alone), which is not valid text")
-    return record
+                else:
+                    yield number, record
 
 
 SourceLike = str | os.PathLike[str] | Source
@@ -277,7 +165,7 @@ def find_sources(sources: Sources) -> list[Source]:
 
 
 def _make_source(location: str, name: str) -> Source:
-    path, known = pathlib.Path(split_location(location)[0]), location.endswith(_SUFFIXES)
+    path, known = pathlib.Path(split_location(location)[0]), location.endswith(SUFFIXES)
     if what := identify(path):
         raise InputError(f"data {location!r}: {what}")
     if path.is_dir():
@@ -287,7 +175,7 @@ def _make_source(location: str, name: str) -> Source:
             raise InputError(f"data {location!r}: this is a directory of a model or of a training run, not of data")
     elif path.exists():
         if not known:
-            raise InputError(f"data {location!r}: expected a JSONL, Parquet or CSV file ({', '.join(_SUFFIXES)})")
+            raise InputError(f"data {location!r}: expected a JSONL, Parquet or CSV file ({', '.join(SUFFIXES)})")
     elif known or location.startswith(".") or not is_hub_name(location):
         raise InputError(f"data {location!r}: no such file; check the path")
     return Source(location, name, hub=not path.exists())

@@ -21,7 +21,7 @@ import math
 import numpy as np
 
 from rmjax.core.errors import InputError
-from rmjax.data.records import preferences, process, single
+from rmjax.data.records.formats import preferences, process, single
 from rmjax.data.records.options import ReadOptions
 from rmjax.data.schema import Comparison, Record
 

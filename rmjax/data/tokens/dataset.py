@@ -5,7 +5,8 @@ Axis letters: n comparisons, R readouts, E edges, A attributes.
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.lib.recfunctions import structured_to_unstructured
@@ -31,6 +32,22 @@ def align_labels(labels: np.ndarray, attributes: Sequence[str], wanted: Sequence
     return aligned
 
 
+class JoinedArrays:
+    """One-dimensional arrays as one, which are not copied; each slice has to be within one of them."""
+
+    def __init__(self, parts: Sequence[np.ndarray]):
+        self.parts = [np.asarray(part) for part in parts if len(part)]  # indexing an np.memmap itself is slow
+        self._starts = np.concatenate([[0], np.cumsum([len(part) for part in self.parts], dtype=np.int64)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: slice) -> np.ndarray:
+        part = int(np.searchsorted(self._starts, index.start, side="right")) - 1
+        start = self._starts[part]
+        return self.parts[part][index.start - start : index.stop - start]
+
+
 @dataclasses.dataclass(frozen=True)
 class TokenizedDataset:
     """Comparisons as flat arrays; comparison i has the slices between `*_offsets[i]` and `*_offsets[i + 1]`.
@@ -38,7 +55,7 @@ class TokenizedDataset:
     The arrays may be memory-mapped files; the methods do not copy all tokens at once.
 
     Attributes:
-      tokens: int32, prefix and branches of every comparison, one after the other.
+      tokens: int32, prefix and branches of every comparison, one after the other; of several sources, joined.
       segments: int32, lengths: of the prefix, then of each branch.
       readouts: int32 [R, 2], (branch, index within it).
       edges: structured array [E] of type `EDGE`.
@@ -49,7 +66,7 @@ class TokenizedDataset:
       attributes: names of the A attributes.
     """
 
-    tokens: np.ndarray
+    tokens: np.ndarray | JoinedArrays
     token_offsets: np.ndarray
     segments: np.ndarray
     segment_offsets: np.ndarray
@@ -146,20 +163,29 @@ class TokenizedDataset:
         digest = hashlib.sha256()
         edges = structured_to_unstructured(self.edges, np.float32)
         for array in (self.tokens, self.segments, self.readouts, edges, self.labels):
-            digest.update(array.ravel().data)
+            for part in _parts(array):
+                digest.update(part.ravel().data)
             digest.update(b"|")
         return digest.hexdigest()
 
     def overlap(self, other: "TokenizedDataset") -> list[int]:
         """Returns the indices of comparisons with the same tokens as one of `other`, in any order of responses."""
-        keys = list(self._keys())
-        common = set(keys).intersection(other._keys())
-        return [i for i, key in enumerate(keys) if key in common]
+        sums, others = self._sums(), other._sums()
+        theirs = {other._key(i) for i in np.flatnonzero(np.isin(others, sums)).tolist()}
+        return [i for i in np.flatnonzero(np.isin(sums, others)).tolist() if self._key(i) in theirs]
 
-    def _keys(self) -> Iterator[tuple[bytes, ...]]:
-        for i in range(len(self)):
-            prefix, *branches = (segment.tobytes() for segment in self._segments(i))
-            yield (prefix, *sorted(branches))
+    def _sums(self) -> np.ndarray:
+        """Returns a number for each comparison, int64 [n], that depends on its tokens, but not on their order."""
+        sums, offsets, start = [], np.asarray(self.token_offsets), 0
+        for part in _parts(self.tokens):
+            first, last = np.searchsorted(offsets, [start, start + len(part)])
+            sums.append(np.add.reduceat(part, offsets[first:last] - start, dtype=np.int64))
+            start += len(part)
+        return np.concatenate([np.zeros(0, np.int64), *sums]) * 1_000_003 + self.lengths
+
+    def _key(self, i: int) -> tuple[bytes, ...]:
+        prefix, *branches = (segment.tobytes() for segment in self._segments(i))
+        return (prefix, *sorted(branches))
 
     def with_attributes(self, attributes: tuple[str, ...]) -> "TokenizedDataset":
         """Returns the dataset with these attributes in this order, NaN for those that it does not have."""
@@ -168,24 +194,30 @@ class TokenizedDataset:
 
 
 def concatenate(datasets: Sequence[TokenizedDataset]) -> TokenizedDataset:
-    """Returns the datasets as one, with the attributes of all; a single dataset is returned as it is, not copied."""
+    """Returns the datasets as one, with the attributes of all; the tokens are not copied."""
     if len(datasets) == 1:
         return datasets[0]
     attributes = tuple(dict.fromkeys(name for dataset in datasets for name in dataset.attributes))
     datasets = [dataset.with_attributes(attributes) for dataset in datasets]
-    joined = {}
+    joined: dict[str, Any] = {}
     for name in ("token", "segment", "readout", "edge"):
         counts = [np.diff(getattr(dataset, f"{name}_offsets")) for dataset in datasets]
         joined[f"{name}_offsets"] = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
-    for name in ("tokens", "segments", "readouts", "edges", "labels", "ceiling", "line"):
+    joined["tokens"] = JoinedArrays([part for dataset in datasets for part in _parts(dataset.tokens)])
+    for name in ("segments", "readouts", "edges", "labels", "ceiling", "line"):
         joined[name] = np.concatenate([getattr(dataset, name) for dataset in datasets])
     joined["source"], sources = _encode([d.sources[k] for d in datasets for k in d.source.tolist()])
     joined["subset"], subsets = _encode([name for d in datasets for name in d.subset_names])
     return TokenizedDataset(**joined, attributes=attributes, sources=sources, subsets=subsets)
 
 
-def _slice(array: np.ndarray, offsets: np.ndarray, i: int) -> np.ndarray:
-    array, offsets = np.asarray(array), np.asarray(offsets)  # indexing an np.memmap itself is slow
+def _parts(array: np.ndarray | JoinedArrays) -> Sequence[np.ndarray]:
+    return array.parts if isinstance(array, JoinedArrays) else [np.asarray(array)]
+
+
+def _slice(array: np.ndarray | JoinedArrays, offsets: np.ndarray, i: int) -> np.ndarray:
+    offsets = np.asarray(offsets)  # indexing an np.memmap itself is slow
+    array = array if isinstance(array, JoinedArrays) else np.asarray(array)
     return array[offsets[i] : offsets[i + 1]]
 
 

@@ -7,29 +7,52 @@ import numpy as np
 
 from rmjax.core.errors import InputError
 from rmjax.data.schema import Comparison, Message, Tree
+from rmjax.data.tokens.templates import TemplateReport, find_left_out
 from rmjax.data.tokens.tokenizer import Tokenizer
 from rmjax.data.tokens.trees import make_tree
 
 
 @dataclasses.dataclass(frozen=True)
 class _Text:
-    """A conversation as text; `step_ends` and `response_start` (0: unknown) are character positions."""
+    """A conversation as text; `step_ends` and `response_start` (0: unknown) are character positions.
+
+    `left_out` is what the chat template left out, None for a string.
+    """
 
     text: str
     add_eos: bool
     step_ends: tuple[int, ...] = ()
     response_start: int = 0
+    left_out: tuple[str, ...] | None = None
 
 
-def make_trees(comparisons: Sequence[Comparison], tokenizer: Tokenizer, progress: str = "") -> list[Tree | str]:
-    """Returns the tree of each comparison, or an error message (str) if it cannot be tokenized."""
+def make_trees(
+    comparisons: Sequence[Comparison], tokenizer: Tokenizer, progress: str = "", report: TemplateReport | None = None
+) -> list[Tree | str]:
+    """Returns the tree of each comparison, or an error message (str) if it cannot be tokenized.
+
+    Args:
+      progress: title of a progress bar; empty: none.
+      report: counts what the chat template leaves out.
+    """
     rendered = [_render(comparison, tokenizer) for comparison in comparisons]
+    if report is not None:
+        _count_left_out(comparisons, rendered, report)
     flat = [text for texts in rendered if not isinstance(texts, str) for text in texts]
     encoded = iter(tokenizer.encode_texts([t.text for t in flat], [t.add_eos for t in flat], progress))
     return [
         texts if isinstance(texts, str) else _tree(comparison, texts, [next(encoded) for _ in texts], tokenizer)
         for comparison, texts in zip(comparisons, rendered, strict=True)
     ]
+
+
+def _count_left_out(
+    comparisons: Sequence[Comparison], rendered: Sequence[list[_Text] | str], report: TemplateReport
+) -> None:
+    for comparison, texts in zip(comparisons, rendered, strict=True):
+        found = [] if isinstance(texts, str) else [text.left_out for text in texts if text.left_out is not None]
+        if found:
+            report.count_rendered(comparison.where, set().union(*found))
 
 
 def _render(comparison: Comparison, tokenizer: Tokenizer, find_response: bool = False) -> list[_Text] | str:
@@ -46,7 +69,8 @@ def _render(comparison: Comparison, tokenizer: Tokenizer, find_response: bool = 
         start = _find_response(conversation, text, tokenizer) if comparison.steps or find_response else 0
         if comparison.steps and start < 0:
             return "the chat template alters the response, so its steps cannot be found; use data.strings = joined"
-        texts.append(_Text(text, False, tuple(start + end for end in comparison.steps), max(start, 0)))
+        step_ends = tuple(start + end for end in comparison.steps)
+        texts.append(_Text(text, False, step_ends, max(start, 0), find_left_out(conversation, text)))
     return texts
 
 

@@ -13,6 +13,7 @@ from rmjax.data.records.sources import ReadReport
 from rmjax.data.schema import Comparison, Tree
 from rmjax.data.tokens.dataset import TokenizedDataset
 from rmjax.data.tokens.rendering import make_trees, separate_prompt
+from rmjax.data.tokens.templates import TemplateReport
 from rmjax.data.tokens.tokenizer import Tokenizer
 from rmjax.data.tokens.trees import make_tree
 
@@ -28,11 +29,17 @@ class DatasetOptions(ReadOptions):
     def from_config(cls, data: Config, split: str) -> "DatasetOptions":
         """Returns the options of the section `config.data` for a split, `train` or `validation`."""
         names = {field.name for field in dataclasses.fields(cls)} & set(data.keys())
-        return cls(**{name: data[name] for name in names}, limit=data[f"{split}_limit"])
+        options = cls(**{name: data[name] for name in names}, limit=data[f"{split}_limit"])
+        return options if split == "train" else dataclasses.replace(options, exclude=(), duplicates="keep")
+
+
+_COUNTS = (
+    "kept", "dropped_overlong", "dropped_responses", "truncated", "special_token_texts", "tokens", "unique_tokens"
+)  # fmt: skip
 
 
 @dataclasses.dataclass
-class DatasetReport(ReadReport):
+class DatasetReport(ReadReport, TemplateReport):
     """Numbers of comparisons read, kept, dropped, truncated and skipped; printed for every source."""
 
     source: str = ""
@@ -49,6 +56,17 @@ class DatasetReport(ReadReport):
     longest: int = 0
     cached: bool = False
     cache_error: str = ""
+
+    def merge(self, other: ReadReport) -> None:
+        """Adds the report of later comparisons, or of reading."""
+        super().merge(other)
+        if isinstance(other, DatasetReport):
+            self.merge_left_out(other)
+            if not self.dropped_overlong:
+                self.first_overlong, self.first_overlong_length = other.first_overlong, other.first_overlong_length
+            for name in _COUNTS:
+                setattr(self, name, getattr(self, name) + getattr(other, name))
+            self.longest = max(self.longest, other.longest)
 
     def causes(self) -> list[str]:
         """Returns why comparisons were left out, with count and first example of each cause; the most frequent first.
@@ -78,6 +96,7 @@ class DatasetReport(ReadReport):
         ):
             losses += [f"{count_of(count, noun)} {what}"] if count else []
         losses += [count_of(self.blank, "blank line")] if self.blank else []
+        losses += [text] if (text := self.describe_left_out()) else []
         losses += [f"tokens not cached ({self.cache_error})"] if self.cache_error else []
         shared = 1 - self.unique_tokens / self.tokens if self.tokens else 0.0
         return (
@@ -93,7 +112,7 @@ def tokenize(
     tokenizer: Tokenizer,
     options: DatasetOptions,
     source: str,
-    read: ReadReport,
+    read: ReadReport | None = None,
     *,
     progress: bool = True,
 ) -> tuple[TokenizedDataset, DatasetReport]:
@@ -112,11 +131,11 @@ def tokenize(
     texts = [conversation for conversation in conversations if isinstance(conversation, str)]
     if len(texts) < len(conversations):
         tokenizer.check_template()
-    report = DatasetReport(**vars(read), source=source, max_length=options.max_length)
+    report = DatasetReport(**vars(read or ReadReport()), source=source, max_length=options.max_length)
     report.special_token_texts = sum(tokenizer.find_special_token(text) is not None for text in texts)
     attributes = tuple(dict.fromkeys(name for comparison in comparisons for name in comparison.attributes))
     trees, kept = [], []
-    made = make_trees(comparisons, tokenizer, f"tokenizing {source}" if progress else "")
+    made = make_trees(comparisons, tokenizer, f"tokenizing {source}" if progress else "", report)
     for comparison, tree in zip(comparisons, made, strict=True):
         if isinstance(tree, str):
             if options.on_bad_record == "error":

@@ -9,16 +9,22 @@ import json
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
 import transformers
 
+from rmjax.core.config import check_date
 from rmjax.core.errors import InputError
 from rmjax.core.files import identify
 from rmjax.core.progress import progress_bar
+from rmjax.data.records.roles import ROLES
+from rmjax.data.records.tools import split_tools
 from rmjax.data.schema import Message
+from rmjax.data.tokens import pieces, templates
 
+ADDED_PAD = "<|rmjax_pad|>"  # padding token of an artifact whose tokenizer has no token to spare
 _BATCH = 2048  # texts tokenized in one call; the progress bar advances after each
 _CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -42,6 +48,13 @@ def byte_level() -> transformers.PreTrainedTokenizerFast:
     return fast
 
 
+class Encoded(NamedTuple):
+    """A conversation as tokens int32 [length], and what the chat template left out (see `templates.find_left_out`)."""
+
+    tokens: np.ndarray
+    left_out: tuple[str, ...] = ()
+
+
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
     """A model's tokenizer and chat template, with one rule for each kind of conversation.
@@ -50,20 +63,27 @@ class Tokenizer:
     * Strings with `add_eos` get the tokenizer's special tokens, and its EOS token unless they end with it, as in TRL. A
       BOS token that the text starts with is not doubled.
     * Strings without `add_eos` (NeMo-Aligner's `text` and `sentences`) are tokenized with nothing added.
+
+    `date` (YYYY-MM-DD) is what a chat template writes that asks for the present date.
     """
 
     base: transformers.PreTrainedTokenizerBase
     name: str
+    date: str = templates.DEFAULT_DATE
 
     @classmethod
-    def load(cls, path: str) -> "Tokenizer":
+    def load(cls, path: str, date: str = "") -> "Tokenizer":
         """Returns the tokenizer of a Hugging Face directory or hub name; of an empty path, the built-in one.
 
+        Args:
+          date: for its chat template; empty: `templates.DEFAULT_DATE`.
+
         Raises:
-          InputError: the tokenizer is missing or damaged, or is not a fast one.
+          InputError: the tokenizer is missing or damaged, or is not a fast one; or `date` is none.
         """
+        date = check_date(date or templates.DEFAULT_DATE)
         if not path:
-            return cls(byte_level(), "built-in byte level")
+            return cls(byte_level(), "built-in byte level", date)
         if pathlib.Path(path).is_file() and (what := identify(pathlib.Path(path))):
             raise InputError(f"tokenizer {path!r}: {what}")
         try:
@@ -79,7 +99,7 @@ class Tokenizer:
                 f"tokenizer {path!r} is a {type(base).__name__} without tokenizer.json; expected a fast tokenizer: "
                 "convert it, or set config.data.tokenizer"
             )
-        return cls(base, path)
+        return cls(base, path, date)
 
     def __len__(self) -> int:
         return len(self.base)
@@ -87,7 +107,9 @@ class Tokenizer:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of everything that affects tokenization."""
-        parts = (self.base.backend_tokenizer.to_str(), str(self.base.chat_template), str(self.base.special_tokens_map))
+        date = self.date if self.writes_date else ""
+        template = f"{self.base.chat_template}{date}"
+        parts = (self.base.backend_tokenizer.to_str(), template, str(self.base.special_tokens_map))
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def check_vocabulary(self, vocab_size: int) -> None:
@@ -106,22 +128,58 @@ class Tokenizer:
                 "to a tokenizer with one, or use strings"
             )
 
-    def render(self, messages: list[Message]) -> str:
-        """Returns the conversation rendered by the chat template.
+    @property
+    def writes_date(self) -> bool:
+        """Whether the chat template asks for the present date, and gets `date`."""
+        return templates.uses_clock(str(self.base.chat_template))
+
+    def render(self, conversation: list[Message]) -> str:
+        """Returns the conversation rendered by the chat template, which gets its tools apart (see `records.tools`).
 
         Raises:
-          InputError: there is no chat template, it fails, or a message contains a special token.
+          InputError: there is no chat template, it fails, a role is unknown, or a message contains a special token.
         """
-        self.check_template()
-        if (token := self.find_special_token(json.dumps(messages, ensure_ascii=False, default=str))) is not None:
+        messages, tools = split_tools(conversation)
+        source = self._template_source(tools)
+        if (token := self.find_special_token(json.dumps(conversation, ensure_ascii=False, default=str))) is not None:
             raise InputError(
                 f"a message contains the text {token!r}, which is a special token of the tokenizer; remove it, or "
                 "write the conversation as a string, where special tokens are allowed"
             )
+        for role in (message["role"] for message in messages):
+            if role not in ROLES and not templates.names_role(source, role):
+                raise InputError(
+                    f"a message has the role {role!r}, which the chat template does not know; expected "
+                    f"{', '.join(ROLES)} (or human, gpt and the like, which are renamed): rename the role"
+                )
         try:
-            return str(self.base.apply_chat_template(messages, tokenize=False, add_generation_prompt=False))
+            source = templates.fix_clock(source, self.date)
+            return str(self.base.apply_chat_template(messages, [*tools] or None, chat_template=source, tokenize=False))
         except Exception as error:  # jinja lets any exception of the template through
             raise InputError(f"the chat template fails on these messages ({error})") from error
+
+    def _template_source(self, tools: list[dict[str, Any]]) -> str:
+        self.check_template()
+        try:
+            return str(self.base.get_chat_template(None, tools or None))
+        except ValueError as error:
+            raise InputError(f"tokenizer {self.name!r}: {' '.join(str(error).split())[:200]}") from error
+
+    def describe_template(self) -> list[str]:
+        """Returns a line with a user and an assistant message as rendered, and one with the template's additions."""
+        try:
+            text = self.render(list(templates.PROBE))
+        except InputError as error:
+            return [f"chat template: not shown ({error})"]
+        special = [self._special_tokens.pattern] if self._special_tokens else []
+        own = re.split("|".join([*special, *(re.escape(message["content"]) for message in templates.PROBE)]), text)
+        added = templates.describe_additions(own)
+        if self.writes_date:
+            added.append(f"the date {self.date}")
+        return [
+            f"chat template: {text.replace(chr(10), '⏎')}",
+            f"the chat template adds of its own: {', '.join(added) or 'nothing'}",
+        ]
 
     @functools.cached_property
     def bos_prefix(self) -> str:
@@ -136,8 +194,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _special_tokens(self) -> re.Pattern | None:
-        special = [token.content for token in self.base.added_tokens_decoder.values() if token.special]
-        return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True)))) if special else None
+        return pieces.special_pattern(self.base)
 
     def find_special_token(self, text: str) -> str | None:
         """Returns the first special token in a text; None if there is none."""
@@ -160,8 +217,16 @@ class Tokenizer:
 
     def encode(self, conversations: Sequence[str | list[Message]], add_eos: bool = True) -> list[np.ndarray]:
         """Returns the tokens of each conversation, int32 [length]; `add_eos` applies to strings only."""
+        return [encoded.tokens for encoded in self.encode_checked(conversations, add_eos)]
+
+    def encode_checked(self, conversations: Sequence[str | list[Message]], add_eos: bool = True) -> list[Encoded]:
+        """Returns the tokens of each conversation, and what the chat template left out."""
         texts = [text if isinstance(text, str) else self.render(text) for text in conversations]
-        return self.encode_texts(texts, [add_eos and isinstance(text, str) for text in conversations])
+        encoded = self.encode_texts(texts, [add_eos and isinstance(text, str) for text in conversations])
+        return [
+            Encoded(tokens, () if isinstance(given, str) else templates.find_left_out(given, text))
+            for given, text, tokens in zip(conversations, texts, encoded, strict=True)
+        ]
 
     def encode_texts(self, texts: Sequence[str], add_eos: Sequence[bool], progress: str = "") -> list[np.ndarray]:
         """Returns the tokens of each text, int32 [length]; `progress` is the title of a progress bar, "" for none."""
@@ -171,13 +236,23 @@ class Tokenizer:
             chosen = [i for i, add in enumerate(add_eos) if add == special]
             for start in range(0, len(chosen), _BATCH):
                 batch = chosen[start : start + _BATCH]
-                # verbose=False: no warning about the tokenizer's maximum length; `max_length` is checked elsewhere.
-                ids = self.base([texts[i] for i in batch], add_special_tokens=special, verbose=False)["input_ids"]
-                for i, tokens in zip(batch, ids, strict=True):
-                    encoded[i] = np.asarray(self._with_eos(tokens) if special else tokens, np.int32)
+                given = [texts[i] for i in batch]
+                for i, tokens in zip(batch, self._encode_batch(given, special), strict=True):
+                    encoded[i] = np.asarray(tokens, np.int32)
                 bar.update(len(batch))
         bar.close()
         return encoded
+
+    def _encode_batch(self, texts: list[str], add_eos: bool) -> Sequence[np.ndarray | list[int]]:
+        if not add_eos and self._splits_at_special_tokens:
+            return pieces.encode(texts, self.base, self._special_tokens)
+        # verbose=False: no warning about the tokenizer's maximum length; `max_length` is checked elsewhere.
+        ids = self.base(texts, add_special_tokens=add_eos, verbose=False)["input_ids"]
+        return [self._with_eos(tokens) for tokens in ids] if add_eos else ids
+
+    @functools.cached_property
+    def _splits_at_special_tokens(self) -> bool:
+        return pieces.splits_at_special_tokens(self.base)
 
     def token_strings(self, tokens: Sequence[int] | np.ndarray) -> list[str]:
         """Returns the text of each token; a part of a character is shown as U+FFFD."""
@@ -196,23 +271,32 @@ class Tokenizer:
         return tokens if eos is None or tokens[-1:] == [eos] else [*tokens, eos]
 
     def with_separate_pad(self) -> "Tokenizer":
-        """Returns a copy whose padding token never ends a conversation; raises InputError if no special token is free.
+        """Returns a copy whose padding token never ends a conversation: a special token, or else one that is added.
 
         transformers' sequence classifiers read the last token that is not padding; SmolLM2's padding token is the one
-        that ends each message, and Llama 3 has none.
+        that ends each message, and Llama 3 has none. The id of an added token may be beyond the model's embedding.
+
+        Raises:
+          InputError: a token has to be added, and the tokenizer's ids have gaps.
         """
         base = copy.deepcopy(self.base)
         special = [token.content for _, token in sorted(base.added_tokens_decoder.items()) if token.special]
         candidates = filter(None, (base.pad_token, base.unk_token, *special))
-        ending, template = (base.eos_token, base.bos_token), str(base.chat_template or "")
+        ending, template = [base.eos_token, base.bos_token], str(base.chat_template or "")
+        model = json.loads(base.backend_tokenizer.to_str())["model"]
+        if not model.get("byte_fallback") and (model.get("unk_token") or model.get("unk_id") is not None):
+            ending.append(base.unk_token)  # of a text that ends with an unknown word
         free = [token for token in candidates if token not in ending and token not in template]
-        if not free:
-            raise InputError(
-                f"tokenizer {self.name!r} has no special token for padding: each of {special} can end a "
-                "conversation; add a padding token to the tokenizer"
-            )
-        base.pad_token = free[0]
-        return Tokenizer(base, self.name)
+        if free:
+            base.pad_token = free[0]
+        else:
+            base.add_special_tokens({"pad_token": ADDED_PAD})
+            if base.pad_token_id in self.base.get_vocab().values():
+                raise InputError(
+                    f"tokenizer {self.name!r} has no special token for padding, and none can be added since its ids "
+                    "have gaps: add a padding token to it"
+                )
+        return dataclasses.replace(self, base=base)
 
     def save(self, directory: pathlib.Path) -> None:
         """Writes a complete Hugging Face tokenizer directory."""

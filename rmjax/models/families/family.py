@@ -6,15 +6,8 @@ from typing import Any, NamedTuple
 
 from rmjax.core.errors import InputError
 from rmjax.models.architecture import DecoderConfig, RopeScaling
+from rmjax.models.families.keys import check_unknown
 
-# Keys of any family's config.json that do not affect the output of a reward model.
-_IGNORED_KEYS = {
-    "architectures", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "model_type", "torch_dtype",
-    "dtype", "transformers_version", "use_cache", "tie_word_embeddings", "id2label", "label2id", "num_labels",
-    "problem_type", "pretraining_tp", "_name_or_path", "name_or_path", "attention_dropout", "classifier_dropout",
-    "_attn_implementation_autoset", "transformers.js_config", "output_attentions", "output_hidden_states",
-    "return_dict", "chunk_size_feed_forward", "is_encoder_decoder",
-}  # fmt: skip
 _ROPE_KEYS = {"rope_parameters", "rope_scaling"}
 
 
@@ -35,7 +28,7 @@ class Family:
     keys: dict[str, str]  # {key of config.json: field of DecoderConfig}
     defaults: dict[str, Any]  # {key: value} of keys that may be missing
     constants: dict[str, Any]  # {key: value} of keys of which only one value is implemented
-    ignored_keys: frozenset[str]  # besides `_IGNORED_KEYS`
+    ignored_keys: frozenset[str]  # besides those of every family (`rmjax.models.families.keys`)
     tensors: tuple[TensorName, ...]  # one for each parameter
     unused_tensors: str  # regex of the names of tensors that a reward model does not use
 
@@ -58,11 +51,7 @@ class Family:
                 raise InputError(f"{path}: {key} is {value!r}; only {supported!r} is implemented")
         if missing := [key for key in self.keys if found.get(key) is None]:
             raise InputError(f"{path}: the key {missing[0]!r} is missing")
-        if unknown := sorted(set(values) - {*self.keys, *constants} - _ROPE_KEYS - _IGNORED_KEYS - self.ignored_keys):
-            raise InputError(
-                f"{path}: the key {unknown[0]!r} = {values[unknown[0]]!r} is not known for the model family "
-                f"{self.model_type!r} ({len(unknown)} unknown keys); if it does not affect the output, remove it"
-            )
+        check_unknown(values, {*self.keys, *constants} | _ROPE_KEYS | self.ignored_keys, path, self.model_type)
         floats = {field.name for field in dataclasses.fields(DecoderConfig) if field.type is float}
         convert = lambda field, value: float(value) if field in floats else value
         fields: dict[str, Any] = {field: convert(field, found[key]) for key, field in self.keys.items()}

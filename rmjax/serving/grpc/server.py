@@ -104,6 +104,8 @@ class InferenceService:
         response = service_pb2.ModelInferResponse(model_name=name, model_version=protocol.VERSION, id=request.id)
         for output, values in protocol.select_outputs(names, outputs).items():
             add_output(response, output, values)
+        for key, text in call.notes.items():
+            response.parameters[key].string_param = text
         return response
 
     async def ModelStreamInfer(self, requests: AsyncIterator, context) -> AsyncIterator:

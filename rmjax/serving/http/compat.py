@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct
 
 from rmjax.data.records.conversations import join_strings
 from rmjax.serving.engine.queue import check_sequence
@@ -126,7 +126,7 @@ async def tokenize(model: Any, body: schemas.TokenizeBody, call: Call) -> schema
     """
     if (reader := getattr(model, "reader", None)) is None:
         raise RequestError(f"model {model.metrics.model!r} has no text input; name a reward model in 'model'")
-    source, text = _text_or_messages("prompt", body.prompt, body.messages)
+    source, text = _text_or_messages("prompt", body.prompt, body)
     if reader.queued >= _MAX_QUEUED:
         raise Overloaded(f"{reader.queued} texts are queued for the tokenizer, the maximum: retry later")
     (tokens,), (cut,) = await reader.tokenize([text], source, call)
@@ -143,7 +143,7 @@ async def _vllm(model: RewardService, body: schemas.VllmBody, call: Call, kind: 
         raise RequestError(f"'encoding_format' of the body is {body.encoding_format!r:.40}; expected 'float'")
     if body.truncate_prompt_tokens:
         call = dataclasses.replace(call, truncate="left", limit=max(body.truncate_prompt_tokens, 0))
-    source, found = _text_or_messages("input", body.input, body.messages)
+    source, found = _text_or_messages("input", body.input, body)
     conversations = [found]
     if body.messages is UNSET:
         source, conversations = _texts_or_tokens(model, found)
@@ -162,18 +162,21 @@ async def _vllm(model: RewardService, body: schemas.VllmBody, call: Call, kind: 
     count = sum(scored.lengths)
     usage = {"prompt_tokens": count, "total_tokens": count, "completion_tokens": 0}
     name = body.model or model.metrics.model
-    return schemas.VllmResponse(f"{kind}-{uuid.uuid4().hex}", "list", int(time.time()), name, items, usage)
+    left_out = call.notes.get("left_out", UNSET)
+    return schemas.VllmResponse(f"{kind}-{uuid.uuid4().hex}", "list", int(time.time()), name, items, usage, left_out)
 
 
-def _text_or_messages(name: str, text: Any, messages: list[dict[str, Any]] | UnsetType) -> tuple[InputName, Any]:
-    """Returns the name and value of the one field that is set, of the field `name` and `messages`."""
-    if (text is UNSET) == (messages is UNSET):
+def _text_or_messages(name: str, text: Any, body: schemas.VllmBody | schemas.TokenizeBody) -> tuple[InputName, Any]:
+    """Returns the name and value of the one field that is set, of the field `name` and `messages`, with the tools."""
+    if (text is UNSET) == (body.messages is UNSET):
         found = "neither" if text is UNSET else "both"
         raise RequestError(f"the body has {found} of the fields {name!r} and 'messages'; expected one")
-    if messages is UNSET:
+    if body.messages is UNSET:
+        if body.tools:
+            raise RequestError(f"the body has 'tools' beside {name!r}, which no chat template renders; give 'messages'")
         return field_name(name), text
     source = field_name("messages")
-    return source, check_messages(source.text, messages)
+    return source, check_messages(source.text, body.messages, body.tools)
 
 
 def _texts_or_tokens(model: RewardService, found: str | list[Any]) -> tuple[InputName, list[Conversation]]:

@@ -22,6 +22,7 @@ def _doc(description: str, **schema: Any) -> Meta:
 Ignored = Annotated[Any, _doc("Ignored.")]
 ModelName = Annotated[str | None, _doc("Name or path of a model; default: the server's first.")]
 Messages = Annotated[list[dict[str, Any]], _doc("Chat messages, instead of a text.", items=_MESSAGE)] | UnsetType
+Tools = Annotated[list[dict[str, Any]] | None, _doc("Tools that the chat template renders with the messages.")]
 Truncated = Annotated[bool, _doc("True if the text was too long and was cut, else absent.")] | UnsetType
 Elements = Annotated[list[Any], _doc("Elements in row-major order, flat or nested.")] | UnsetType
 Shape = Annotated[list[int], _doc("Size of each axis.")]
@@ -75,6 +76,10 @@ class InferResponse(Struct):
     model_version: str
     outputs: list[OutputTensor]
     id: str | UnsetType = UNSET
+    parameters: (
+        Annotated[dict[str, str], _doc("`left_out`: what the chat template left out of messages, if anything.")]
+        | UnsetType
+    ) = UNSET
 
 
 class IndexBody(Struct):
@@ -132,6 +137,7 @@ class VllmBody(Struct):
         UNSET
     )
     messages: Messages = UNSET
+    tools: Tools = None
     use_activation: Annotated[bool | None, _doc("Return probabilities; default: true for /classify only.")] = None
     activation: Annotated[bool | None, _doc("Former name of `use_activation`, takes precedence.")] = None
     add_special_tokens: Annotated[bool | None, _doc("Start texts with the BOS token; default: true.")] = None
@@ -157,6 +163,7 @@ class VllmResponse(Struct):
     model: str
     data: Annotated[list[VllmItem], _doc("One item per text.")]
     usage: Annotated[dict[str, int], _doc("Numbers of tokens.")]
+    left_out: Annotated[str, _doc("What the chat template left out of the messages, if anything.")] | UnsetType = UNSET
 
 
 class TokenizeBody(Struct):
@@ -165,6 +172,7 @@ class TokenizeBody(Struct):
     model: ModelName = None
     prompt: str | UnsetType = UNSET
     messages: Messages = UNSET
+    tools: Tools = None
     return_token_strs: Annotated[bool | None, _doc("Return the text of each token; default: false.")] = None
 
 

@@ -154,8 +154,8 @@ class HttpApplication:
             parsed, tensors = read_infer(body, request.headers.get(LENGTH_HEADER), model.inputs)
             names = [output.name for output in parsed.outputs or []]
             check_outputs(names, model)
-            outputs = await model.infer(tensors, self._call(request, parsed.parameters or {}))
-        content, header_length = write_infer(parsed, name, select_outputs(names, outputs))
+            outputs = await model.infer(tensors, call := self._call(request, parsed.parameters or {}))
+        content, header_length = write_infer(parsed, name, select_outputs(names, outputs), call.notes)
         if header_length is None:
             return Response(content, media_type="application/json")
         headers = {LENGTH_HEADER: str(header_length)}

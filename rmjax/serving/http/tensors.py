@@ -121,8 +121,10 @@ def _from_json(name: str, datatype: str, data: list[Any]) -> np.ndarray:
         raise RequestError(f"tensor {name!r} holds a number that is not {datatype}: it is too large") from error
 
 
-def write_infer(parsed: InferBody, model: str, outputs: Arrays) -> tuple[bytes, int | None]:
-    """Returns the body of the response, and the bytes of its JSON if binary data follow."""
+def write_infer(
+    parsed: InferBody, model: str, outputs: Arrays, notes: Mapping[str, str] | None = None
+) -> tuple[bytes, int | None]:
+    """Returns the body of the response, and the bytes of its JSON if binary data follow; `notes` are its parameters."""
     default = (parsed.parameters or {}).get("binary_data_output") or False
     binary = {output.name: output.parameters and output.parameters.binary_data for output in parsed.outputs or []}
     tensors, contents = [], []
@@ -134,5 +136,6 @@ def write_infer(parsed: InferBody, model: str, outputs: Arrays) -> tuple[bytes, 
         else:
             tensor.data = values.ravel().tolist()
         tensors.append(tensor)
-    header = msgspec.json.encode(InferResponse(model, VERSION, tensors, parsed.id or msgspec.UNSET))
+    parameters = dict(notes) if notes else msgspec.UNSET
+    header = msgspec.json.encode(InferResponse(model, VERSION, tensors, parsed.id or msgspec.UNSET, parameters))
     return b"".join((header, *contents)), len(header) if contents else None

@@ -71,6 +71,7 @@ class Critic:
         self._mesh, self._rows = mesh, rows
         adamw = optax.adamw(learning_rate, weight_decay=0.0)
         self._optimizer = optax.chain(optax.clip_by_global_norm(_GRAD_CLIP), adamw)
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)  # see `rmjax.training.step.Trainer.init`
         init = lambda params: {"step": jnp.int32(0), "params": params, "opt_state": self._optimizer.init(params)}
         abstract = jax.eval_shape(init, params)
         shardings = state_shardings(mesh, abstract)

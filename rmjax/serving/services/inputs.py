@@ -11,13 +11,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from rmjax.core.errors import InputError
 from rmjax.data.records.fields import BadField
 from rmjax.data.records.fields import messages as chat_messages
+from rmjax.data.records.tools import tools_message
 from rmjax.data.schema import Message
 from rmjax.data.tokens.tokenizer import Tokenizer
 from rmjax.serving.errors import DeadlineExceeded, InputName, RequestError, tensor_name
+from rmjax.serving.metrics import ModelMetrics
 from rmjax.serving.protocol import Arrays, Call, Tensor
 from rmjax.serving.services.tokenizer_thread import Text, TokenizerThread
 
@@ -32,6 +35,7 @@ TOKENS = tensor_name("tokens")
 EXCEEDED = Tensor("INT32", (-1, 1))  # an output: 1 if the sequence exceeded the limit and was truncated
 _CHARACTERS_PER_TOKEN = 100  # more than any real text has; longer texts would only keep the tokenizer busy
 _MESSAGE_EXAMPLE = '{"role": "user", "content": "Hi"}'
+_MAX_LOGGED = 20  # kinds of content that a chat template leaves out; a kind may hold a tag of the request's text
 _MIN_CHARACTER_LIMIT = 1 << 20  # texts up to this length are tokenized in any case, for truncation
 
 Conversation = Text | np.ndarray
@@ -45,10 +49,19 @@ class InputReader:
       vocab_size: V; token ids in requests must be smaller.
       max_length: tokens of the longest sequence.
       truncate: truncate overlong sequences on the right even if the request does not ask for it.
+      metrics: count the conversations of which the chat template leaves out content.
     """
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, max_length: int, truncate: bool = False):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        vocab_size: int,
+        max_length: int,
+        truncate: bool = False,
+        metrics: ModelMetrics | None = None,
+    ):
         self.max_length, self.truncate = max_length, truncate
+        self._metrics, self._logged = metrics, set[str]()
         self._tokenizer, self._vocab_size = TokenizerThread(tokenizer), vocab_size
         self._bos_prefix, self._pad_and_eos = tokenizer.bos_prefix, tokenizer.pad_and_eos
 
@@ -63,7 +76,7 @@ class InputReader:
         Args:
           tensors: one of
             `sentences` [B, 1], UTF-8 text;
-            `messages` [B, 1], a JSON list of chat messages each;
+            `messages` [B, 1], a JSON list of chat messages each, or an object {"messages": list, "tools": list};
             `tokens` [B, S] and `sequence_lengths` [B, 1], padded on the right.
             With `sentences`, tokens are ignored, as in NeMo-Aligner's servers, and `add_EOS` [B, 1] of its annotation
             script, whose values must all be equal, replaces `call.add_eos`.
@@ -99,7 +112,8 @@ class InputReader:
     ) -> tuple[list[np.ndarray], np.ndarray]:
         """Returns the tokens int [length] of B conversations, and whether each exceeded the limit, bool [B].
 
-        Strings get special tokens and EOS only with `call.add_eos`; messages are rendered with the chat template.
+        Strings get special tokens and EOS only with `call.add_eos`; messages are rendered with the chat template, and
+        what it leaves out of them is noted in `call.notes`.
         Overlong sequences are truncated only with `call.truncate` or the server's own `truncate`.
 
         Raises:
@@ -113,7 +127,7 @@ class InputReader:
                 texts.append(conversation)
         try:
             async with asyncio.timeout_at(call.deadline if texts and call.deadline < math.inf else None):
-                encoded = iter(await self._tokenizer.encode(texts, call.add_eos) if texts else ())
+                encoded = await self._tokenizer.encode(texts, call.add_eos) if texts else []
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the request was tokenized") from None
         except InputError:  # raised by the chat template, or there is none; find the conversation that causes it
@@ -124,12 +138,25 @@ class InputReader:
                 except InputError as error:
                     raise RequestError(f"{source.row(row)}: {error}") from error
             raise
-        sequences = [c if isinstance(c, np.ndarray) else next(encoded) for c in conversations]
+        if left_out := {kind for entry in encoded for kind in entry.left_out}:
+            self._note_left_out(left_out, sum(bool(entry.left_out) for entry in encoded), call)
+        tokens = iter(entry.tokens for entry in encoded)
+        sequences = [c if isinstance(c, np.ndarray) else next(tokens) for c in conversations]
         limit = min(call.limit or self.max_length, self.max_length)
         exceeded = np.array([len(sequence) > limit for sequence in sequences], bool)
         if call.truncate or self.truncate:
             sequences = [s[-limit:] if call.truncate == "left" else s[:limit] for s in sequences]
         return sequences, exceeded
+
+    def _note_left_out(self, kinds: set[str], count: int, call: Call) -> None:
+        """Notes what the chat template left out of `count` conversations, and logs each kind once."""
+        call.notes["left_out"] = ", ".join(sorted(kinds))
+        if self._metrics is None:
+            return
+        self._metrics.left_out.inc(count)
+        for kind in sorted(kinds - self._logged)[: _MAX_LOGGED - len(self._logged)]:
+            self._logged.add(kind)
+            logging.warning("model %s: the chat template leaves out content of requests: %s", self._metrics.model, kind)
 
     async def token_strings(self, tokens: np.ndarray) -> list[str]:
         """Returns the text of each token."""
@@ -196,14 +223,18 @@ class InputReader:
             ) from error
 
 
-def check_messages(name: str, messages: Any) -> list[Message]:
-    """Returns chat messages in the form used in training; raises RequestError, with the input's name, if invalid."""
+def check_messages(name: str, messages: Any, tools: Any = None) -> list[Message]:
+    """Returns messages and tools in the form of training; raises RequestError, with the input's name, if invalid."""
     if not isinstance(messages, list) or not messages:
         raise RequestError(
             f"{name} is {json.dumps(messages):.60}; expected a list of chat messages: [{_MESSAGE_EXAMPLE}, ...]"
         )
     try:
-        return chat_messages(messages, name)
+        first = tools_message(tools)
+    except BadField as error:
+        raise RequestError(f"{name}: {error}") from error
+    try:
+        return [*first, *chat_messages(messages, name)]
     except BadField as error:
         problem = str(error).replace(f" of {name}", "")
         raise RequestError(f"{name}: {problem}; a message is like {_MESSAGE_EXAMPLE}") from error
@@ -231,4 +262,6 @@ def _parse_messages(name: str, text: str) -> list[Message]:
             f"{name} is {text[:60]!r}, which is not JSON ({error}); expected a list of chat messages as JSON text: "
             f"[{_MESSAGE_EXAMPLE}, ...]"
         ) from error
+    if isinstance(messages, dict):
+        return check_messages(name, messages.get("messages"), messages.get("tools"))
     return check_messages(name, messages)

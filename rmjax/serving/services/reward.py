@@ -57,7 +57,7 @@ class RewardService:
         metadata: Mapping[str, Any] | None = None,
     ):
         self.engine, self.attributes, self.prompt_format = engine, tuple(attributes), prompt_format
-        self.reader = InputReader(tokenizer, vocab_size, engine.max_length, truncate)
+        self.reader = InputReader(tokenizer, vocab_size, engine.max_length, truncate, engine.metrics)
         self.metrics, self.max_batch_size = engine.metrics, engine.queue_size
         self.outputs = {"rewards": Tensor("FP32", (-1, len(self.attributes))), "exceeded": EXCEEDED}
         self.metadata = {"attributes": list(attributes), "max_length": engine.max_length, **(metadata or {})}

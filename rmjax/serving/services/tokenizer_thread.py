@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rmjax.data.schema import Message
-from rmjax.data.tokens.tokenizer import Tokenizer
+from rmjax.data.tokens.tokenizer import Encoded, Tokenizer
 from rmjax.serving.engine.batch_window import BatchWindow
 
 Text = str | list[Message]
@@ -19,7 +19,7 @@ _MAX_BATCH = 256  # texts in one call of the tokenizer; bounds how long a reques
 class _Request(NamedTuple):
     texts: Sequence[Text]
     add_eos: bool
-    future: asyncio.Future[list[np.ndarray]]
+    future: asyncio.Future[list[Encoded]]
 
 
 class TokenizerThread:
@@ -37,8 +37,8 @@ class TokenizerThread:
         self._task: asyncio.Task | None = None
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="tokenize")
 
-    async def encode(self, texts: Sequence[Text], add_eos: bool) -> list[np.ndarray]:
-        """Returns the tokens of each text, int32 [length]; raises what `Tokenizer.encode` raises for these texts."""
+    async def encode(self, texts: Sequence[Text], add_eos: bool) -> list[Encoded]:
+        """Returns what `Tokenizer.encode_checked` returns for these texts; raises what it raises."""
         request = _Request(texts, add_eos, asyncio.get_running_loop().create_future())
         self._requests.append(request)
         self.queued += len(texts)
@@ -73,14 +73,14 @@ class TokenizerThread:
                     request.future.set_result(result)
         self._task = None
 
-    def _encode_batch(self, batch: list[_Request]) -> list[list[np.ndarray] | Exception]:
-        """Returns the tokens of each request's texts, or the exception that these texts alone raise."""
-        results: list[list[np.ndarray] | Exception] = [[]] * len(batch)
+    def _encode_batch(self, batch: list[_Request]) -> list[list[Encoded] | Exception]:
+        """Returns each request's encoded texts, or the exception that these texts alone raise."""
+        results: list[list[Encoded] | Exception] = [[]] * len(batch)
         for add_eos in (False, True):
             chosen = [i for i, request in enumerate(batch) if request.add_eos == add_eos]
             texts = [text for i in chosen for text in batch[i].texts]
             try:
-                encoded = iter(self._tokenizer.encode(texts, add_eos) if texts else ())
+                encoded = iter(self._tokenizer.encode_checked(texts, add_eos) if texts else ())
                 for i in chosen:
                     results[i] = [next(encoded) for _ in batch[i].texts]
             except BaseException as error:  # a Rust panic in the tokenizer is not an Exception

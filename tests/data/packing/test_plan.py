@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmjax.core.errors import InputError
-from rmjax.data.packing.plan import choose_row_length, evaluation_plan, make_mixture, short_row_length, training_plan
+from rmjax.data.packing.order import make_mixture
+from rmjax.data.packing.plan import choose_row_length, evaluation_plan, short_row_length, training_plan
+from rmjax.data.packing.rows import pack_steps
 
 
 def make(n=23, batch_size=5, steps=0, epochs=2.0, row_length=64, short_length=0, microbatch_rows=2, seed=3):
@@ -60,7 +62,7 @@ def test_sizes_bound_every_step():
     plan = make()
     for step in range(plan.num_steps):
         rows = plan.rows(step)
-        full, total = plan.microbatches(plan.rows(step))
+        full, total = plan.microbatches(step)
         assert full == total <= plan.sizes.microbatches
         assert max(2 * len(row) for row in rows) <= plan.sizes.readouts
     assert plan.sizes.tokens == 2 * plan.lengths.sum()
@@ -75,13 +77,86 @@ def test_short_rows_are_last_and_their_microbatches_are_counted(microbatch_rows)
         rows = plan.rows(step)
         assert sorted(map(tuple, rows)) == sorted(map(tuple, same.rows(step)))
         used = [plan.lengths[row].sum() for row in rows]
-        full, total = plan.microbatches(plan.rows(step))
+        full, total = plan.microbatches(step)
         parts = [used[i : i + microbatch_rows] for i in range(0, len(used), microbatch_rows)]
         assert len(parts) == total
         assert [max(part) <= 32 for part in parts] == [i >= full for i in range(total)]
         padded_tokens += microbatch_rows * (64 * full + 32 * (total - full))
     assert plan.sizes.padded_tokens == padded_tokens < same.sizes.padded_tokens
     assert sum(plan.padded_tokens([step]) for step in range(plan.num_steps)) == padded_tokens
+
+
+def first_fit_decreasing(lengths, row_length):
+    """The definition: each tree, longest first (ties by index), in the first row with enough free tokens."""
+    rows = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        fits = (row for row in rows if sum(lengths[k] for k in row) + lengths[i] <= row_length)
+        if (row := next(fits, None)) is None:
+            rows.append(row := [])
+        row.append(i)
+    return rows
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=120),
+    row_length=st.integers(40, 100),
+    batch_size=st.integers(1, 30),
+    short=st.booleans(),
+    epochs=st.sampled_from([0.4, 1.0, 2.5]),
+    microbatch_rows=st.integers(1, 3),
+    block=st.sampled_from([1, 50, 1 << 18]),
+)
+def test_the_plan_equals_its_definition(lengths, row_length, batch_size, short, epochs, microbatch_rows, block):
+    short_length = row_length // 2 if short else 0
+    counts = np.arange(len(lengths)) % 4
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rmjax.data.packing.plan._BLOCK", block)
+        made = training_plan(
+            np.array(lengths),
+            counts + 1,
+            counts,
+            batch_size=batch_size,
+            steps=0,
+            epochs=epochs,
+            row_length=row_length,
+            short_length=short_length,
+            microbatch_rows=microbatch_rows,
+            seed=1,
+        )
+        sizes = made.sizes
+    all_rows, most = [], 0
+    for step in range(made.num_steps):
+        chosen = made.comparisons(step).tolist()
+        packed = first_fit_decreasing([lengths[i] for i in chosen], row_length)
+        rows = [[chosen[i] for i in row] for row in packed]
+        rows.sort(key=lambda row: sum(lengths[i] for i in row) <= short_length)  # stable
+        assert made.rows(step) == rows
+        full = sum(sum(lengths[i] for i in row) > short_length for row in rows)
+        assert made.microbatches(step).tolist() == [-(-full // microbatch_rows), -(-len(rows) // microbatch_rows)]
+        all_rows, most = all_rows + rows, max(most, -(-len(rows) // microbatch_rows))
+    assert sizes.microbatches == most
+    assert sizes.readouts == max(sum(i % 4 + 1 for i in row) for row in all_rows)
+    assert sizes.edges == max(sum(i % 4 for i in row) for row in all_rows)
+    assert sizes.tokens == sum(lengths[i] for row in all_rows for i in row)
+
+
+def test_a_plan_is_packed_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        "rmjax.data.packing.plan.pack_steps", lambda *arguments: calls.append(arguments) or pack_steps(*arguments)
+    )
+    made = make(n=23, batch_size=5, epochs=1.0)
+    assert made.sizes.tokens == made.lengths.sum()
+    assert [len(arguments[0]) for arguments in calls] == [4, 1]  # the full steps, and the shorter last one
+    for step in range(made.num_steps):
+        made.rows(step)
+    assert len(calls) == 2
+
+
+def test_a_comparison_longer_than_a_row_is_named():
+    with pytest.raises(InputError, match=r"comparison 14 has 58 tokens.*at most row_length = 50"):
+        _ = make(row_length=50).sizes
 
 
 def test_evaluation_plan_covers_all_comparisons_in_order():

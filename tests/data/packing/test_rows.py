@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rmjax.core.errors import InputError
-from rmjax.data.packing.rows import fill_rows, pack, split_readouts
+from rmjax.data.packing.rows import fill_rows, pack, pack_steps, split_readouts
 from rmjax.data.schema import Edge, packed_spec
 from rmjax.data.tokens.trees import make_tree
 
@@ -22,6 +22,21 @@ def test_packing_places_each_tree_once_and_never_overfills_a_row(lengths, row_le
         for i in range(j)
         if lengths[rows[j][0]] <= min(lengths[k] for k in rows[i])
     )
+
+
+@given(
+    st.integers(1, 5).flatmap(
+        lambda lists: st.lists(st.lists(st.integers(1, 50), min_size=9, max_size=9), min_size=lists, max_size=lists)
+    ),
+    st.integers(50, 90),
+)
+def test_several_lists_are_packed_as_one_by_one(lengths, row_length):
+    limits = row_length + np.arange(len(lengths))  # each list may have its own
+    order, row, used = pack_steps(np.array(lengths), limits)
+    for k, one in enumerate(lengths):
+        rows = pack(one, int(limits[k]))
+        assert [order[k, row[k] == b].tolist() for b in range(len(rows))] == rows
+        assert used[k].tolist() == [sum(one[i] for i in placed) for placed in rows] + [0] * (9 - len(rows))
 
 
 def test_tree_longer_than_a_row_raises():

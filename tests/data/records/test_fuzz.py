@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rmjax.data.records.formats import FORMATS, iterate_comparisons
+from rmjax.data.records.formats import FORMATS, parse_sources
+from rmjax.data.records.formats.examples import EXAMPLES
 from rmjax.data.records.options import ReadOptions
 from rmjax.data.records.sources import BadRecord
 from rmjax.data.schema import Comparison, Tree
@@ -16,7 +17,8 @@ from rmjax.data.tokens.rendering import make_trees
 from rmjax.data.tokens.tokenizer import Tokenizer
 
 MESSAGES = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-GOOD = {
+GOOD = EXAMPLES | {
+    "pku_saferlhf": {"prompt": "p", "response_0": "a", "response_1": "b", "better_response_id": 1},
     "pairs": {"prompt": "p", "chosen": "a", "rejected": "b", "margin": 1.0, "strength": 2, "subset": "s"},
     "nemo_binary": {"text": "t"},
     "nemo_regression": {"text": "t", "label": [1, -100, 2.5]},
@@ -77,7 +79,7 @@ def test_valid_records_of_every_format_are_parsed(format, tmp_path, tokenizer):
         second["text"] += "!"
     path = tmp_path / "in.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in (first, second)))
-    items = list(iterate_comparisons(str(path), ReadOptions(format=format)))
+    items = list(parse_sources(str(path), ReadOptions(format=format)))
     assert len(items) == (1 if format in ("nemo_binary", "nemo_preference") else 2)
     assert all(isinstance(item, Comparison) for item in items), items
     assert all(isinstance(tree, Tree) for tree in make_trees(items, tokenizer))
@@ -90,7 +92,7 @@ def test_records_with_faults_give_comparisons_or_bad_records(format, tmp_path, t
     records = [data.draw(faulty(GOOD[format])) for _ in range(2)]
     path = tmp_path / "in.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    items = list(iterate_comparisons(str(path), ReadOptions(format=format, strings=strings, labeled=labeled)))
+    items = list(parse_sources(str(path), ReadOptions(format=format, strings=strings, labeled=labeled)))
     assert 1 <= len(items) <= 2
     for item in items:
         assert item.where.startswith(f"{path}:")

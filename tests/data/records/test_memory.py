@@ -9,7 +9,7 @@ import pytest
 
 from rmjax.core.errors import InputError
 from rmjax.data.description import describe, overlap
-from rmjax.data.records.formats import iterate_comparisons
+from rmjax.data.records.formats import parse_sources
 from rmjax.data.records.options import ReadOptions
 from rmjax.data.records.read import read_comparisons, read_items
 from rmjax.data.records.sources import ReadReport, find_sources, memory_source
@@ -32,7 +32,7 @@ def write(path, records):
 
 def read(source, **options):
     report = ReadReport()
-    return [vars(item) for item in iterate_comparisons(source, ReadOptions(**options), report)], report
+    return [vars(item) for item in parse_sources(source, ReadOptions(**options), report)], report
 
 
 def without_place(items):

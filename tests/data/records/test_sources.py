@@ -80,6 +80,11 @@ MISTAKES = [
     ),
     ("a.jsonl", b"\n <!DOCTYPE html><html>", "this is an HTML page; download the file itself"),
     ("a.parquet", b"\xef\xbb\xbf<html>", "this is an HTML page"),
+    ("a.json", b"<!-- saved -->\n<html>", "this is an HTML page"),
+    ("a.csv", b"<head><title>404</title></head>", "this is an HTML page"),
+    ("a.parquet", b"<?xml version='1.0'?><Error>", "this is XML; download the file itself"),
+    ("a.json", LFS, "this is a git-lfs pointer"),
+    ("a.parquet", LFS, "this is a git-lfs pointer"),
     ("a.csv", LFS, "this is a git-lfs pointer instead of the file; run `git lfs pull`"),
     ("a.jsonl.gz", LFS, "this is a git-lfs pointer"),
     ("model.gguf", b"GGUF\x03", "this is a GGUF model; give the Hugging Face directory"),
@@ -126,6 +131,14 @@ def test_a_directory_given_by_mistake_is_named(tmp_path, files, message):
         (tmp_path / "given" / file).write_text("{}")
     with pytest.raises(InputError, match=rf"data '.*given': {message}"):
         find_sources(tmp_path / "given")
+
+
+@pytest.mark.parametrize(("content", "message"), [(LFS, "a git-lfs pointer instead"), (b"<html>", "an HTML page")])
+def test_a_file_of_a_directory_that_was_not_downloaded_is_named(tmp_path, content, message):
+    (tmp_path / "repository" / "data").mkdir(parents=True)
+    (tmp_path / "repository" / "data" / "train-00000-of-00001.parquet").write_bytes(content)
+    with pytest.raises(InputError, match=rf"repository/data/train-00000-of-00001\.parquet: this is {message}"):
+        count(tmp_path / "repository")
 
 
 def test_an_empty_name_is_refused():

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -41,6 +43,17 @@ def test_concatenated_datasets_keep_their_trees_places_and_subsets():
         assert tree.readouts == expected.readouts
         assert tree.edges == expected.edges
         np.testing.assert_array_equal(np.concatenate(tree.branches), np.concatenate(expected.branches))
+
+
+def test_tokens_of_several_sources_are_not_copied():
+    one, two = make(["p yes", "p no"]), make(["q yes", "q no", "q"], "b:1")
+    joined = concatenate([one, make(["r"]), two])
+    assert np.shares_memory(joined.tree(0).prefix, one.tokens)
+    assert np.shares_memory(joined.tree(2).branches[1], two.tokens)
+    assert len(joined.tokens) == len(one.tokens) + 1 + 1 + len(two.tokens)
+    whole = dataclasses.replace(joined, tokens=np.concatenate(joined.tokens.parts))
+    assert joined.fingerprint() == whole.fingerprint()
+    assert joined.overlap(whole) == [0, 1, 2]
 
 
 def test_concatenate_returns_a_single_dataset_itself():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from rmjax.core.errors import InputError
+from rmjax.data.records.formats.examples import missing
 from rmjax.data.records.sources import ReadReport
 from rmjax.data.tokens.load import load_dataset
 from rmjax.data.tokens.tokenize import DatasetOptions, tokenize
@@ -49,7 +50,7 @@ def test_report_names_the_causes_with_count_and_first_example(tokenizer, tmp_pat
         dataset, report = load(source, tokenizer, max_length=20, on_bad_record="skip")
         assert (len(dataset), report.cached) == (1, cached)
         assert report.causes() == [
-            f"3 records skipped (first: {source[0]}:1: no 'rejected'; a pair needs chosen and rejected)",
+            f"3 records skipped (first: {source[0]}:1: {missing('rejected', 'pairs')})",
             f"2 comparisons longer than max_length = 20 (first: {source[0]}:2, 46 tokens)",
         ]
         assert (report.first_overlong, report.first_overlong_length) == (f"{source[0]}:2", 46)
@@ -90,7 +91,7 @@ BAD = [
     (PAIR | {"chosen": "  "}, "a.jsonl:2: chosen is empty"),
     (PAIR | {"rejected": " Yes."}, "a.jsonl:2: chosen equals rejected"),
     (PAIR | {"chosen": 3}, "a.jsonl:2: chosen is 3; expected a string or a list of messages"),
-    (PAIR | {"prompt": [{"role": "user", "content": "x"}]}, "a.jsonl:2: prompt is a list but chosen a string"),
+    (PAIR | {"prompt": {"role": "user", "content": "x"}}, "a.jsonl:2: prompt is a dict but chosen a string"),
     (
         {"chosen": [{"content": "x"}], "rejected": "r"},
         "a.jsonl:2: message[0] of chosen is {'content': 'x'}; expected an object with role",
@@ -205,7 +206,7 @@ def test_missing_template_raises_even_when_bad_records_are_skipped(tokenizer, tm
 
 
 def test_unknown_first_record_raises_with_its_line(tokenizer, tmp_path):
-    with pytest.raises(InputError, match=r"a\.jsonl:2: the record has the keys \['foo'\]"):
+    with pytest.raises(InputError, match=r"a\.jsonl:2: no format has the fields foo; rename fields"):
         load(write(tmp_path / "a.jsonl", ["{", {"foo": 1}]), tokenizer)
     with pytest.raises(InputError, match=r"a\.jsonl:1: not JSON"):
         load(write(tmp_path / "a.jsonl", ["{", "}"]), tokenizer)

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import tokenizers
 
+from rmjax.data.records.formats.process import parse_process
 from rmjax.data.records.options import ReadOptions
-from rmjax.data.records.process import parse_process
 from rmjax.data.schema import Comparison
 from rmjax.data.tokens.rendering import make_trees, separate_prompt
 from rmjax.data.tokens.tokenizer import Tokenizer

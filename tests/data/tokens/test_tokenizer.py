@@ -86,6 +86,24 @@ def test_separate_padding_token_never_ends_a_conversation(tokenizer, shared_data
     assert smollm2.with_separate_pad().base.pad_token == "<|endoftext|>"
 
 
+def words(vocabulary, **options):
+    """Returns a tokenizer of whole words whose unknown words are `[UNK]`."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options)
+
+
+def test_a_padding_token_is_added_where_none_is_free():
+    """Neither the EOS token nor the token of unknown words is free: a conversation may end with them."""
+    tokenizer = Tokenizer(words({"<eos>": 0, "a": 1, "[UNK]": 2}, eos_token="<eos>", unk_token="[UNK]"), "words")
+    padded = tokenizer.with_separate_pad().base
+    assert (padded.pad_token, padded.pad_token_id) == ("<|rmjax_pad|>", 3)
+    assert padded("a <eos> b")["input_ids"] == tokenizer.base("a <eos> b")["input_ids"] == [1, 0, 2]
+    assert tokenizer.base.pad_token is None
+    with pytest.raises(InputError, match="none can be added since its ids have gaps"):
+        Tokenizer(words({"<eos>": 0, "a": 2}, eos_token="<eos>"), "gaps").with_separate_pad()
+
+
 def test_bos_prefix_is_the_bos_that_the_tokenizer_adds():
     plain, base = Tokenizer.load(""), byte_level()
     base.add_special_tokens({"bos_token": "<bos>"})

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import types
 
 import jax
@@ -68,6 +69,20 @@ def test_training_reduces_the_loss_and_resumes_from_a_checkpoint(tiny_scorer, tm
     assert again.checkpoint_step == critic.checkpoint_step == 20
     np.testing.assert_array_equal(np.concatenate(again.values(sequences)), after)
     assert again.train(sequences, wanted) == pytest.approx(critic.train(sequences, wanted), rel=1e-6)
+
+
+def test_a_critic_of_bfloat16_parameters_trains_in_float32(tiny_scorer, tmp_path):
+    scorer, _ = tiny_scorer
+    model, mesh = dataclasses.replace(scorer.model, param_dtype="bfloat16"), make_mesh()
+    with jax.set_mesh(mesh):
+        critic = make_critic(types.SimpleNamespace(model=model), tmp_path, learning_rate=1e-6)
+        before = jax.device_get(critic.params)
+    wanted = np.stack([np.full(12, 0.5), np.full(12, 0.5), np.ones(12)], 1).astype(np.float32)
+    for _ in range(3):
+        critic.train([np.arange(5, 17, dtype=np.int32)], [wanted])
+    leaves = jax.tree.leaves((critic.params, critic.opt_state))
+    assert {str(leaf.dtype) for leaf in leaves} == {"float32", "int32"}
+    assert all((a != b).any() for a, b in zip(*map(jax.tree.leaves, (critic.params, before)), strict=True))
 
 
 @pytest.fixture(scope="module")

@@ -1,33 +1,82 @@
-"""Formats of preferences between K responses: pairs and rankings."""
+"""Formats of preferences between K responses: pairs and rankings, and the edges that the other formats use too."""
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rmjax.data.records.conversations import get_prompt, join_conversation
 from rmjax.data.records.fields import BadField, entries, number, unexpected
+from rmjax.data.records.formats.examples import missing
+from rmjax.data.records.formats.turns import as_response
 from rmjax.data.records.options import ReadOptions
 from rmjax.data.schema import Comparison, Conversation, Edge, Record
 
 
 def parse_pair(where: str, record: Record, options: ReadOptions) -> Comparison:
-    """`prompt`, `chosen`, `rejected`, and optional `margin`, `strength`, `weight`, `probability`."""
+    """`prompt`, `chosen`, `rejected`, and optional `margin`, `strength`, `weight`, `probability`.
+
+    `chosen` and `rejected` are each a response, a string or messages, or a list of responses, as in RewardBench 2 and
+    RM-Bench, whose `domain` is the subset. Chosen responses come first.
+    """
     for key in ("chosen", "rejected"):
         if key not in record:
-            raise BadField(f"no {key!r}; a pair needs chosen and rejected")
-    conversations = _two_conversations(record, "chosen", "rejected", options)
-    if type(conversations[0]) is not type(conversations[1]):
+            raise missing(key, "pairs")
+    prompt = get_prompt(record, options)
+    chosen, rejected = (join_responses(prompt, record.get(key), key, options) for key in ("chosen", "rejected"))
+    comparison = compare_sides(where, record, options, chosen, rejected)
+    return with_subset(comparison, "domain") if len(comparison.conversations) > 2 else comparison
+
+
+def join_responses(prompt: Any, value: Any, name: str, options: ReadOptions) -> list[Conversation]:
+    """Returns the whole conversations of one response, a string or messages, or of each of a list of responses."""
+    several = isinstance(value, list) and any(isinstance(entry, str | list) for entry in value)
+    named = {f"{name}[{i}]": entry for i, entry in enumerate(value)} if several else {name: value}
+    return [join_conversation(prompt, as_response(entry), place, options) for place, entry in named.items()]
+
+
+def compare_sides(
+    where: str, record: Record, options: ReadOptions, chosen: Sequence[Conversation], rejected: Sequence[Conversation]
+) -> Comparison:
+    """Returns the comparison of a record's chosen and rejected conversations, with an edge from each to each other.
+
+    Margin, strength and probability of the record are those of each edge; the weights sum to 1. Raises BadField if the
+    conversations are of different types, or all pairs are equal.
+    """
+    conversations = (*chosen, *rejected)
+    if len({type(conversation) for conversation in conversations}) > 1:
         raise BadField("chosen and rejected are of different types; both must be strings or both lists of messages")
-    if options.labeled and conversations[0] == conversations[1]:
-        raise BadField("chosen equals rejected; such a pair has no preference: remove it")
-    edges = (_pair_edge(record),) if options.labeled else ()
+    edges: tuple[Edge, ...] = ()
+    if options.labeled:
+        edge, middle = _pair_edge(record), len(chosen)
+        pairs = itertools.product(range(middle), range(middle, len(conversations)))
+        edges = between_different(
+            conversations, [dataclasses.replace(edge, winner=p[edge.winner], loser=p[edge.loser]) for p in pairs]
+        )
+        if not edges:
+            raise BadField("chosen equals rejected; such a pair has no preference: remove it")
     return Comparison(conversations, True, edges, None, where, record)
 
 
-def _two_conversations(record: Record, first: str, second: str, options: ReadOptions) -> tuple[Conversation, ...]:
-    prompt = get_prompt(record, options)
-    return tuple(join_conversation(prompt, record.get(key), key, options) for key in (first, second))
+def with_subset(comparison: Comparison, field: str) -> Comparison:
+    """Returns the comparison with the subset that its record names in a field; without a text there, as it is."""
+    subset = comparison.record.get(field)
+    return dataclasses.replace(comparison, subset=subset) if isinstance(subset, str) else comparison
+
+
+def compare_two(
+    where: str,
+    record: Record,
+    options: ReadOptions,
+    conversations: Sequence[Conversation],
+    label: Callable[[], Edge | None],
+) -> Comparison:
+    """Returns the comparison of two conversations; `label` returns their edge, or None if they are tied."""
+    edges: tuple[Edge, ...] = ()
+    if options.labeled:
+        edge = label() or (Edge(0, 1, target=0.5) if options.ties == "half" else None)
+        edges = between_different(conversations, [edge] if edge else [])
+    return Comparison(tuple(conversations), True, edges, None, where, record)
 
 
 def _pair_edge(record: Record) -> Edge:
@@ -45,16 +94,18 @@ def _pair_edge(record: Record) -> Edge:
 
 def parse_preference_strength(where: str, record: Record, options: ReadOptions) -> Comparison:
     """HelpSteer2-Preference: `prompt`, `response_1`, `response_2`, `preference_strength` -3..3 (negative: first)."""
-    conversations = _two_conversations(record, "response_1", "response_2", options)
-    edges: tuple[Edge, ...] = ()
-    if options.labeled:
-        if conversations[0] == conversations[1]:
-            raise BadField("response_1 equals response_2; such a pair has no preference: remove it")
-        if strength := number(record.get("preference_strength"), "preference_strength"):
-            edges = (signed_edge(strength),)
-        elif options.ties == "half":
-            edges = (Edge(0, 1, target=0.5),)
-    return Comparison(conversations, True, edges, None, where, record)
+    prompt = get_prompt(record, options)
+    conversations = [join_conversation(prompt, record.get(key), key, options) for key in ("response_1", "response_2")]
+    if options.labeled and conversations[0] == conversations[1]:
+        raise BadField("response_1 equals response_2; such a pair has no preference: remove it")
+    label = lambda: signed_label(record, "preference_strength")
+    return compare_two(where, record, options, conversations, label)
+
+
+def signed_label(record: Record, name: str) -> Edge | None:
+    """Returns the edge of a field that holds a signed preference (see `signed_edge`); None if it is 0."""
+    preference = number(record.get(name), name)
+    return signed_edge(preference) if preference else None
 
 
 def signed_edge(preference: float) -> Edge:
@@ -88,13 +139,13 @@ def ranked_edges(values: Sequence[float], higher: bool, options: ReadOptions) ->
 
 def parse_kwise(where: str, record: Record, options: ReadOptions) -> Comparison:
     """`prompt`, `responses`, and `ranks` (1 is best) or `scores` (higher is better); ties allowed."""
-    responses = _candidates(record, "responses", object, options)
+    responses = candidates(record, "responses", object, options)
     prompt = get_prompt(record, options)
     found = [join_conversation(prompt, entry, f"responses[{k}]", options) for k, entry in enumerate(responses)]
     key = "ranks" if record.get("ranks") is not None else "scores"
     given = entries(record.get(key), key, len(found), "response") if options.labeled else []
     values = [number(value, f"{key}[{k}]") for k, value in enumerate(given)]
-    edges = _between_different(found, ranked_edges(values, key == "scores", options))
+    edges = between_different(found, ranked_edges(values, key == "scores", options))
     return Comparison(tuple(found), True, edges, None, where, record)
 
 
@@ -103,18 +154,18 @@ def parse_completions(where: str, record: Record, options: ReadOptions) -> Compa
 
     The rating is `overall_score`, else the mean of the `Rating` of the `annotations`. Rank 0 is the best.
     """
-    completions = _candidates(record, "completions", dict, options)
+    completions = candidates(record, "completions", dict, options)
     prompt, ranked = get_prompt(record, options, "context", "instruction"), "context" in record
     key = "completion" if ranked else "response"
     named = {f"completions[{k}]": completion for k, completion in enumerate(completions)}
     found = [join_conversation(prompt, entry.get(key), f"{name}.{key}", options) for name, entry in named.items()]
     value_of = lambda name, entry: number(entry.get("rank"), f"{name}.rank") if ranked else _rating(entry, name)
     values = [value_of(name, entry) for name, entry in named.items()] if options.labeled else []
-    edges = _between_different(found, ranked_edges(values, not ranked, options))
+    edges = between_different(found, ranked_edges(values, not ranked, options))
     return Comparison(tuple(found), True, edges, None, where, record)
 
 
-def _candidates(record: Record, name: str, kind: type, options: ReadOptions) -> list[Any]:
+def candidates(record: Record, name: str, kind: type, options: ReadOptions) -> list[Any]:
     """Returns the list of responses; at least two for labeled data."""
     found = record.get(name)
     if not isinstance(found, list) or not found or not all(isinstance(entry, kind) for entry in found):
@@ -138,8 +189,7 @@ def _rating(completion: dict[str, Any], name: str) -> float:
     return sum(ratings) / len(ratings)
 
 
-def _between_different(conversations: Sequence[Conversation], edges: Sequence[Edge]) -> tuple[Edge, ...]:
-    """Returns the edges between different conversations, with weights scaled to the sum over all edges."""
+def between_different(conversations: Sequence[Conversation], edges: Sequence[Edge]) -> tuple[Edge, ...]:
+    """Returns the edges between different conversations, each with the weight 1 / (number of these edges)."""
     kept = [edge for edge in edges if conversations[edge.winner] != conversations[edge.loser]]
-    scale = sum(edge.weight for edge in edges) / max(sum(edge.weight for edge in kept), 1e-30)
-    return tuple(dataclasses.replace(edge, weight=edge.weight * scale) for edge in kept)
+    return tuple(dataclasses.replace(edge, weight=1 / len(kept)) for edge in kept)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from rmjax.core.errors import InputError
-from rmjax.data.records.formats import FORMATS, detect_format, iterate_comparisons
+from rmjax.data.records.formats import FORMATS, detect_format, parse_sources
+from rmjax.data.records.formats.single import HELPSTEER, NEMO
 from rmjax.data.records.options import ReadOptions
 from rmjax.data.records.read import read_comparisons
-from rmjax.data.records.single import HELPSTEER, NEMO
 from rmjax.data.schema import Edge
 
 SYSTEM = {"role": "system", "content": "s"}
@@ -231,7 +231,7 @@ def test_labels_are_not_read_for_scoring(tmp_path):
         {"prompt": "p", "response_1": "a", "response_2": "b"},
     ]
     for record in records:
-        (found,) = iterate_comparisons(write(tmp_path / "in.jsonl", [record]), ReadOptions(labeled=False))
+        (found,) = parse_sources(write(tmp_path / "in.jsonl", [record]), ReadOptions(labeled=False))
         assert found.edges == ()
         assert found.labels is None, (record, found)
 
@@ -243,10 +243,10 @@ def test_labels_are_not_read_for_scoring(tmp_path):
         ({"prompt": "p", "responses": ["a", "b"], "ranks": [1]}, "ranks has 1 entry; expected 2"),
         ({"prompt": "p", "responses": ["a", "b"], "ranks": [1, None]}, r"ranks\[1\] is None; expected a finite number"),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": 1e39}, "margin is 1e\\+39; expected a finite"),
-        ({"prompt": [SYSTEM, USER], "chosen": CHAT, "rejected": OTHER}, "chosen starts with a 'user' message"),
+        ({"prompt": [SYSTEM], "chosen": CHAT, "rejected": OTHER}, "chosen starts with a 'user' message"),
         ({"prompt": "p", "response": "r", "labels": {"x": "high"}}, "labels.x is 'high'; expected a finite number"),
         ({"prompt": "p", "response": "r", "labels": {"x": None}}, "every label is missing"),
-        ({"text": "t", "label": 3}, "label is 3; expected a list of numbers"),
+        ({"text": "t", "label": "3, 4"}, "label is '3, 4'; expected a list of numbers"),
         ({"prompt": "p", "completions": ["s"], "labels": [2]}, r"labels\[0\] is 2; expected true, false"),
         ({"prompt": "p", "completions": ["s", " "], "labels": [1, 1]}, r"completions\[1\] is ' '; expected a string"),
         ({"prompt": "p", "completions": ["s"], "labels": [-100]}, "no step is labeled"),
@@ -263,7 +263,7 @@ def test_errors_name_file_line_and_field(tmp_path, record, reason):
 
 def test_every_format_can_be_selected_by_name(tmp_path):
     for format in FORMATS:
-        items = list(iterate_comparisons(write(tmp_path / "in.jsonl", [{"unknown": 1}]), ReadOptions(format=format)))
+        items = list(parse_sources(write(tmp_path / "in.jsonl", [{"unknown": 1}]), ReadOptions(format=format)))
         assert len(items) == 1
         assert items[0].where.endswith("in.jsonl:1"), format
 
@@ -272,7 +272,7 @@ def test_format_detection_and_line_pairs_are_per_file(tmp_path):
     first = write(tmp_path / "a.jsonl", [{"text": t} for t in ("p a", "p b", "p c")])
     second = write(tmp_path / "b.jsonl", [{"text": t} for t in ("q a", "q b")])
     third = write(tmp_path / "c.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "b"}])
-    items = list(iterate_comparisons([first, second, third], ReadOptions()))
+    items = list(parse_sources([first, second, third], ReadOptions()))
     assert [getattr(item, "conversations", None) for item in items] == [
         ("p a", "p b"),
         None,
@@ -294,7 +294,6 @@ PAIR = {"chosen": "a", "rejected": "b"}
 
 @pytest.mark.parametrize("record", [
     PAIR | {"question": "p"},
-    PAIR | {"instruction": "p"},
     {"chosen": CHAT[1:], "rejected": OTHER[1:], "context": [USER]},
     {"question": "p", "responses": ["a", "b"], "ranks": [1, 2]},
     {"instruction": "p", "response_1": "a", "response_2": "b", "preference_strength": 1},
@@ -314,7 +313,7 @@ def test_completions_accept_the_field_prompt(tmp_path):
     assert read(tmp_path, [{"prompt": "p", "completions": entries}])[0][0].conversations == ("p a", "p b")
 
 
-def test_system_prompt_is_rendered_and_other_system_texts_and_tools_are_errors(tmp_path):
+def test_system_prompt_is_rendered_and_other_system_texts_are_errors(tmp_path):
     record = PAIR | {"system_prompt": "s", "prompt": "q", "system": "M11"}
     found, _ = read(tmp_path, [record], strings="chat")
     assert found[0].conversations == ([SYSTEM, *CHAT], [SYSTEM, *OTHER])
@@ -324,8 +323,6 @@ def test_system_prompt_is_rendered_and_other_system_texts_and_tools_are_errors(t
         read(tmp_path, [record])
     with pytest.raises(InputError, match=r"system holds a text; .*system=system_prompt"):
         read(tmp_path, [record | {"system": "Be brief."}])
-    with pytest.raises(InputError, match=r"tools is given, and would not be rendered"):
-        read(tmp_path, [messages | {"tools": [{"name": "f"}]}])
 
 
 def test_probability_below_one_half_swaps_winner_and_loser(tmp_path):
@@ -350,7 +347,7 @@ def test_ranking_of_one_response_is_an_error_unless_scoring(tmp_path, record):
     with pytest.raises(InputError, match=r"has one entry; expected two or more"):
         read(tmp_path, [record])
     source = write(tmp_path / "in.jsonl", [record])
-    assert len(next(iterate_comparisons(source, ReadOptions(labeled=False))).conversations) == 1
+    assert len(next(parse_sources(source, ReadOptions(labeled=False))).conversations) == 1
 
 
 @pytest.mark.parametrize("text", ["\n\nHuman: q\n\nAssistant:", "\n\nHuman: q\n\nAssistant: b\n\nHuman: "])
@@ -389,7 +386,7 @@ def test_prm800k_human_steps_are_right_and_empty_steps_end_the_record(tmp_path):
 def test_files_without_readable_records_give_bad_records(tmp_path):
     source = tmp_path / "in.jsonl"
     source.write_text("{\n[]\n")
-    items = list(iterate_comparisons(str(source), ReadOptions()))
+    items = list(parse_sources(str(source), ReadOptions()))
     assert [(item.where, item.kind) for item in items] == [
         (f"{source}:1", "not JSON"),
         (f"{source}:2", "expected a JSON object, found list"),

@@ -1,6 +1,7 @@
 """Formats of single responses: values of A attributes (regression), and text or messages without labels."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,8 @@ from rmjax.data.records.options import ReadOptions
 from rmjax.data.schema import Comparison, Record
 
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+SCORES = ("score", "reward", "rating", "label")  # fields with a single number; its name is that of the attribute
+_RESPONSES = ("response", "completion")  # the latter is TRL's name
 NEMO = ("quality", "toxicity", "humor", "creativity", *HELPSTEER)  # the nine labels of NeMo-Aligner's recipes, in order
 
 
@@ -38,6 +41,52 @@ def parse_regression(where: str, record: Record, options: ReadOptions) -> Compar
     names = tuple(given) if record.get("labels") is None else tuple(sorted(given))
     values = [np.nan if given[name] is None else number(given[name], f"labels.{name}") for name in names]
     return _with_labels(comparison, names, values, options)
+
+
+def parse_score(where: str, record: Record, options: ReadOptions) -> Comparison:
+    """One number, in one of `SCORES`, for a `response` (TRL: `completion`) to `prompt`, for `messages`, or for `text`.
+
+    A `text` is tokenized as it is. True and false are 1 and 0 (TRL's unpaired preferences).
+    """
+    if record.get("messages") is not None:
+        comparison = parse_messages(where, record, options)
+    elif record.get("text") is not None:
+        comparison = parse_text(where, record, options)
+    else:
+        name = next((name for name in _RESPONSES if record.get(name) is not None), "response")
+        response = record.get(name)
+        conversation = join_conversation(get_prompt(record, options), response, name, options)
+        start = len(conversation) - len(response) if isinstance(conversation, str) and isinstance(response, str) else 0
+        comparison = Comparison((conversation,), True, (), None, where, record, start=start)
+    if not options.labeled:
+        return comparison
+    given = [name for name in SCORES if record.get(name) is not None]
+    if len(given) != 1:
+        found = f"the scores {' and '.join(given)}" if given else "no score"
+        raise BadField(
+            f"the record has {found}; expected one number in {', '.join(SCORES)}: rename the others (data.columns = "
+            "'OLD=_'), or give several as labels {attribute: value}",
+            f"the record has {found}",
+        )
+    value = record[given[0]]
+    values = [float(value) if isinstance(value, bool) else number(value, given[0])]
+    return _with_labels(comparison, (given[0],), values, options)
+
+
+def has_score(record: Record) -> bool:
+    """Whether a record has a number as `parse_score` reads it, and not the labels of another format."""
+    if "labels" in record or any(name in record for name in HELPSTEER):
+        return False
+    if not any(name in record for name in ("messages", "text", *_RESPONSES)):
+        return False
+    return any(_is_number(record[name]) for name in SCORES if name in record)
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return isinstance(value, bool) or number(value, "") is not None
+    except BadField:
+        return False
 
 
 def parse_nemo_label(where: str, record: Record, options: ReadOptions) -> Comparison:

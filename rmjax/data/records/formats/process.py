@@ -8,6 +8,9 @@ import numpy as np
 
 from rmjax.data.records.conversations import get_prompt, join_conversation
 from rmjax.data.records.fields import BadField, entries, number, text, texts, unexpected
+from rmjax.data.records.formats.examples import missing
+from rmjax.data.records.formats.preferences import with_subset
+from rmjax.data.records.leftovers import missing_prompt
 from rmjax.data.records.options import ReadOptions
 from rmjax.data.schema import Comparison, Record
 
@@ -17,26 +20,73 @@ _UNLABELED = -100  # a step's label in TRL's and NeMo-Aligner's data
 
 
 def parse_process(where: str, record: Record, options: ReadOptions) -> Comparison:
-    """TRL's stepwise form: `prompt`, `completions` (steps), `labels` (bool, 0 and 1, or -1, 0, 1; -100: unlabeled).
+    """TRL's stepwise form: `prompt`, `completions` (steps), `labels` (bool, 0 to 1, or -1, 0, 1; -100: unlabeled).
 
-    The meaning of 0 follows from `options.step_labels`, or from the whole source (`read.normalize_step_labels`).
+    A label between 0 and 1 is the probability that the step is right, as Monte Carlo estimates are. The meaning of 0
+    follows from `options.step_labels`, or from the whole source (`rmjax.data.records.read`).
     """
     steps = texts(record.get("completions"), "completions")
     given = entries(record.get("labels"), "labels", len(steps), "step") if options.labeled else []
-    labels = [_step_label(label, f"labels[{i}]") for i, label in enumerate(given)]
+    labels = [_step_label(label, f"labels[{i}]", soft=True) for i, label in enumerate(given)]
     if options.step_labels == "binary" and -1 in labels:
-        raise BadField("labels holds -1; with data.step_labels = binary expected 0 and 1")
+        raise BadField("labels holds -1; with data.step_labels = binary expected 0 to 1")
     if options.step_labels == "ternary":
+        if soft := [label for label in labels if 0 < label < 1]:
+            raise BadField(
+                f"labels holds {soft[0]:g}; with data.step_labels = ternary expected -1, 0 and 1",
+                "labels holds a number between 0 and 1",
+            )
         labels = [(label + 1) / 2 for label in labels]
     return _make_comparison(where, record, options, get_prompt(record, options), steps, labels)
 
 
-def _step_label(label: Any, name: str) -> float:
-    """Returns a step's label -1, 0 or 1, or NaN if it is unlabeled."""
+def _step_label(label: Any, name: str, *, soft: bool = False) -> float:
+    """Returns a step's label -1, 0 or 1, if `soft` also one between 0 and 1; NaN if it is unlabeled."""
     value = float(label) if isinstance(label, bool) else _UNLABELED if label is None else number(label, name)
-    if value not in (_UNLABELED, -1, 0, 1):
-        raise unexpected(label, name, "true, false, 1, 0, -1, or -100 (unlabeled)")
+    if value not in (_UNLABELED, -1, 0, 1) and not (soft and 0 < value < 1):
+        scale = "0 to 1" if soft else "1, 0"
+        raise unexpected(label, name, f"true, false, {scale}, -1, or -100 (unlabeled)")
     return np.nan if value == _UNLABELED else value
+
+
+def parse_processbench(where: str, record: Record, options: ReadOptions) -> Comparison:
+    """ProcessBench: `problem`, `steps`, and `label`, the index of the first wrong step, or -1 if all are right.
+
+    Steps after the first wrong one are unlabeled.
+    """
+    if record.get("steps") is None:
+        raise missing("steps", "processbench")
+    steps, labels = texts(record.get("steps"), "steps"), []
+    if options.labeled:
+        first = number(record.get("label"), "label")
+        if first not in range(-1, len(steps)):
+            expected = f"-1 (all steps are right), or the index of the first wrong step, 0 to {len(steps) - 1}"
+            raise BadField(f"label is {record['label']!r:.60}; expected {expected}", "label is not the index of a step")
+        right = len(steps) if first == -1 else int(first)
+        labels = [1.0 if i < right else 0.0 if i == right else np.nan for i in range(len(steps))]
+    return _make_comparison(where, record, options, text(record.get("problem"), "problem"), steps, labels)
+
+
+def parse_prmbench(where: str, record: Record, options: ReadOptions) -> Comparison:
+    """PRMBench: `modified_question`, `modified_process` (steps), and `error_steps`, the wrong ones' numbers from 1.
+
+    Its `classification` is the subset.
+    """
+    if record.get("modified_process") is None:
+        raise missing("modified_process", "prmbench")
+    steps, labels = texts(record.get("modified_process"), "modified_process"), []
+    if options.labeled:
+        if not isinstance(wrong := record.get("error_steps"), list):
+            raise unexpected(wrong, "error_steps", "a list of step numbers, from 1")
+        for i, step in enumerate(wrong):
+            if number(step, f"error_steps[{i}]") not in range(1, len(steps) + 1):
+                raise BadField(
+                    f"error_steps[{i}] is {step!r:.60}; modified_process has the steps 1 to {len(steps)}",
+                    "error_steps holds a number of no step",
+                )
+        labels = [float(i not in map(float, wrong)) for i in range(1, len(steps) + 1)]
+    question = text(record.get("modified_question"), "modified_question")
+    return with_subset(_make_comparison(where, record, options, question, steps, labels), "classification")
 
 
 def parse_prm800k(where: str, record: Record, options: ReadOptions) -> Comparison:
@@ -90,16 +140,19 @@ def parse_math_shepherd(where: str, record: Record, options: ReadOptions) -> Com
 def _make_comparison(
     where: str, record: Record, options: ReadOptions, prompt: Any, steps: list[str], labels: list[float]
 ) -> Comparison:
-    """Returns the comparison of one response, its steps joined by the separator, with a readout at each step's end."""
-    separator = options.step_separator
-    response = separator.join(steps)
+    """Returns the comparison of one response, its steps joined by the separator, with a readout for each step.
+
+    The readout is at the step's end, and the separator also between a string prompt and the first step; or, with
+    `step_readout = separator`, it is at the end of a separator after each step, and nothing follows the prompt (TRL).
+    """
+    separator, after = options.step_separator, options.step_readout == "separator"
+    response = separator.join(steps) + separator * after
     if not isinstance(prompt, str | list):
-        raise unexpected(prompt, "prompt", "a string or messages")
-    # As in TRL, the separator is also put between a string prompt and the steps.
-    joined = prompt + separator if isinstance(prompt, str) and options.strings == "joined" else prompt
+        raise missing_prompt(record, prompt)
+    joined = prompt + separator if isinstance(prompt, str) and options.strings == "joined" and not after else prompt
     conversation = join_conversation(joined, response, "completions", options)
     start = len(conversation) - len(response) if isinstance(conversation, str) else 0
-    ends = start + np.cumsum([len(step) for step in steps]) + len(separator) * np.arange(len(steps))
+    ends = start + np.cumsum([len(step) for step in steps]) + len(separator) * (np.arange(len(steps)) + after)
     values = np.array(labels, np.float32)[:, None] if options.labeled else None
     if values is not None and np.isnan(values).all():
         raise BadField("no step is labeled; remove the record, or label it")

@@ -1,0 +1,258 @@
+"""Files of records: JSON lines, a JSON array, CSV or Parquet; the text files also compressed by gzip.
+
+JSON is read with `json`: the readers of `datasets` lose the line numbers that errors name, and force one type on
+columns that hold strings in some records and lists of messages in others.
+"""
+
+import codecs
+import csv
+import gzip
+import itertools
+import json
+import re
+import zlib
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+from rmjax.core.errors import InputError
+from rmjax.core.files import identify_text
+from rmjax.core.text import count_of
+from rmjax.data.records.fields import BadField
+from rmjax.data.schema import Record
+
+Row = tuple[int, Record | BadField | None]  # the number of a line or row, and its record; None for a blank line
+
+_CSV = (".csv", ".csv.gz")
+_JSON = (".json", ".json.gz")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", *_CSV, *_JSON)
+_TEXT_COLUMNS = ("prompt", "chosen", "rejected", "response", "response_1", "response_2", "text")
+_MAX_CELL = 1 << 30  # characters of a CSV cell; the limit of `csv` is 131,072
+_CHUNK = 1 << 20  # characters of a JSON array that are read at a time
+_HEAD = 64  # characters of a text that tell what it is
+_UTF16 = "the file is UTF-16; convert it to UTF-8"
+_SPACE = re.compile(r"[ \t\r\n]*")
+_DECODER = json.JSONDecoder()
+_LONGEST_LITERAL = 12  # characters of a literal or an escape (\\ud800\\udc00) that the end of a piece may cut
+
+
+def read_rows(location: str) -> Iterator[Row]:
+    """Yields the rows of a file in order, numbered by its lines; those of Parquet and of a JSON array by records.
+
+    Raises:
+      InputError: the file is damaged, or of another format or encoding; names the line where there is one.
+    """
+    if location.endswith(".parquet"):
+        yield from enumerate(_parquet(location), 1)
+    elif location.endswith(_CSV):
+        yield from _csv(location)
+    else:
+        yield from _json(location)
+
+
+def count_rows(location: str) -> int | None:
+    """Returns the number of rows of a Parquet file, or of lines of an uncompressed JSONL file; else None."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        if location.endswith(".parquet"):
+            return pyarrow.parquet.ParquetFile(location).metadata.num_rows
+        if not location.endswith(".jsonl"):
+            return None
+        with open(location, "rb") as file:
+            return sum(piece.count(b"\n") for piece in iter(lambda: file.read(_CHUNK), b""))
+    except (pyarrow.ArrowException, OSError):
+        return None  # the error is raised, and explained, by `read_rows`
+
+
+def check_object(record: Any) -> Record | BadField:
+    """Returns the record, or the error if it is not an object of valid text."""
+    if isinstance(record, BadField):
+        return record
+    if not isinstance(record, dict):
+        return BadField(f"expected a JSON object, found {type(record).__name__}")
+    return _check_unicode(record)
+
+
+def _parquet(location: str) -> Iterator[Record]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        for batch in pyarrow.parquet.ParquetFile(location).iter_batches():
+            yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"{location}: damaged, or not a Parquet file ({error}); copy it again") from error
+
+
+def _csv(location: str) -> Iterator[Row]:
+    csv.field_size_limit(_MAX_CELL)
+    reader = csv.reader(_pieces(location), strict=True)
+    try:
+        header = next(reader, [])
+        fault = BadField(f"the line has another number of cells than the header's {len(header)}")
+        for cells in filter(None, reader):
+            row = {name: _parse_cell(name, cell) for name, cell in zip(header, cells, strict=False)}
+            yield reader.line_num, _check_unicode(row) if len(cells) == len(header) else fault
+    except csv.Error as error:
+        raise InputError(f"{location}: not CSV near line {reader.line_num} ({error})") from error
+
+
+def _json(location: str) -> Iterator[Row]:
+    """Yields the records of JSON lines, or of one array: a line with a record never begins with a bracket."""
+    pieces = _pieces(location, _CHUNK)
+    start = next((piece for piece in pieces if not piece.isspace()), "")
+    if start.lstrip().startswith("["):
+        yield from enumerate(_Array(location, itertools.chain([start], pieces)), 1)
+        return
+    pieces.close()
+    first = True
+    for number, line in enumerate(_pieces(location), 1):
+        if not line.strip():
+            yield number, None
+            continue
+        record = _parse_json(line)
+        # A record over several lines would give an error per line; so would an object that holds the list.
+        if first and isinstance(record, BadField) and not line.rstrip().endswith("}") and location.endswith(_JSON):
+            expected = "expected one array of records, or one record per line"
+            raise InputError(
+                f"{location}: line {number} holds no whole record; {expected}: write the file again as such"
+            )
+        first = False
+        yield number, record
+
+
+class _Array:
+    """The records of a JSON array, of whose text one piece is held at a time.
+
+    Args:
+      pieces: the text, whose first character apart from white space is an opening bracket.
+    """
+
+    def __init__(self, location: str, pieces: Iterator[str]):
+        self._location, self._pieces = location, pieces
+        self._text, self._at, self._complete = "", 0, False  # `_text[_at:]` is to be parsed
+        self._line, self._count = 1, 0  # the line in which `_text` begins; the records that were parsed
+
+    def __iter__(self) -> Iterator[Record | BadField]:
+        self._peek()
+        self._at += 1
+        if self._peek() != "]":
+            yield self._record()
+            while self._peek() == ",":
+                self._at += 1
+                yield self._record()
+        if (found := self._peek()) != "]":
+            raise self._damaged(f"found {found!r}, expected a comma or ]" if found else "it is not closed", self._at)
+        self._at += 1
+        if self._peek():
+            raise self._damaged("text follows it", self._at)
+
+    def _peek(self) -> str:
+        """Returns the next character that is not white space; "" at the end of the text."""
+        while True:
+            self._at = _SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]  # matches any text
+            if self._at < len(self._text) or self._complete:
+                return self._text[self._at : self._at + 1]
+            self._fill()
+
+    def _record(self) -> Record | BadField:
+        self._peek()
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                cut = error.msg.startswith("Unterminated string") or error.pos > len(self._text) - _LONGEST_LITERAL
+                if self._complete or not cut:
+                    raise self._damaged(error.msg, error.pos) from error
+            except (ValueError, RecursionError) as error:  # an integer of more than 4,300 digits; nested too deeply
+                raise self._damaged(str(error), self._at) from error
+            else:
+                if end < len(self._text) or self._complete:  # else a number may continue
+                    surrogates = "\\ud" in self._text[self._at : end].lower()
+                    self._at, self._count = end, self._count + 1
+                    return check_object(value) if surrogates or not isinstance(value, dict) else value
+            self._fill()
+
+    def _fill(self) -> None:
+        """Adds as much text as is left: a record of many pieces is not parsed once per piece."""
+        self._line += self._text.count("\n", 0, self._at)
+        rest = self._text[self._at :]
+        more = "".join(itertools.islice(self._pieces, 1 + len(rest) // _CHUNK))
+        self._text, self._at, self._complete = rest + more, 0, not more
+
+    def _damaged(self, reason: str, position: int) -> InputError:
+        line = self._line + self._text.count("\n", 0, position)
+        place = f"line {line}, after {count_of(self._count, 'whole record')}"
+        return InputError(f"{self._location}: the JSON array is damaged in {place} ({reason}); copy or write it again")
+
+
+def _pieces(location: str, size: int = 0) -> Generator[str, None, None]:
+    """Yields the lines of a text file, or pieces of `size` characters."""
+    count, blank, opener = 0, True, gzip.open if location.endswith(".gz") else open
+    try:
+        with opener(location, "rt", encoding="utf-8-sig", newline="") as file:
+            for piece in iter(lambda: file.read(size), "") if size else file:
+                if blank and not piece.isspace():
+                    _check_start(location, piece.lstrip()[:_HEAD])
+                    blank = False
+                count += 1
+                yield piece
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        place = "" if size else f" after line {count}"
+        raise InputError(f"{location}: truncated or damaged gzip{place} ({error})") from error
+    except UnicodeDecodeError as error:
+        raise _encoding_error(location, opener) from error
+
+
+def _check_start(location: str, text: str) -> None:
+    """Raises InputError if a text is not data: a page that was compressed, or UTF-16, which has zeros beside ASCII."""
+    if what := identify_text(text.encode()):
+        raise InputError(f"{location}: {what}")
+    if "\0" in text[:2]:
+        raise InputError(f"{location}: {_UTF16}")
+
+
+def _encoding_error(location: str, opener: Callable) -> InputError:
+    """Returns the error of a file that is not UTF-8, with its first such line: the decoder reads ahead of lines."""
+    with opener(location, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                return InputError(f"{location}: {_UTF16}")
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                at = f"byte {line[error.start]:#04x} at position {error.start} of the line"
+                return InputError(f"{location}:{number}: not UTF-8 ({at}); convert the file to UTF-8")
+    return InputError(f"{location}: not UTF-8; convert the file to UTF-8")
+
+
+def _parse_json(line: str) -> Record | BadField:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:  # ValueError also for an integer of more than 4,300 digits
+        return BadField(f"not JSON ({error})", "not JSON")
+    return check_object(record) if not isinstance(record, dict) or "\\ud" in line.lower() else record
+
+
+def _parse_cell(name: str, text: str) -> Any:
+    """Returns a CSV cell's value: None if empty, a JSON list or object, else the text, of numbers too."""
+    if text[:1] not in ("[", "{"):
+        return text or None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    # Of the columns with texts, only lists of messages are parsed: a response may be JSON text.
+    is_message = lambda entry: isinstance(entry, dict) and bool({"role", "from"} & entry.keys())
+    is_messages = isinstance(value, list) and all(map(is_message, value))
+    return value if is_messages or name not in _TEXT_COLUMNS else text
+
+
+def _check_unicode(record: Record) -> Record | BadField:
+    """Returns the record, or the error if it has half a surrogate pair, which JSON can hold and UTF-8 cannot."""
+    try:
+        json.dumps(record, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        return BadField("half a surrogate pair (\\ud800 to \\udfff alone), which is not valid text")
+    return record

@@ -1,0 +1,99 @@
+"""The partition of the parameters into trained and frozen ones, by the rule `train.trainable`.
+
+Only trained parameters have gradients, moments and checkpoints. Frozen ones are those of the run's start: they are read
+again where they are needed, and compared with a checksum.
+"""
+
+import hashlib
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rmjax.core import pytree
+from rmjax.core.config import Config
+from rmjax.core.errors import InputError
+from rmjax.models import lora
+from rmjax.models.decoder import Params, RewardModel
+
+_NAMES = {"all": "", "head": r"^head/", "lora": rf"^head/|{lora.PATTERN}"}
+_FEW = _NAMES["lora"]  # matches the parameters that are float32 whatever `model.param_dtype` is
+
+
+def trainable_pattern(config: Config) -> str:
+    """Returns the regex that finds the paths of the parameters trained by the run of `config`.
+
+    Raises:
+      InputError: `config.train.trainable` is not a regex, or does not fit `config.lora`.
+    """
+    rule, rank = config.train.trainable, config.lora.rank
+    if rule == "lora" and not rank:
+        raise InputError("config.train.trainable is 'lora' and config.lora.rank is 0; set the rank of the adapters")
+    rule = rule or ("lora" if rank else "all")
+    try:
+        re.compile(rule)
+    except re.error as error:
+        names = ", ".join(_NAMES)
+        raise InputError(
+            f"config.train.trainable is {rule!r}, not a regular expression ({error}); expected {names}, or a regex"
+        ) from error
+    return _NAMES.get(rule, rule)
+
+
+def check(config: Config, model: RewardModel) -> None:
+    """Raises InputError if `config.train.trainable` matches no parameter of the model, or leaves its adapters out."""
+    pattern, rule = trainable_pattern(config), config.train.trainable
+    paths = pytree.flatten(jax.eval_shape(model.init, jax.random.key(0)))
+    if not any(re.search(pattern, path) for path in paths):
+        raise InputError(f"config.train.trainable is {rule!r}, which matches no parameter: {', '.join(paths)}")
+    if model.lora and not any(lora.is_adapter(path) and re.search(pattern, path) for path in paths):
+        raise InputError(
+            f"config.lora.rank is {model.lora.rank} and config.train.trainable is {rule!r}, which leaves the adapters "
+            "untrained; set it to 'lora', or the rank to 0"
+        )
+
+
+def split(params: Params, pattern: str) -> tuple[Params, Params]:
+    """Returns the trained and the frozen parameters; `pattern` is from `trainable_pattern`."""
+    return pytree.split(params, lambda path: re.search(pattern, path) is not None)
+
+
+def store(params: Params, pattern: str, model: RewardModel) -> tuple[Params, Params]:
+    """Returns the trained parameters in float32, and the frozen ones in the dtypes of the model.
+
+    In bfloat16, updates below 1/256 of a parameter would be lost, and AdamW's second moment would not change.
+    """
+    cast = lambda leaf, like: leaf.astype(like.dtype)
+    dtypes = jax.eval_shape(model.init, jax.random.key(0))
+    trained, frozen = split(params, pattern)
+    trained = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trained)
+    return trained, jax.tree.map(cast, frozen, split(dtypes, pattern)[1])
+
+
+def is_float32(pattern: str, model: RewardModel) -> bool:
+    """Returns whether all trained parameters are float32 in the dtypes of the model."""
+    paths = pytree.flatten(jax.eval_shape(model.init, jax.random.key(0)))
+    return all(re.search(_FEW, path) for path in paths if re.search(pattern, path))
+
+
+def checksum(params: Any) -> str:
+    """Returns a hash of the bits, shapes and paths of the parameters, which does not depend on their sharding."""
+    leaves = pytree.flatten(params)
+    text = "".join(
+        f"{path} {leaf.shape} {leaf.dtype} {value}\n"
+        for (path, leaf), value in zip(
+            leaves.items(), jax.device_get([_sum_bits(leaf) for leaf in leaves.values()]), strict=True
+        )
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@jax.jit
+def _sum_bits(x: jax.Array) -> jax.Array:
+    """Returns the sum of the elements' bits, modulo 2^32, each multiplied by an odd number that depends on its index."""
+    bits = jax.lax.bitcast_convert_type(x, {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]).astype(jnp.uint32)
+    index = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    return jnp.sum(bits * (2 * index + 1), dtype=jnp.uint32)
