@@ -21,6 +21,7 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2
 
+from rmjax.data.tokens.tokenizer import Encoded
 from rmjax.serving.app import Server
 from rmjax.serving.engine.queue import Engine
 from rmjax.serving.registry import ModelRegistry
@@ -48,11 +49,11 @@ def load(metrics):
 
     def encode(texts, add_eos):
         rendered = [text if isinstance(text, str) else "".join(m["content"] for m in text) for text in texts]
-        return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in rendered]
+        return [Encoded(np.frombuffer(text.encode(), np.uint8).astype(np.int32)) for text in rendered]
 
     engine = Engine(score, lambda: None, max_length=256, batch_tokens=4096, queue_size=1024, metrics=metrics)
     strings = lambda tokens: list(map(str, tokens))
-    tokenizer = types.SimpleNamespace(encode=encode, token_strings=strings, bos_prefix="", pad_and_eos=())
+    tokenizer = types.SimpleNamespace(encode_checked=encode, token_strings=strings, bos_prefix="", pad_and_eos=())
     return RewardService(engine, tokenizer, vocab_size=1 << 20, attributes=("reward",))
 
 

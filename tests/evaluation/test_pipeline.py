@@ -66,11 +66,11 @@ def test_rewards_of_several_attributes_are_objects(tmp_path):
 
 
 def test_records_that_cannot_be_scored_have_an_error(pipeline, tmp_path):
-    records = [PAIR, "no json", {"chosen": "a"}, PAIR | {"chosen": " y" * 200}, PAIR | {"rejected": ""}, PAIR]
+    records = [PAIR, "no json", {"chosen": "a"}, PAIR | {"chosen": " y" * 200}, PAIR | {"rejected": None}, PAIR]
     lines, counts = score(pipeline, tmp_path, records)
     assert counts == (6, 4)
     assert ["error" in line for line in lines] == [False, True, True, True, True, False]
-    for line, words in zip(lines[1:5], ("not JSON", "rejected", "max_length = 100", "empty"), strict=True):
+    for line, words in zip(lines[1:5], ("not JSON", "rejected", "max_length = 100", "rejected"), strict=True):
         assert words in line["error"]
         assert "in.jsonl:" in line["error"]
     assert lines[2]["chosen"] == "a"

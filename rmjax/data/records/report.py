@@ -81,6 +81,7 @@ class ReadReport:
       no_prompt: number of comparisons without a prompt.
       used: by the source's name of each field that was read in a comparison: what it is used as.
       unread: fields that hold a conversation or text and were not read.
+      missing: fields to rename (`data.columns`) that no record has.
     """
 
     format: str = ""
@@ -91,6 +92,7 @@ class ReadReport:
     no_prompt: int = 0
     used: dict[str, str] = dataclasses.field(default_factory=dict)
     unread: dict[str, FieldValues] = dataclasses.field(default_factory=dict)
+    missing: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:  # of a report from JSON
         self.skipped = collections.Counter(self.skipped)
@@ -122,6 +124,7 @@ class ReadReport:
         self.used = self.used | {name: use for name, use in other.used.items() if name not in self.used}
         for name, found in other.unread.items():
             self.unread.setdefault(name, FieldValues(found.kind)).merge(found)
+        self.missing += [name for name in other.missing if name not in self.missing]
 
     def fields_line(self) -> str:
         """Returns a line about the use of the fields, the comparisons without a prompt, and unread content.
@@ -133,7 +136,7 @@ class ReadReport:
         >>> report.fields_line()
         'fields: question -> prompt, chosen; without a prompt: 1 (25 %); not read: `context` (text, 25 %)'
         """
-        if not self.used and not self.unread:
+        if not self.used and not self.unread and not self.missing:
             return ""
         used = [name if use == name else f"{name} -> {use}" for name, use in self.used.items()]
         prompts = f"{self.no_prompt:,}" + (f" ({self._share(self.no_prompt)})" if self.no_prompt else "")
@@ -142,6 +145,8 @@ class ReadReport:
         unread = [f"`{name}` ({found.kind}, {self._share(found.count)})" for name, found in content.items()]
         more = [f"{len(unread) - _SHOWN} more"] if len(unread) > _SHOWN else []
         parts += [f"not read: {', '.join(unread[:_SHOWN] + more)}"] if unread else []
+        missing = ", ".join(f"`{name}`" for name in self.missing)
+        parts += [f"no record has {missing} (data.columns)"] if missing else []
         return "; ".join(parts)
 
     def _share(self, count: int) -> str:

@@ -89,6 +89,7 @@ class Source:
                 yield where, renaming.apply(row)
             except BadField as error:
                 yield where, BadRecord(where, str(error), {} if isinstance(row, BadField) else row, error.kind)
+        report.missing += [old for old in sorted(renaming.missing) if old not in report.missing]
         if report.records == before:
             raise InputError(f"{self.location}: holds no record")
 

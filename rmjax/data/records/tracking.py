@@ -88,6 +88,7 @@ class Columns:
         if bad := [entry for entry in entries if not re.fullmatch("[^=]+=.+", entry)]:
             raise InputError(f"config.data.columns holds {bad[0]!r}; expected old=new")
         self._names = [(old, new) for old, new in (entry.split("=", 1) for entry in entries)]
+        self.missing = {old for old, _ in self._names}  # which no record has had
 
     def apply(self, row: Record) -> TrackedRecord:
         r"""Returns the record with the fields renamed; a field renamed to `_` is left out.
@@ -104,6 +105,8 @@ class Columns:
           BadField: fields to join are neither strings nor messages.
         """
         given = [(old, new) for old, new in self._names if old in row]
+        if self.missing:
+            self.missing.difference_update(row)
         if not given:
             return TrackedRecord(row)
         origins: dict[str, tuple[str, ...]] = {}

@@ -5,7 +5,10 @@ import json
 
 import pytest
 
+from rmjax.data.records.options import ReadOptions
+from rmjax.data.records.read import read_comparisons
 from rmjax.data.records.report import FieldValues, ReadReport
+from rmjax.data.records.sources import memory_source
 
 
 def report_of(values, kind="text", name="note", required=False):
@@ -84,3 +87,11 @@ def test_memory_is_bounded_and_reports_are_json():
     assert read == report
     read.merge(report)
     assert read.unread["note"].count == 10000
+
+
+def test_fields_to_rename_that_no_record_has_are_named():
+    records = [{"question": "Is it?", "chosen": " Yes.", "rejected": " No."}] * 2
+    report = read_comparisons(memory_source(records), ReadOptions(columns=("question=prompt", "qestion=prompt")))[1]
+    assert report.fields_line().endswith("without a prompt: 0; no record has `qestion` (data.columns)")
+    report.merge(report)
+    assert report.missing == ["qestion"]
