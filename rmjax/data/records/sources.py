@@ -66,6 +66,14 @@ class Source:
     def _has_splits(self) -> bool:
         return self.hub or os.path.isdir(split_location(self.location)[0])
 
+    def version(self) -> tuple[int, int]:
+        """Returns size and time of modification of a file, (0, 0) for others: tells if it changed since."""
+        path = pathlib.Path(self.location)
+        if self.held is not None or self._has_splits or not path.is_file():
+            return 0, 0
+        found = path.stat()
+        return found.st_size, found.st_mtime_ns
+
     def count(self) -> int | None:
         """Returns the number of rows or lines, for progress bars; None where it would take as long as reading them."""
         if self.held is not None or self._has_splits:

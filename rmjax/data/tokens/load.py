@@ -57,7 +57,7 @@ def load_dataset(
             comparisons = itertools.compress(comparisons, curation.find_kept(iterate(ReadReport()), read))
 
         def estimate_total(given: int) -> int | None:
-            counts = [source.count() for source in find_sources(sources)] if SYNTHETIC not in sources else []
+            counts = [] if SYNTHETIC in sources else [source.count() for source in find_sources(sources)]
             known = sum(count for count in counts if count) if None not in counts else 0
             total = round(known * given / max(read.records, 1))
             return min(total, options.limit or total) or None
@@ -72,6 +72,8 @@ def load_dataset(
                 try:
                     if partial is None or spool.error is not None:
                         raise spool.error or OSError(f"{entry.parent} cannot be written")
+                    if [source.version() for source in found_sources] != versions:
+                        raise OSError("the source changed while it was read")  # the entry's key is of another content
                     cache.write(entry, partial, dataset, report)
                 except OSError as error:  # disk full, or directory not writable: the next run tokenizes again
                     report.cache_error = str(error)
@@ -80,7 +82,9 @@ def load_dataset(
 
     if SYNTHETIC in sources:
         return make(None)
-    entry = _cache_path(sources, tokenizer, options, curation, cache_dir)
+    found_sources = find_sources(sources)
+    versions = [source.version() for source in found_sources]
+    entry = _cache_path(found_sources, tokenizer, options, curation, cache_dir)
     found = cache.read(entry)
     if found is None:
         wait = lambda: write_line(print, f"{name}: waiting for another process that tokenizes it") if progress else None
@@ -92,7 +96,7 @@ def load_dataset(
 
 
 def _cache_path(
-    sources: tuple[str | Source, ...],
+    sources: list[Source],
     tokenizer: Tokenizer,
     options: DatasetOptions,
     curation: Curation,
@@ -100,7 +104,7 @@ def _cache_path(
 ) -> pathlib.Path:
     rules = [_VERSION, tokenizer.fingerprint, dataclasses.asdict(options), fingerprint(options.format)]
     digest = hashlib.sha256(json.dumps([*rules, curation.fingerprint()]).encode())
-    for source in find_sources(sources):
+    for source in sources:
         digest.update(f"{source.name}={source.location}\0{source.fingerprint()}".encode())
     root = cache_dir or cache.default_directory()
     return root / "tokens" / digest.hexdigest()[:32]

@@ -71,6 +71,21 @@ def test_changed_source_is_tokenized_again(run, source):
     assert (len(dataset), report.cached) == (4, False)
 
 
+def test_a_source_that_changes_while_it_is_read_is_not_cached(run, source, monkeypatch, tmp_path):
+    def append_and_tokenize(*arguments, **options):
+        result = stream.tokenize_stream(*arguments, **options)
+        with open(source, "a") as file:
+            file.write(json.dumps(PAIR) + "\n")
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(load, "tokenize_stream", append_and_tokenize)
+        dataset, report = run()
+    assert (len(dataset), report.cache_error) == (3, "the source changed while it was read")
+    assert entries(tmp_path) == []
+    assert len(run()[0]) == 4
+
+
 def test_what_is_left_out_is_part_of_the_key(source, tmp_path):
     bench = tmp_path / "bench.jsonl"
     questions = [f"Is it {i}?" for i in range(3)]
