@@ -16,8 +16,8 @@ import time
 
 import numpy as np
 
-from rmjax.data.packing.plan import choose_row_length, short_row_length, training_plan
 from rmjax.data.curation.duplicates import match, near_duplicates, signatures
+from rmjax.data.packing.plan import choose_row_length, short_row_length, training_plan
 from rmjax.data.schema import Comparison, Edge
 
 EVALUATION_SET = 3000  # comparisons

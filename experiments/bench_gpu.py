@@ -184,10 +184,19 @@ def torch_model(shape: str):
 
     vocabulary, width, mlp, layers, heads, kv_heads, head_dim = SHAPES[shape]
     config = transformers.LlamaConfig(
-        vocab_size=vocabulary, hidden_size=width, intermediate_size=mlp, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=head_dim, max_position_embeddings=131072,
-        num_labels=1, pad_token_id=0, attn_implementation="sdpa", use_cache=False,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        max_position_embeddings=131072,
+        num_labels=1,
+        pad_token_id=0,
+        attn_implementation="sdpa",
+        use_cache=False,
+    )
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         return transformers.LlamaForSequenceClassification(config)
 
@@ -284,11 +293,19 @@ class Trl:
         )
         with tempfile.TemporaryDirectory() as directory:
             arguments = trl.RewardConfig(
-                directory, report_to="none", save_strategy="no", disable_tqdm=True, max_steps=10**4, bf16=True,
+                directory,
+                report_to="none",
+                save_strategy="no",
+                disable_tqdm=True,
+                max_steps=10**4,
+                bf16=True,
                 use_cpu=not torch.cuda.is_available(),
-                learning_rate=LEARNING_RATE, lr_scheduler_type="constant", per_device_train_batch_size=8,
-                gradient_accumulation_steps=parts, logging_steps=10**6,
-            )  # fmt: skip
+                learning_rate=LEARNING_RATE,
+                lr_scheduler_type="constant",
+                per_device_train_batch_size=8,
+                gradient_accumulation_steps=parts,
+                logging_steps=10**6,
+            )
             table = datasets.Dataset.from_dict({"chosen_ids": [[2, 2]] * size, "rejected_ids": [[2, 2]] * size})
             Trainer(
                 model=torch_model(self._flags.shape), args=arguments, train_dataset=table, processing_class=processing
@@ -423,10 +440,11 @@ def kernel_function(name: str, group, branch) -> Callable:
     """Returns jitted prepare and value-and-gradients of a kernel by name."""
     from rmjax.models.attention.mask import visible
 
-    tokens = make_mask(group, branch, KERNELS["dense"]).tokens
+    position = jnp.broadcast_to(jnp.arange(group.shape[1], dtype=jnp.int32), group.shape)  # without windows: unused
+    tokens = make_mask(group, branch, position, KERNELS["dense"]).tokens
     valid = (group > 0)[..., None, None]
     if name in KERNELS:
-        mask = jax.jit(lambda: make_mask(group, branch, KERNELS[name]))()
+        mask = jax.jit(lambda: make_mask(group, branch, position, KERNELS[name]))()
         run = lambda q, k, v: attend(q, k, v, mask)
     else:
         # A query without a visible key gives NaN in some libraries: it sees itself here.

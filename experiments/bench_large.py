@@ -115,9 +115,16 @@ def main() -> None:
     start = time.perf_counter()
     row_length = choose_row_length(dataset.lengths, flags.batch, 8)
     plan = training_plan(
-        dataset.lengths, dataset.readout_counts, dataset.edge_counts, batch_size=flags.batch, steps=0, epochs=1.0,
-        row_length=row_length, microbatch_rows=8, seed=0,
-    )  # fmt: skip
+        dataset.lengths,
+        dataset.readout_counts,
+        dataset.edge_counts,
+        batch_size=flags.batch,
+        steps=0,
+        epochs=1.0,
+        row_length=row_length,
+        microbatch_rows=8,
+        seed=0,
+    )
     fill = plan.sizes.fill
     print(
         f"plan of {plan.num_steps:,} steps: {time.perf_counter() - start:.1f} s, rows of {row_length} tokens filled "

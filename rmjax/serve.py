@@ -72,7 +72,7 @@ def _load_critic(memory: DeviceMemory, metrics: ModelMetrics) -> tuple[Critic, I
     mesh = make_mesh((-1, 1, 1, 1))
     with memory.resident():  # offloads the other models
         with jax.set_mesh(mesh):
-            loaded = load_model(_CRITIC.value, mesh=mesh, dtype=_DTYPE.value)
+            loaded = load_model(_CRITIC.value, mesh=mesh, dtype=_DTYPE.value, max_length=_MAX_LENGTH.value)
         length, decoder = _MAX_LENGTH.value or loaded.max_length, loaded.model.decoder
         if not 0 < length <= decoder.max_positions:
             raise InputError(f"--max_length={length}; expected 1 to {decoder.max_positions}, the positions of --critic")

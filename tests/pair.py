@@ -91,7 +91,7 @@ class Pair:
 
 # Gloo's threads write "[Gloo] Rank 1 is connected to 3 peer ranks. Expected number of connected peer ranks is : 3"
 # piece by piece, so that the pieces of several threads can mix.
-_GLOO_WORDS = frozenset("Gloo Rank is connected to peer ranks Expected number of".split())
+_GLOO_WORDS = frozenset(["Gloo", "Rank", "is", "connected", "to", "peer", "ranks", "Expected", "number", "of"])
 
 
 def own_lines(output):

@@ -172,16 +172,22 @@ class Model:
         return evaluate_items(pipeline, items, title=f"{self.path} on {names}", notes=notes, progress=progress)
 
     def export(
-        self, output: str | pathlib.Path, *, merge: Mapping[str, float] | None = None, standardize: bool = False
+        self,
+        output: str | pathlib.Path,
+        *,
+        merge: Mapping[str, float] | None = None,
+        standardize: bool = False,
+        peft: bool = False,
     ) -> pathlib.Path:
         """Writes the serving artifact and returns its directory, which must be empty or missing.
 
         Args:
           merge: {attribute: weight}, to reduce the attributes to one reward.
           standardize: rewards of mean 0 and standard deviation 1 over the validation data.
+          peft: write the adapters and the head alone, for the PEFT library.
         """
         weights = [f"{name}={weight}" for name, weight in (merge or {}).items()]
-        export(self.path, pathlib.Path(output), merge=weights, standardize=standardize)
+        export(self.path, pathlib.Path(output), merge=weights, standardize=standardize, peft=peft)
         return pathlib.Path(output)
 
     def __repr__(self) -> str:

@@ -50,10 +50,10 @@ _CHOICES = {
     "data.on_overlong": ("drop", "truncate_prompt", "error"),
     "data.on_bad_record": ("error", "skip"),
     "objective.process_loss": ("cross_entropy", "mse"),
-    "optimizer.name": ("adamw", "lion"),
+    "optimizer.name": ("adamw", "lion", "adafactor", "muon"),
     "optimizer.schedule": ("constant", "linear", "cosine"),
 }
-_ELEMENTS = {  # type of the entries of a tuple
+ELEMENTS = {  # type of the entries of a tuple
     str: ("data.train", "data.validation", "data.columns", "data.exclude", "objective.attributes"),
     float: ("data.weights", "objective.weights", "objective.attribute_weights"),
 }
@@ -134,17 +134,17 @@ def default() -> ml_collections.ConfigDict:
     lora.rank = 0  # rank of an adapter; 0: no adapters
     lora.alpha = 32.0  # an adapter's product is multiplied by alpha / rank
     lora.rslora = False  # multiply by alpha / sqrt(rank) instead (rsLoRA)
-    lora.targets = ""  # regex of the matrices with adapters, such as `attention/(query|value)`; empty: all
+    lora.targets = ""  # regex of the matrices with adapters, such as `attention/query`; empty: all
 
     config.optimizer = optimizer = ml_collections.ConfigDict()  # Optimizer and learning rate schedule.
-    optimizer.name = "adamw"  # adamw or lion
+    optimizer.name = "adamw"  # adamw, lion, adafactor (little memory) or muon (of matrices; adamw for the rest)
     optimizer.learning_rate = 1e-3  # peak learning rate
     optimizer.schedule = "cosine"  # decay after the warm-up: constant, linear or cosine
     optimizer.final_fraction = 0.0  # learning rate at the last step, as a fraction of the peak (linear, cosine)
     optimizer.warmup_steps = 0  # steps of linear warm-up
     optimizer.weight_decay = 0.0  # decoupled decay of the layers' weight matrices (not norms, biases, embedding, head)
-    optimizer.b1 = 0.9  # decay rate of the first moment
-    optimizer.b2 = 0.999  # decay rate of the second moment
+    optimizer.b1 = 0.9  # decay rate of the first moment (not of adafactor, nor of muon's matrices)
+    optimizer.b2 = 0.999  # decay rate of the second moment (not of adafactor, nor of muon's matrices)
     optimizer.eps = 1e-8  # adamw: constant added to the denominator
     optimizer.grad_clip = 1.0  # maximum global norm of the gradient; 0: no clipping
     # learning rate of a layer relative to the next one; the embedding comes before the first layer, the head last
@@ -157,8 +157,8 @@ def default() -> ml_collections.ConfigDict:
     mesh.sequence = 1  # shards of a row's tokens (sequence parallelism)
 
     config.train = train = ml_collections.ConfigDict()  # Duration, batch size, seed and logging of the training loop.
-    # parameters to train: all, head, lora (adapters and head), or a regex of their paths, such as `^head/|norm`;
-    # the others are stored in `model.param_dtype`. Empty: lora if `lora.rank` is set, else all
+    # parameters to train: all, head, lora (adapters and head), or a regex of their paths; the others are stored in
+    # `model.param_dtype`. Empty: lora if `lora.rank` is set, else all
     train.trainable = ""
     train.steps = 0  # optimizer steps; 0: no limit. With `epochs` set too, the run ends at whichever comes first
     train.epochs = 0.0  # passes over the training data; 0: no limit
@@ -245,7 +245,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         for key in positive + not_negative:
             if config[section][key] < (minimum := int(key in positive)):
                 raise InputError(f"config.{section}.{key} is {config[section][key]}; expected at least {minimum}")
-    for kind, keys in _ELEMENTS.items():
+    for kind, keys in ELEMENTS.items():
         for key in keys:
             for entry in values[key]:
                 if not isinstance(entry, str if kind is str else int | float):

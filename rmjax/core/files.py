@@ -23,7 +23,7 @@ _RECOMPRESS = "decompress it, or compress it by gzip"
 _TEXTS = {  # the first characters, in lower case: what the file is, and what to do
     b"version https://git-lfs": ("a git-lfs pointer instead of the file", "run `git lfs pull` in its repository"),
     **dict.fromkeys((b"<!doctype", b"<html", b"<head", b"<body", b"<script", b"<meta", b"<!--"), _HTML),
-    b"<?xml": ("XML", "download the file itself; this may be the error of a server"),
+    b"<": ("XML or HTML", "download the file itself; this may be the error of a server"),
 }
 _MAGIC = {
     b"GGUF": _GGUF,

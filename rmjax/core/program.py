@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from rmjax.core import config as configs
 from rmjax.core import config_file
 from rmjax.core.errors import InputError
 from rmjax.core.option_names import rename_options
@@ -55,7 +56,7 @@ class Flags:
           InputError: a flag is unknown, its value is wrong, or a configuration file cannot be used.
         """
         try:
-            return self.values(argv)
+            return self.values([_with_tuple(argument) for argument in argv])
         except flags.UnrecognizedFlagError as error:
             if error.flagname.partition(".")[0] == "config" and "config" in self.values:
                 raise InputError(f"--{error.flagname}: --config=FILE is missing") from error
@@ -68,6 +69,18 @@ class Flags:
             for found, replacement in _PARSE_ERRORS.items():
                 message = re.sub(found, replacement, message)
             raise InputError(message) from error
+
+
+def _with_tuple(argument: str) -> str:
+    """Returns an argument in which a tuple of strings, given as a,b, is written as ml_collections reads it.
+
+    >>> _with_tuple("--config.data.columns=question=prompt,id=_")
+    "--config.data.columns=('question=prompt', 'id=_')"
+    """
+    match = re.fullmatch(r"(--?config\.([\w.]+)=)([^'\"(\[].*,.*)", argument, re.DOTALL)
+    if match is None or match[2] not in configs.ELEMENTS[str]:
+        return argument
+    return match[1] + repr(tuple(match[3].split(",")))
 
 
 class _ConfigParser(flags.ArgumentParser):

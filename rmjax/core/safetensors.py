@@ -22,22 +22,26 @@ class TensorDirectory:
 
     Args:
       extra: glob of further files, such as one of the head alone.
+      single: name of the file, if there is no index.
 
     Attributes:
+      config_file: the model's config.json.
       shapes: {name: shape} of all tensors.
+      paths: {name: file} of all tensors.
 
     Raises:
       InputError: no weights, a missing or truncated file, or tensors that differ between index and files.
     """
 
-    def __init__(self, directory: pathlib.Path, extra: str = ""):
-        self.directory = directory
+    def __init__(self, directory: pathlib.Path, extra: str = "", single: str = SINGLE):
+        self.directory, self.config_file = directory, directory / "config.json"
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.paths: dict[str, pathlib.Path] = {}
         self._files: dict[str, Any] = {}  # tensor name -> open file
         index = directory / INDEX
         try:
             indexed = json.loads(index.read_text())["weight_map"] if index.is_file() else None
-            names = [SINGLE] if indexed is None else sorted(set(indexed.values()))
+            names = [single] if indexed is None else sorted(set(indexed.values()))
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{index}: not a safetensors index ({error}); copy the file again") from error
         for name in names:
@@ -64,7 +68,7 @@ class TensorDirectory:
         for name in tensors:
             if name in self.shapes:
                 raise InputError(f"{path}: the tensor {name!r} is in another file too; remove one of them")
-            self._files[name] = file
+            self._files[name], self.paths[name] = file, path
             self.shapes[name] = tuple(file.get_slice(name).get_shape())
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
@@ -72,8 +76,10 @@ class TensorDirectory:
         return self._files[name].get_slice(name)[index if index else slice(None)]
 
 
-def write(directory: pathlib.Path, tensors: Iterable[tuple[str, Callable[[], np.ndarray], int]]) -> None:
-    """Writes tensors as `model.safetensors`, or as shards of at most `SHARD_BYTES` with an index.
+def write(
+    directory: pathlib.Path, tensors: Iterable[tuple[str, Callable[[], np.ndarray], int]], single: str = SINGLE
+) -> None:
+    """Writes tensors as the file `single`, or as shards of at most `SHARD_BYTES` with an index.
 
     Args:
       directory: an existing directory.
@@ -90,7 +96,7 @@ def write(directory: pathlib.Path, tensors: Iterable[tuple[str, Callable[[], np.
         total += nbytes
     weight_map = {}
     for number, shard in enumerate(shards, 1):
-        file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        file = single if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         arrays = {name: np.ascontiguousarray(make()) for name, make in shard.items()}
         (directory / file).touch()
         mode = (directory / file).stat().st_mode  # follows the umask; that of `save_file` does not

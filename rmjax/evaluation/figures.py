@@ -37,7 +37,7 @@ def draw_row(trees: Sequence[Tree], row_length: int, token_strings: Sequence[Seq
     readouts = sum(len(tree.readouts) for tree in trees)
     batch = fill_rows([trees], packed_spec(1, row_length, readouts, 0, 0))
     group, branch = batch["group"][0], batch["branch"][0]
-    tokens = Tokens(*map(jnp.asarray, (group, branch, np.arange(row_length))))
+    tokens = Tokens(*map(jnp.asarray, (group, branch, batch["position"][0], np.arange(row_length))))
     mask = np.asarray(visible(tokens, tokens))
     texts = [text for tree in token_strings or () for text in tree]
     return Figure(draw_row_svg(group, branch, mask, batch["readout_index"][0], texts))

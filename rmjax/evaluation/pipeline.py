@@ -125,7 +125,7 @@ def load_pipeline(
         check_date(template_date)  # before the weights are read
     mesh = make_mesh((-1, 1, 1, 1))
     with jax.set_mesh(mesh):
-        loaded = load_model(path, mesh=mesh, dtype=dtype)
+        loaded = load_model(path, mesh=mesh, dtype=dtype, max_length=max_length)
     positions = loaded.model.decoder.max_positions
     if not 0 <= max_length <= positions:
         raise InputError(f"max_length is {max_length}; the model {path} supports 1 to {positions} positions")

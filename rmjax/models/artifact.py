@@ -35,10 +35,10 @@ def write(
     Returns:
       the contents of rmjax.json.
     """
-    model, params = _fold_scale(model, params)
+    model, params = fold_scale(model, params)
     attributes, family = model.head.attributes, FAMILIES[model.family]
     config = family.write_config(model.decoder) | {
-        "architectures": [family.classifier],
+        **({"architectures": [family.classifier]} if family.classifier else {}),
         "num_labels": len(attributes),
         "id2label": {str(i): name for i, name in enumerate(attributes)},
         "label2id": {name: i for i, name in enumerate(attributes)},
@@ -48,15 +48,26 @@ def write(
     }
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     safetensors.write(directory, weights.named_tensors(model, params))
+    return write_metadata(directory, model, metadata)
+
+
+def write_metadata(directory: pathlib.Path, model: RewardModel, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Writes and returns rmjax.json, with the head and the checksums of all other files in `directory`.
+
+    Args:
+      model: its head has no scale (`fold_scale`).
+      metadata: as in `write`.
+    """
     checksums = {path.name: _sha256(path) for path in sorted(directory.iterdir()) if path.name != METADATA_FILE}
     fixed = {"format_version": FORMAT_VERSION, "head": "linear", "pooling": "last_token"}
-    shift = {"transformers_shift": list(model.head.shift) or [0.0] * len(attributes)}
+    fixed |= {"transformers_class": FAMILIES[model.family].classifier}  # None: transformers has no such classifier
+    shift = {"transformers_shift": list(model.head.shift) or [0.0] * len(model.head.attributes)}
     metadata = metadata | fixed | model.head.to_json() | shift | {"sha256": checksums}
     (directory / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n")
     return metadata
 
 
-def _fold_scale(model: RewardModel, params: Params) -> tuple[RewardModel, Params]:
+def fold_scale(model: RewardModel, params: Params) -> tuple[RewardModel, Params]:
     """Returns the model with its head's scale in the head's weights; the rewards stay the same, to float rounding."""
     if not model.head.scale:
         return model, params

@@ -15,10 +15,11 @@ from flax import nnx
 from rmjax.core import pytree
 from rmjax.core.mesh import ROWS, constrain
 from rmjax.models import lora
-from rmjax.models.architecture import DecoderConfig, HeadConfig
+from rmjax.models.architecture import DecoderConfig, HeadConfig, LayerGroup, LayerKind
 from rmjax.models.attention import SAVED, choose_kernel, make_mask
-from rmjax.models.layers import Block, RMSNorm, rope_frequencies, rope_tables
+from rmjax.models.layers import Block, RMSNorm, Rope
 from rmjax.models.lora import LoraConfig
+from rmjax.models.rope import rope_frequencies, rope_tables
 
 Params = dict[str, Any]
 
@@ -61,24 +62,29 @@ class RewardModel:
 
     def hidden(self, params: Params, batch: dict[str, jax.Array]) -> jax.Array:
         """Returns the final norm's output [B, T, D] for `tokens`, `group`, `branch`, `position`, int32 [B, T] each."""
-        decoder, config, row_length = params["decoder"], self.decoder, batch["tokens"].shape[1]
-        mask = make_mask(batch["group"], batch["branch"], choose_kernel(self.attention, row_length))
-        frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-        rope = rope_tables(batch["position"], frequencies)
+        decoder, config = params["decoder"], self.decoder
+        kernel = choose_kernel(self.attention, batch["tokens"].shape[1])
+        kinds = set(config.kinds)
+        mask = lambda window: make_mask(batch["group"], batch["branch"], batch["position"], kernel, window)
+        masks = {window: mask(window) for window in sorted({kind.window for kind in kinds})}
+        ropes = {kind: self._rope(kind, batch["position"]) for kind in sorted(kinds, key=str)}
         embedded = self._round(decoder["embedding"]["weight"][batch["tokens"]])
         x = embedded.astype(self.dtype)  # cast last: gradients add in float32
+        if config.embedding_scale != 1.0:
+            x = x * jnp.asarray(config.embedding_scale, x.dtype)
         x = constrain(x, ROWS, "sequence", None)
 
-        def layer(x: jax.Array, layer_params: Params) -> tuple[jax.Array, None]:
+        def layer(x: jax.Array, layer_params: Params, kind: LayerKind) -> jax.Array:
             adapters, weights = pytree.split(layer_params, lora.is_adapter)  # adapters stay float32
             block = _bind(lambda: self._block(jax.random.key(0)), self._round(weights))
             lora.attach(block, adapters, self.lora.scale if self.lora else 1.0)
-            return block(x, mask, rope), None
+            return block(x, masks[kind.window], ropes[kind])
 
         if self.remat != "none":
-            names = () if self.remat == "layer" else (SAVED,)
-            layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.save_only_these_names(*names))
-        x, _ = jax.lax.scan(layer, x, decoder["layers"], unroll=1 if self.scan_layers else config.num_layers)
+            policy = jax.checkpoint_policies.save_only_these_names(*(() if self.remat == "layer" else (SAVED,)))
+            layer = jax.checkpoint(layer, policy=policy, static_argnums=2)
+        for group in config.layer_groups():
+            x = self._scan(layer, x, decoder["layers"], group)
         return _bind(self._norm, self._round(decoder["norm"]))(x)
 
     def rewards(self, params: Params, batch: dict[str, jax.Array]) -> jax.Array:
@@ -94,6 +100,34 @@ class RewardModel:
         if self.head.scale:
             rewards = rewards * jnp.asarray(self.head.scale, jnp.float32)
         return rewards + jnp.asarray(self.head.shift, jnp.float32) if self.head.shift else rewards
+
+    def _rope(self, kind: LayerKind, position: jax.Array) -> Rope:
+        """Returns cos and sin of the rotation in layers of a kind; None if there is none."""
+        config, own = self.decoder, kind.rope_theta
+        if not kind.rotary:
+            return None
+        theta, scaling = (own, None) if own else (config.rope_theta, config.rope_scaling)
+        length = config.rope_length or config.max_positions
+        return rope_tables(position, *rope_frequencies(config.rotary_dim or config.head_dim, theta, scaling, length))
+
+    def _scan(self, layer: Callable[..., jax.Array], x: jax.Array, stacked: Params, group: LayerGroup) -> jax.Array:
+        """Returns x after the layers of a group; `stacked` has the parameters of all layers."""
+        period = len(group.kinds)
+        end = group.start + group.repeats * period
+        split = lambda leaf: leaf[group.start : end].reshape(group.repeats, period, *leaf.shape[1:])
+
+        unroll = 1 if self.scan_layers else group.repeats
+        if group.repeats == self.decoder.num_layers:  # as they are: XLA copies reshaped arrays before the loop
+            return jax.lax.scan(lambda x, params: (layer(x, params, group.kinds[0]), None), x, stacked, unroll=unroll)[
+                0
+            ]
+
+        def step(x: jax.Array, params: Params) -> tuple[jax.Array, None]:
+            for i, kind in enumerate(group.kinds):
+                x = layer(x, jax.tree.map(lambda leaf, i=i: leaf[i], params), kind)
+            return x, None
+
+        return jax.lax.scan(step, x, jax.tree.map(split, stacked), unroll=unroll)[0]
 
     def _round(self, params: Any) -> Any:
         """Returns parameters rounded to `param_dtype`, in their own dtype; gradients pass unchanged."""
@@ -112,7 +146,7 @@ class RewardModel:
         return Block(self.decoder, jnp.dtype(self.param_dtype), nnx.Rngs(key))
 
     def _norm(self) -> RMSNorm:
-        return RMSNorm(self.decoder.hidden_size, self.decoder.norm_eps, jnp.dtype(self.param_dtype))
+        return RMSNorm(self.decoder.hidden_size, self.decoder, jnp.dtype(self.param_dtype))
 
 
 def _parameters(module: nnx.Module) -> Params:

@@ -60,7 +60,7 @@ def read(files: TensorDirectory, decoder: DecoderConfig, metadata: Mapping[str, 
       metadata: contents of rmjax.json; {} if there is none.
 
     Raises:
-      InputError: the head is not linear, there are several, or config.json does not fit it.
+      InputError: the head is not linear or not finite, there are several, or config.json does not fit it.
     """
     where = files.directory
     if (found := _find(files, decoder)) is None:
@@ -74,12 +74,12 @@ def read(files: TensorDirectory, decoder: DecoderConfig, metadata: Mapping[str, 
         config = HeadConfig.from_json(dict(metadata))
         _check_count(where / "rmjax.json", config.attributes, module, kernel)
         return Head(config, kernel, names, description)
-    values = read_json(where / "config.json")
-    attributes = _attributes(where / "config.json", values, module, kernel)
+    values = read_json(files.config_file)
+    attributes = _attributes(files.config_file, values, module, kernel)
     if name := _two_classes(values, attributes):
         kernel, bias, attributes = kernel[:, 1:] - kernel[:, :1], bias[1:] - bias[:1], (name,)
         description += ", two classes: the reward is the difference of their logits"
-    normalization = _normalization(where / "config.json", values, len(attributes))
+    normalization = _normalization(files.config_file, values, len(attributes))
     if normalization is None:
         return Head(_head_config(attributes, (), bias), kernel, names, description)
     mean, std = normalization
@@ -154,8 +154,19 @@ def _read_tensors(
         if files.shapes[tensors["bias"]] != shape[:1]:
             found = files.shapes[tensors["bias"]]
             raise InputError(f"{where}: the tensor {tensors['bias']!r} has shape {found}; expected {shape[:1]}")
-        bias = files.read(tensors["bias"]).astype(np.float32)
-    return files.read(name).astype(np.float32).T, bias
+        bias = _read_finite(files, tensors["bias"])
+    return _read_finite(files, name).T, bias
+
+
+def _read_finite(files: TensorDirectory, name: str) -> np.ndarray:
+    """Returns a tensor as float32; raises InputError if it has NaN or infinity, as all rewards would."""
+    values = files.read(name).astype(np.float32)
+    if bad := int(np.count_nonzero(~np.isfinite(values))):
+        raise InputError(
+            f"{files.paths[name]}: the tensor {name!r} of the reward head has NaN or infinity in {bad} of "
+            f"{values.size} values; expected finite numbers: take a checkpoint from before its training diverged, or copy it again"
+        )
+    return values
 
 
 def _attributes(

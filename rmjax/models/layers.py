@@ -4,7 +4,6 @@ Axis letters: B rows, T tokens, D model, N query heads, H key/value heads, P hea
 """
 
 import functools
-import math
 from collections.abc import Callable
 
 import jax
@@ -12,9 +11,20 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rmjax.core.mesh import ROWS, constrain
-from rmjax.models.architecture import DecoderConfig, RopeScaling
+from rmjax.models.architecture import DecoderConfig
 from rmjax.models.attention import Mask, attend, save_for_backward
 from rmjax.models.matmul import dot
+from rmjax.models.rope import rotate
+
+Rope = tuple[jax.Array, jax.Array] | None  # cos and sin of `rope_tables`; None: no rotation
+
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+}
 
 
 def _in_float32(operation: Callable[..., jax.Array], x: jax.Array, vector: jax.Array) -> jax.Array:
@@ -26,16 +36,24 @@ def _in_float32(operation: Callable[..., jax.Array], x: jax.Array, vector: jax.A
 
 
 class RMSNorm(nnx.Module):
-    """y = x / sqrt(mean(x²) + eps) · scale, in float32 (Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4)."""
+    """y = x / sqrt(mean(x²) + eps) · (offset + scale), in float32 (Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4).
 
-    def __init__(self, size: int, eps: float, param_dtype: jnp.dtype):
-        self.scale = nnx.Param(jnp.ones(size, param_dtype))
-        self.eps = eps
+    The offset is `norm_offset`. x / sqrt(…) is rounded to x's dtype, unless the config has `norm_float32`.
+    """
+
+    def __init__(self, size: int, config: DecoderConfig, param_dtype: jnp.dtype):
+        self.offset = config.norm_offset
+        self.scale = nnx.Param(jnp.full(size, 1.0 - self.offset, param_dtype))
+        self.eps, self.round_last = config.norm_eps, config.norm_float32
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x32 = x.astype(jnp.float32)
         inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return _in_float32(jnp.multiply, (x32 * inverse).astype(x.dtype), self.scale[...])
+        if not self.round_last:
+            assert not self.offset
+            return _in_float32(jnp.multiply, (x32 * inverse).astype(x.dtype), self.scale[...])
+        scale = self.scale[...].astype(x.dtype).astype(jnp.float32)
+        return (x32 * inverse * (self.offset + scale)).astype(x.dtype)
 
 
 class Linear(nnx.Module):
@@ -58,81 +76,80 @@ class Linear(nnx.Module):
         return y if self.bias is None else _in_float32(jnp.add, y, self.bias[...])
 
 
-def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> jax.Array:
-    """Returns the angular frequencies theta^(-2i/P), float32 [P/2] (Su et al. 2021, arXiv 2104.09864).
-
-    With Llama 3's `scaling`, wavelengths above original_max / low_freq_factor are multiplied by `factor`, those below
-    original_max / high_freq_factor are unchanged, and between the two the frequencies are interpolated.
-    """
-    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    if scaling is None:
-        return frequency
-    wavelength = 2 * math.pi / frequency
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    unscaled = (scaling.original_max_position_embeddings / wavelength - low) / (high - low)
-    unscaled = jnp.clip(unscaled, 0.0, 1.0)
-    return unscaled * frequency + (1.0 - unscaled) * frequency / scaling.factor
-
-
-def rope_tables(position: jax.Array, frequency: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns cos and sin of position · frequency, float32 [B, T, 1, P/2].
-
-    Always float32: bfloat16 rounds position 257 to 256.
-    """
-    angle = position[..., None, None].astype(jnp.float32) * frequency
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Returns x [B, T, heads, P] with each pair (x_i, x_{i+P/2}) rotated by its angle (half-split layout)."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
-
-
 class Attention(nnx.Module):
     """Grouped-query self-attention over packed prefix trees (Ainslie et al. 2023, arXiv 2305.13245)."""
 
     def __init__(self, config: DecoderConfig, param_dtype: jnp.dtype, rngs: nnx.Rngs):
         bias, std = config.attention_bias, config.initializer_range
-        linear = functools.partial(Linear, bias=bias, std=std, param_dtype=param_dtype, rngs=rngs)
-        self.query = linear(config.hidden_size, config.num_heads * config.head_dim)
-        self.key = linear(config.hidden_size, config.num_kv_heads * config.head_dim)
-        self.value = linear(config.hidden_size, config.num_kv_heads * config.head_dim)
-        self.output = linear(config.num_heads * config.head_dim, config.hidden_size)
-        self.head_dim = config.head_dim
+        output_bias = bias if config.output_bias is None else config.output_bias
+        linear = functools.partial(Linear, std=std, param_dtype=param_dtype, rngs=rngs)
+        query, key_value = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.query = linear(config.hidden_size, query, bias)
+        self.key = linear(config.hidden_size, key_value, bias)
+        self.value = linear(config.hidden_size, key_value, bias)
+        self.output = linear(query, config.hidden_size, output_bias)
+        size = lambda outputs: config.head_dim if config.qk_norm == "head" else outputs
+        self.query_norm = RMSNorm(size(query), config, param_dtype) if config.qk_norm else None
+        self.key_norm = RMSNorm(size(key_value), config, param_dtype) if config.qk_norm else None
+        self.config = config
 
-    def __call__(self, x: jax.Array, mask: Mask, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
-        heads = (*x.shape[:2], -1, self.head_dim)
-        q = save_for_backward(rotate(self.query(x).reshape(heads), *rope))
-        k = save_for_backward(rotate(self.key(x).reshape(heads), *rope))
+    def __call__(self, x: jax.Array, mask: Mask, rope: Rope) -> jax.Array:
+        config = self.config
+        heads = (*x.shape[:2], -1, config.head_dim)
+
+        def project(linear: Linear, norm: RMSNorm | None) -> jax.Array:
+            y = linear(x)
+            if norm is None:
+                return save_for_backward(rotate(y.reshape(heads), rope, config.rotary_interleaved))
+            y = save_for_backward(y)  # norm and rotation are recomputed
+            y = norm(y.reshape(heads)) if config.qk_norm == "head" else norm(y).reshape(heads)
+            return rotate(y, rope, config.rotary_interleaved)
+
+        q, k = project(self.query, self.query_norm), project(self.key, self.key_norm)
         v = save_for_backward(self.value(x).reshape(heads))
-        return self.output(attend(q, k, v, mask).reshape(*x.shape[:2], -1))
+        out = attend(q, k, v, mask, config.attention_scale or None, config.attention_softcap)
+        return self.output(out.reshape(*x.shape[:2], -1))
 
 
-class GatedMLP(nnx.Module):
-    """y = (silu(x · gate) * (x · up)) · down (SwiGLU; Shazeer 2020, arXiv 2002.05202)."""
+class MLP(nnx.Module):
+    """y = (f(x · gate) * (x · up)) · down (Shazeer 2020, arXiv 2002.05202), or f(x · up) · down; f: the activation."""
 
     def __init__(self, config: DecoderConfig, param_dtype: jnp.dtype, rngs: nnx.Rngs):
         bias, std = config.mlp_bias, config.initializer_range
         linear = functools.partial(Linear, bias=bias, std=std, param_dtype=param_dtype, rngs=rngs)
-        self.gate = linear(config.hidden_size, config.intermediate_size)
+        self.gate = linear(config.hidden_size, config.intermediate_size) if config.mlp_gated else None
         self.up = linear(config.hidden_size, config.intermediate_size)
         self.down = linear(config.intermediate_size, config.hidden_size)
+        self.activation = config.activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(jax.nn.silu(save_for_backward(self.gate(x))) * save_for_backward(self.up(x)))
+        activation = _ACTIVATIONS[self.activation]
+        if self.gate is None:
+            return self.down(activation(save_for_backward(self.up(x))))
+        return self.down(activation(save_for_backward(self.gate(x))) * save_for_backward(self.up(x)))
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); x is [B, T, D]."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); x is [B, T, D].
+
+    The config chooses norms of the inputs, of the outputs before the sum, or both.
+    """
 
     def __init__(self, config: DecoderConfig, param_dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps, param_dtype)
+        norm = lambda used: RMSNorm(config.hidden_size, config, param_dtype) if used else None
+        self.attention_norm, self.attention_output_norm = norm(config.pre_norms), norm(config.post_norms)
         self.attention = Attention(config, param_dtype, rngs)
-        self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps, param_dtype)
-        self.mlp = GatedMLP(config, param_dtype, rngs)
+        self.mlp_norm, self.mlp_output_norm = norm(config.pre_norms), norm(config.post_norms)
+        self.mlp = MLP(config, param_dtype, rngs)
+        self.residual_scale = config.residual_scale
 
-    def __call__(self, x: jax.Array, mask: Mask, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
-        x = save_for_backward(x + self.attention(self.attention_norm(x), mask, rope))
-        x = x + self.mlp(self.mlp_norm(x))
-        return constrain(x, ROWS, "sequence", None)
+    def __call__(self, x: jax.Array, mask: Mask, rope: Rope) -> jax.Array:
+        y = self.attention(x if self.attention_norm is None else self.attention_norm(x), mask, rope)
+        x = save_for_backward(self._add(x, y, self.attention_output_norm))
+        y = self.mlp(x if self.mlp_norm is None else self.mlp_norm(x))
+        return constrain(self._add(x, y, self.mlp_output_norm), ROWS, "sequence", None)
+
+    def _add(self, x: jax.Array, y: jax.Array, norm: RMSNorm | None) -> jax.Array:
+        if norm is not None:
+            y = norm(save_for_backward(y))
+        return x + y if self.residual_scale == 1.0 else x + self.residual_scale * y

@@ -14,7 +14,7 @@ from rmjax.core.config import Config
 from rmjax.core.errors import InputError
 from rmjax.core.files import identify, read_json
 from rmjax.core.safetensors import TensorDirectory
-from rmjax.models import artifact, heads, lora, partition, weights
+from rmjax.models import artifact, heads, lora, partition, peft, weights
 from rmjax.models.architecture import DecoderConfig, HeadConfig
 from rmjax.models.decoder import Params, RewardModel
 from rmjax.models.families import read_config
@@ -43,7 +43,7 @@ def resolve_path(path: str) -> pathlib.Path:
       InputError: `path` is neither a directory nor a name that can be downloaded from the hub.
     """
     directory = pathlib.Path(path).expanduser()
-    if what := identify(directory):
+    if not peft.is_adapter(directory) and (what := identify(directory)):
         raise InputError(f"model {path!r}: {what}")
     if directory.is_dir():
         return directory
@@ -58,10 +58,20 @@ def resolve_path(path: str) -> pathlib.Path:
         raise InputError(f"model {path!r}: no such directory, and the hub download failed ({reason})") from error
 
 
+def is_composed(path: str) -> bool:
+    """Returns whether PATH is a workdir or an adapter rather than a whole Hugging Face directory."""
+    directory = resolve_path(path)
+    return Workdir(directory).is_workdir or peft.is_adapter(directory)
+
+
 def tokenizer_directory(path: str) -> str:
     """Returns the directory with the tokenizer of the model at PATH."""
     workdir = Workdir(resolve_path(path))
-    return str(workdir.tokenizer_directory if workdir.is_workdir else workdir.path)
+    if workdir.is_workdir:
+        return str(workdir.tokenizer_directory)
+    if peft.is_adapter(workdir.path) and not any(workdir.path.glob("tokenizer*")):
+        return str(_base_directory(workdir.path))
+    return str(workdir.path)
 
 
 def tokenizer_of(config: Config) -> str:
@@ -76,7 +86,7 @@ def data_options(path: str) -> tuple[dict[str, Any], int]:
         return workdir.data_options()
     if metadata := artifact.read_metadata(workdir.path):
         return metadata.get("data_options", {}), metadata.get("max_length", 0)
-    file = workdir.path / "config.json"  # missing where there is only a tokenizer
+    file = _config_file(workdir.path)  # missing where there is only a tokenizer
     return heads.data_options(read_json(file)) if file.exists() else {}, 0
 
 
@@ -95,7 +105,7 @@ def make_model(config: Config, vocab_size: int, head: HeadConfig = _DEFAULT_HEAD
     options = {key: config[key] for key in ("dtype", "param_dtype", "attention", "remat", "scan_layers")}
     if config.path:
         workdir = Workdir(resolve_path(config.path))
-        file = workdir.model_file if workdir.is_workdir else workdir.path / "config.json"
+        file = workdir.model_file if workdir.is_workdir else _config_file(workdir.path)
         family, decoder = read_config(file)
         return RewardModel(decoder, head, family=family, **options)
     sizes = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "rope_theta")
@@ -189,7 +199,7 @@ def continue_head(config: Config, head: HeadConfig) -> HeadConfig:
         found = workdir.head()
     else:
         decoder, metadata = (
-            read_config(workdir.path / "config.json")[1],
+            read_config(_config_file(workdir.path))[1],
             artifact.read_metadata(workdir.path, verify=False),
         )
         read = heads.read(_tensors(workdir.path), decoder, metadata)
@@ -205,7 +215,27 @@ def restore_merged(workdir: Workdir, model: RewardModel, mesh: Mesh) -> Params:
 
 
 def _tensors(directory: pathlib.Path) -> TensorDirectory:
+    if peft.is_adapter(directory):
+        return peft.MergedTensors(directory, _tensors(_base_directory(directory)))
     return TensorDirectory(directory, heads.SEPARATE_FILES)
+
+
+def _config_file(directory: pathlib.Path) -> pathlib.Path:
+    """Returns the path of a Hugging Face directory's config.json; of an adapter: of its base model's."""
+    return (_base_directory(directory) if peft.is_adapter(directory) else directory) / "config.json"
+
+
+def _base_directory(adapter: pathlib.Path) -> pathlib.Path:
+    """Returns the directory of the base model of an adapter; raises InputError if it is no Hugging Face directory."""
+    name = peft.base_model(adapter)
+    where = f"{adapter / peft.CONFIG_FILE}: base_model_name_or_path"
+    try:
+        directory = resolve_path(name)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    if is_composed(name):
+        raise InputError(f"{where} is {name!r}, a workdir or an adapter; expected a whole model: export it first")
+    return directory
 
 
 def _check_head(directory: pathlib.Path, found: HeadConfig, expected: HeadConfig) -> None:
@@ -236,8 +266,13 @@ def _rescale(params: Params, found: HeadConfig, expected: HeadConfig) -> Params:
     return params | {"head": {"kernel": params["head"]["kernel"] * ratio}}
 
 
-def load_model(path: str, *, mesh: Mesh, dtype: str = "float32", attention: str = "auto") -> LoadedModel:
+def load_model(
+    path: str, *, mesh: Mesh, dtype: str = "float32", attention: str = "auto", max_length: int = 0
+) -> LoadedModel:
     """Returns a trained reward model: an artifact, a Hugging Face classifier, or a workdir's best checkpoint.
+
+    Args:
+      max_length: of a conversation, for a model that stores none; it matters to LongRoPE alone. 0: all its positions.
 
     Raises:
       InputError: PATH has no model, a file is damaged, or there is no reward head.
@@ -249,10 +284,11 @@ def load_model(path: str, *, mesh: Mesh, dtype: str = "float32", attention: str 
         param_dtype = workdir.config().model.param_dtype
         model = RewardModel(decoder, workdir.head(), dtype, param_dtype, attention, family=family)
         metadata = workdir.metadata()
+        model = dataclasses.replace(model, decoder=decoder.for_length(metadata["max_length"]))
         params = restore_merged(workdir, model, mesh)
         return LoadedModel(model, params, workdir.tokenizer_directory, metadata["max_length"], metadata)
     metadata = artifact.read_metadata(directory)
-    family, decoder = read_config(directory / "config.json")
+    family, decoder = read_config(_config_file(directory))
     files = _tensors(directory)
     if (head := heads.read(files, decoder, metadata)) is None:
         fix = heads.suggest_name(files, decoder.hidden_size)
@@ -260,9 +296,11 @@ def load_model(path: str, *, mesh: Mesh, dtype: str = "float32", attention: str 
             f"{directory}: there is no reward head among the tensors (such as score.weight or v_head.summary.weight); "
             + (fix or "train one with this directory as config.model.path, or give a reward model")
         )
+    decoder = decoder.for_length(metadata.get("max_length", max_length))
     model = RewardModel(decoder, head.config, dtype, attention=attention, family=family)
     params = weights.load(files, model, mesh, head.kernel, head.tensors)
     if not metadata:
-        options = heads.data_options(read_json(directory / "config.json"))
+        options = heads.data_options(read_json(files.config_file))
         metadata = {"reward_head": head.description, "data_options": options, **head.statistics}
+    directory = pathlib.Path(tokenizer_directory(path))
     return LoadedModel(model, params, directory, metadata.get("max_length", decoder.max_positions), metadata)

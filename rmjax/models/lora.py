@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from rmjax.core import pytree
 from rmjax.core.config import Config
@@ -93,7 +94,7 @@ def merge(params: dict[str, Any], config: LoraConfig) -> dict[str, Any]:
 def attach(module: Any, adapters: dict[str, Any], scale: float) -> None:
     """Sets the attribute `adapter` of each `Linear` within `module` that has matrices in the tree `adapters`."""
     if A in adapters:
-        module.adapter = (adapters[A], adapters[B], scale)
+        module.adapter = nnx.data((adapters[A], adapters[B], scale))
         return
     for name, value in adapters.items():
         attach(getattr(module, name), value, scale)

@@ -91,7 +91,7 @@ def checksum(params: Any) -> str:
 
 @jax.jit
 def _sum_bits(x: jax.Array) -> jax.Array:
-    """Returns the sum of the elements' bits, modulo 2^32, each multiplied by an odd number that depends on its index."""
+    """Returns the sum, modulo 2^32, of the elements' bits, each times an odd number that depends on its index."""
     bits = jax.lax.bitcast_convert_type(x, {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]).astype(jnp.uint32)
     index = jnp.zeros(x.shape, jnp.uint32)
     for axis, size in enumerate(x.shape):

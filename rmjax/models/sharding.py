@@ -23,14 +23,14 @@ STATE_RULES: tuple[tuple[str, P], ...] = (
     (r"(output|down)/bias$", P(None, None)),  # [L, D]
     (r"norm/scale$", P()),  # [L, D] or [D]
     (r"head/kernel$", P()),  # [D, A]
-    (r"(^|/)(step|count)$", P()),  # counters
+    (r"(^|/)(step|count|ns_coeffs)$", P()),  # counters, and constants of Muon
 )
 
 
-def _partition_spec(path: str, ndim: int) -> P:
+def _partition_spec(path: str, shape: tuple[int, ...]) -> P:
     spec = pytree.match_one(STATE_RULES, re.sub(lora.PATTERN, "/kernel", path), "sharding")
-    if len(spec) > ndim:
-        return P()  # a moment that is factored: Adafactor's sums of rows or columns
+    if len(spec) > len(shape) or (len(shape) > 0 and shape[-1] == 1):
+        return P()  # Adafactor's sums of rows and columns, and its placeholders
     if path.endswith(lora.A):
         return P(*spec[:-1], None)
     return P(*spec[:-2], None, spec[-1]) if path.endswith(lora.B) else spec
@@ -44,7 +44,7 @@ def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
     """
 
     def sharding(path: str, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        spec = _partition_spec(path, leaf.ndim)
+        spec = _partition_spec(path, leaf.shape)
         for size, entry in zip(leaf.shape, spec, strict=False):
             axes = (entry,) if isinstance(entry, str) else entry or ()
             shards = math.prod(mesh.shape[axis] for axis in axes)

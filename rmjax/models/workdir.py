@@ -144,10 +144,11 @@ class Workdir:
 
     def check_frozen(self, frozen: Params) -> None:
         """Raises InputError if these are not the frozen parameters of the run."""
-        if partition.checksum(frozen) != (saved := read_json(self.frozen_file))["checksum"]:
+        saved = read_json(self.frozen_file)
+        if partition.checksum(frozen) != saved["checksum"]:
             raise InputError(
-                f"{self}: the parameters that were not trained are those of {saved['path'] or 'the random initialization'}"
-                ", which has changed since the run began (the checksum differs); restore it"
+                f"{self}: the parameters that were not trained are those of {saved['path'] or 'the initialization'}, "
+                "which have changed since the run began (the checksum differs); restore them"
             )
 
     def restore_params(self, model: RewardModel, mesh: Mesh) -> Params:

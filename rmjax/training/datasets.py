@@ -8,8 +8,8 @@ from rmjax.core.config import Config
 from rmjax.core.errors import InputError
 from rmjax.core.processes import of_first
 from rmjax.core.text import count_of
-from rmjax.data.packing.order import make_mixture
 from rmjax.data.curation.selection import Curation
+from rmjax.data.packing.order import make_mixture
 from rmjax.data.records.read import SYNTHETIC
 from rmjax.data.records.sources import Source, find_sources
 from rmjax.data.tokens import templates

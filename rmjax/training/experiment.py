@@ -85,7 +85,7 @@ def train(
         plan = splits[0].plan
         profiling.parse_steps(config.train.profile, plan.num_steps)
         schedule = make_schedule(config.optimizer, plan.num_steps)
-        optimizer = make_optimizer(config.optimizer, schedule)
+        optimizer = make_optimizer(config.optimizer, schedule, model.decoder.num_layers)
         model = dataclasses.replace(model, head=head)
         trainable = partition.trainable_pattern(config)
         trainer = Trainer(model, objective, optimizer, schedule, config.optimizer.grad_clip, mesh, trainable)
@@ -145,7 +145,7 @@ def _make_model(config: Config, tokenizer: Tokenizer, mesh: Mesh) -> RewardModel
         raise InputError(
             f"config.data.max_length is {config.data.max_length}; the model supports at most {decoder.max_positions}"
         )
-    return model
+    return dataclasses.replace(model, decoder=decoder.for_length(config.data.max_length))
 
 
 def _make_plans(
@@ -205,6 +205,12 @@ def _initial_state(
         return saved | {"frozen": frozen}
     params = loading.start_params(config, trainer.model, trainer.mesh)  # 2, or else 3
     state = jax.jit(trainer.init, out_shardings=trainer.shardings(), donate_argnums=0)(params)
+    head = state["frozen"].get("head")
+    if head is not None and not head["kernel"].any():
+        raise InputError(
+            f"config.train.trainable is {config.train.trainable!r}, which leaves the new reward head untrained; it is "
+            "zero, and so are all gradients: add `^head/` to the regex, or start from a reward model"
+        )
     if state["frozen"]:
         workdir.save_frozen(config.model.path, state["frozen"])
     return state

@@ -9,16 +9,27 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from rmjax.core.errors import InputError
 from rmjax.core.mesh import make_mesh
 from rmjax.data.tokens.tokenizer import ADDED_PAD, Tokenizer
-from rmjax.models import artifact, loading
+from rmjax.models import artifact, loading, partition
+from rmjax.models import peft as peft_format
 from rmjax.models.architecture import HeadConfig
+from rmjax.models.decoder import RewardModel
+from rmjax.models.families import read_config
+from rmjax.models.lora import LoraConfig
+from rmjax.models.workdir import Workdir
 
 
 def export(
-    model: pathlib.Path | str, output: pathlib.Path, *, merge: Sequence[str] = (), standardize: bool = False
+    model: pathlib.Path | str,
+    output: pathlib.Path,
+    *,
+    merge: Sequence[str] = (),
+    standardize: bool = False,
+    peft: bool = False,
 ) -> dict[str, Any]:
     """Writes the artifact of a model; `output` appears only when it is complete.
 
@@ -27,6 +38,7 @@ def export(
       merge: `attribute=weight` each: reduce the attributes to one reward, in the weights of the head.
       standardize: rewards become (reward - mean) / std, with mean and std over the validation data. transformers'
         logits then differ from them by a constant, see `artifact.write`.
+      peft: write the adapters and the head alone, for the PEFT library.
 
     Returns:
       the contents of rmjax.json.
@@ -41,20 +53,72 @@ def export(
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
         incomplete = pathlib.Path(temporary) / "artifact"
         incomplete.mkdir()
-        loaded = loading.load_model(str(model), mesh=mesh)
+        loaded = _load_adapters(model, mesh) if peft else loading.load_model(str(model), mesh=mesh)
         if merge:
             loaded = _merge_attributes(loaded, merge)
         if standardize:
             loaded = _standardize_rewards(loaded)
-        tokenizer = Tokenizer.load(str(loaded.directory)).with_separate_pad()
-        tokenizer.save(incomplete)
-        pad = tokenizer.base.pad_token_id
-        loaded = _cover_padding(loaded, tokenizer)
-        metadata = artifact.write(incomplete, loaded.model, loaded.params, pad, loaded.metadata)
+        tokenizer = Tokenizer.load(str(loaded.directory))
+        padded = tokenizer.with_separate_pad()
+        if peft:  # the base model's embedding stays as it is
+            fits = padded.base.pad_token_id < loaded.model.decoder.vocab_size
+            metadata = _write_adapters(incomplete, loaded, padded if fits else tokenizer, model)
+        else:
+            padded.save(incomplete)
+            loaded = _cover_padding(loaded, padded)
+            pad = padded.base.pad_token_id
+            metadata = artifact.write(incomplete, loaded.model, loaded.params, pad, loaded.metadata)
         if output.exists():
             output.rmdir()
         shutil.move(incomplete, output)
     return metadata
+
+
+def _load_adapters(path: pathlib.Path | str, mesh: Mesh) -> loading.LoadedModel:
+    """Returns the model of a workdir with its trained parameters alone: adapters and head.
+
+    Raises:
+      InputError: these are not what the run trained, or PEFT could not read its base model.
+    """
+    workdir = Workdir(pathlib.Path(path))
+    config = workdir.config() if workdir.is_workdir else None
+    if config is None or not config.lora.rank:
+        found = "trained no adapters (config.lora.rank is 0)" if config else "is not a workdir"
+        raise InputError(f"--peft: {path} {found}; export it without --peft")
+    family, decoder = read_config(workdir.model_file)
+    adapters = LoraConfig.from_config(config.lora)
+    model = RewardModel(decoder, workdir.head(), param_dtype=config.model.param_dtype, family=family, lora=adapters)
+    pattern = partition.trainable_pattern(config)
+    if not partition.is_float32(pattern, model):
+        rule = config.train.trainable
+        raise InputError(
+            f"--peft: the run trained more than adapters and the head (config.train.trainable is {rule!r}), which an "
+            "adapter does not hold; export it without --peft"
+        )
+    params = workdir.restore_params(model, mesh)
+    if "head" not in params:
+        raise InputError(
+            "--peft: the run did not train the head, which has to be in the adapter; export without --peft"
+        )
+    metadata = workdir.metadata()
+    return loading.LoadedModel(model, params, workdir.tokenizer_directory, metadata["max_length"], metadata)
+
+
+def _write_adapters(
+    directory: pathlib.Path, loaded: loading.LoadedModel, tokenizer: Tokenizer, path: pathlib.Path | str
+) -> dict[str, Any]:
+    """Writes PEFT's files, the tokenizer and rmjax.json, and returns the contents of the latter."""
+    base = Workdir(pathlib.Path(path)).frozen_path()
+    if not base or loading.is_composed(base):
+        kind = "a workdir or an adapter" if base else "not saved (config.model.path is empty)"
+        raise InputError(
+            f"--peft: the base model {base or 'of the run'} is {kind}, and PEFT needs a whole model: export it without "
+            "--peft, or train from an exported artifact"
+        )
+    tokenizer.save(directory)
+    model, params = artifact.fold_scale(loaded.model, loaded.params)
+    peft_format.write(directory, model, params, base)
+    return artifact.write_metadata(directory, model, loaded.metadata)
 
 
 def _cover_padding(loaded: loading.LoadedModel, tokenizer: Tokenizer) -> loading.LoadedModel:

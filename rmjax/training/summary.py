@@ -21,7 +21,7 @@ def start_lines(
     plan, mesh, head = splits[0].plan, trainer.mesh, trainer.model.head
     state = trainer.abstract_state()
     trained, frozen = (sum(leaf.size for leaf in jax.tree.leaves(state[part])) for part in ("params", "frozen"))
-    share = f" ({trained / 1e6:,.3g}M trained)" if frozen else ""
+    share = f" ({trained:,} trained)" if frozen else ""
     lines = []
     if step:
         ended = f"{workdir} holds the complete run of {count_of(step, 'step')}"

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from rmjax.core.program import Flags
 from tests.conftest import ROOT
 
 PROGRAMS = sorted(path.stem for path in (ROOT / "rmjax").glob("*.py") if path.stem not in ("__init__", "api"))
@@ -102,6 +103,27 @@ def test_wrong_flags_and_inputs_print_one_line_and_exit_with_2(small_program, fl
     assert line.startswith("error: ")
     assert message in line
     assert not result.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("question=prompt,id=_", ("question=prompt", "id=_")),
+        ("question=prompt", ("question=prompt",)),
+        ("('a=b','c=d')", ("a=b", "c=d")),
+        ("'a=b','c=d'", ("a=b", "c=d")),
+    ],
+)
+def test_tuples_of_strings_may_be_given_as_lists_with_commas(monkeypatch, given, found):
+    weights = "--config.objective.attribute_weights=1.0,2.0"
+    arguments = ["program", "--config=configs/binary.py", f"--config.data.columns={given}", weights]
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", arguments)
+    flags = Flags()
+    holder = flags.config("A configuration file.")
+    flags.parse(arguments)
+    assert holder.value.data.columns == found
+    assert holder.value.objective.attribute_weights == (1.0, 2.0)
 
 
 def test_other_exit_statuses_are_kept(small_program):

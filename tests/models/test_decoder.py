@@ -1,6 +1,7 @@
 """The decoder's hyperparameters, dtypes and compilation."""
 
 import dataclasses
+import math
 
 import chex
 import jax
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 
 from rmjax.core.mesh import make_mesh
-from rmjax.models.architecture import DecoderConfig, HeadConfig, RopeScaling
+from rmjax.models.architecture import DecoderConfig, HeadConfig, LayerGroup, LayerKind
 from rmjax.models.decoder import RewardModel
+from rmjax.models.rope import Llama3Scaling
+from rmjax.models.sharding import state_shardings
 from tests.models.rows import whole_rows
 
-CONFIG = DecoderConfig(97, 32, 48, 2, 4, 2, 8, 1e-5, 1e4, RopeScaling(8.0, 1.0, 4.0, 16), True, True, 512, 0.3)
+CONFIG = DecoderConfig(97, 32, 48, 2, 4, 2, 8, 1e-5, 1e4, Llama3Scaling(8.0, 1.0, 4.0, 16), True, True, 512, 0.3)
 
 
 def random_rows(seed=0, rows=1):
@@ -26,15 +29,30 @@ def random_rows(seed=0, rows=1):
         {"rope_theta": 100.0},
         {"rope_scaling": None},
         {"initializer_range": 0.1},
-        {"rope_scaling": RopeScaling(2.0, 1.0, 4.0, 16)},
-        {"rope_scaling": RopeScaling(8.0, 2.0, 4.0, 16)},
-        {"rope_scaling": RopeScaling(8.0, 1.0, 2.0, 16)},
-        {"rope_scaling": RopeScaling(8.0, 1.0, 4.0, 64)},
+        {"rope_scaling": Llama3Scaling(2.0, 1.0, 4.0, 16)},
+        {"rope_scaling": Llama3Scaling(8.0, 2.0, 4.0, 16)},
+        {"rope_scaling": Llama3Scaling(8.0, 1.0, 2.0, 16)},
+        {"rope_scaling": Llama3Scaling(8.0, 1.0, 4.0, 64)},
         {"num_layers": 3},
         {"num_kv_heads": 4},
         {"intermediate_size": 64},
         {"head_dim": 4},
         {"hidden_size": 48},
+        {"kinds": (LayerKind(5),)},
+        {"kinds": (LayerKind(), LayerKind(rotary=False))},
+        {"kinds": (LayerKind(), LayerKind(rope_theta=100.0))},
+        {"activation": "gelu"},
+        {"mlp_gated": False},
+        {"qk_norm": "head"},
+        {"qk_norm": "all"},
+        {"pre_norms": False},
+        {"post_norms": True},
+        {"attention_scale": 1.0},
+        {"attention_softcap": 0.1},
+        {"embedding_scale": 2.0},
+        {"residual_scale": 0.5},
+        {"rotary_dim": 4},
+        {"rotary_interleaved": True},
     ],
 )
 def test_every_hyperparameter_changes_the_output(change):
@@ -88,8 +106,67 @@ def test_one_trace_serves_all_batches_of_a_shape():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"num_heads": 5}, "num_heads is 5; expected a multiple of num_kv_heads, 2"), ({"head_dim": 7}, "head_dim is 7")],
+    [
+        ({"num_heads": 5}, "num_heads is 5; expected a multiple of num_kv_heads, 2"),
+        ({"head_dim": 7}, "head_dim is 7"),
+        ({"rotary_dim": 3}, "rotary_dim is 3; expected an even number up to 8"),
+        ({"activation": "elu"}, "the activation is 'elu'; implemented: silu, gelu, "),
+    ],
 )
 def test_errors_name_the_hyperparameter(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CONFIG, **change)
+
+
+EVERYTHING = dataclasses.replace(
+    CONFIG,
+    kinds=(LayerKind(5), LayerKind(rope_theta=100.0)),
+    num_layers=3,
+    qk_norm="all",
+    post_norms=True,
+    norm_offset=1.0,
+    norm_float32=True,
+    attention_softcap=2.0,
+    embedding_scale=2.0,
+    rotary_dim=4,
+)
+
+
+@pytest.mark.parametrize("kernel", ["dense", "blocks", "triton"])
+@pytest.mark.parametrize("sizes", [(2, 2, 2, 1), (1, 1, 2, 2)])
+def test_all_features_on_a_mesh(kernel, sizes):
+    model = RewardModel(EVERYTHING, HeadConfig(init=1.0), attention=kernel)
+    rows = whole_rows(np.random.default_rng(0).integers(1, 97, (4, 32)).astype(np.int32))
+
+    def run(sizes):
+        mesh = make_mesh(sizes, devices=jax.devices()[: math.prod(sizes)])
+        with jax.set_mesh(mesh):
+            shardings = state_shardings(mesh, jax.eval_shape(model.init, jax.random.key(0)))
+            params = jax.jit(model.init, out_shardings=shardings)(jax.random.key(0))
+            return jax.device_get(jax.jit(jax.value_and_grad(lambda p: model.rewards(p, rows).sum()))(params))
+
+    chex.assert_trees_all_close(run(sizes), run((1, 1, 1, 1)), atol=2e-4, rtol=1e-4)
+
+
+A, B, C = LayerKind(), LayerKind(4), LayerKind(8)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "layers", "groups"),
+    [
+        ((A,), 5, [(0, (A,), 5)]),
+        ((B, A), 6, [(0, (B, A), 3)]),
+        ((B, A), 5, [(0, (B, A), 2), (4, (B,), 1)]),
+        ((B, B, B, A), 10, [(0, (B, B, B, A), 2), (8, (B,), 2)]),
+        ((A, A, A, B, B), 5, [(0, (A,), 3), (3, (B,), 2)]),
+        ((A, B, C), 3, [(0, (A,), 1), (1, (B,), 1), (2, (C,), 1)]),
+    ],
+)
+def test_layers_are_scanned_in_groups_that_repeat(kinds, layers, groups):
+    config = dataclasses.replace(CONFIG, kinds=kinds, num_layers=layers)
+    assert config.layer_groups() == [LayerGroup(*group) for group in groups]
+    model = RewardModel(config, HeadConfig())
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    with jax.set_mesh(make_mesh(devices=jax.devices()[:1])):
+        jaxpr = jax.make_jaxpr(model.hidden)(params, random_rows())
+    assert [equation.primitive.name for equation in jaxpr.eqns].count("scan") == len(groups)

@@ -6,18 +6,23 @@ import json
 
 import chex
 import jax
+import numpy as np
 import pytest
 import transformers
+from safetensors.numpy import load_file, save_file
 
+import rmjax.models.families
 from rmjax.core import pytree
 from rmjax.core.errors import InputError
 from rmjax.core.mesh import make_mesh
 from rmjax.models import artifact, loading
-from rmjax.models.architecture import DecoderConfig, HeadConfig, RopeScaling
+from rmjax.models.architecture import DecoderConfig, HeadConfig, LayerKind
 from rmjax.models.decoder import RewardModel
 from rmjax.models.families import FAMILIES, read_config
+from rmjax.models.rope import Llama3Scaling
+from tests.conftest import ROOT
 
-SCALING = RopeScaling(8.0, 1.0, 4.0, 64)
+SCALING = Llama3Scaling(8.0, 1.0, 4.0, 64)
 CONFIG = DecoderConfig(97, 64, 96, 3, 4, 2, 16, 1e-5, 5e5, SCALING, True, True, 512, 0.02)
 
 
@@ -26,12 +31,27 @@ def write_config(path, values):
     return path / "config.json"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("scaling", [SCALING, None])
-def test_config_round_trip(tmp_path, family, scaling):
+def test_config_round_trip(tmp_path, scaling):
     config = DecoderConfig(97, 64, 96, 3, 4, 2, 16, 1e-5, 5e5, scaling, True, False, 512, 0.02)
-    path = write_config(tmp_path, FAMILIES[family].write_config(config))
-    assert read_config(path) == (family, config)
+    path = write_config(tmp_path, FAMILIES["llama"].write_config(config))
+    assert read_config(path) == ("llama", config)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_default_config_of_transformers_round_trip(tmp_path, family):
+    """Its default configuration is read, and what is written is read equally by rmjax and by transformers."""
+    original = transformers.AutoConfig.for_model(family)
+    original.save_pretrained(tmp_path)
+    name, config = read_config(tmp_path / "config.json")
+    assert name == family
+    write_config(tmp_path, FAMILIES[family].write_config(config))
+    assert read_config(tmp_path / "config.json") == (family, config)
+    again, expected = transformers.AutoConfig.from_pretrained(tmp_path).to_dict(), original.to_dict()
+    expected["head_dim"] = expected.get("head_dim") or config.head_dim
+    assert {key: again.get(key) for key in expected if key != "_name_or_path"} == {
+        key: value for key, value in expected.items() if key != "_name_or_path"
+    }
 
 
 def test_config_of_transformers_4_and_default_values(tmp_path):
@@ -79,9 +99,20 @@ def test_rope_settings_are_read_as_transformers_reads_them(tmp_path, rope):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model_type": "mamba"}, "model_type is 'mamba'; supported model families: llama"),
+        ({"model_type": "elephant"}, "model_type is 'elephant'; supported model families: arcee, exaone4, gemma, "),
+        ({"model_type": "qwen3_next"}, "model_type is 'qwen3_next': it has recurrent layers, whose state responses"),
+        ({"model_type": "deberta-v2"}, "model_type is 'deberta-v2': it attends to later tokens, so that responses"),
+        ({"model_type": "mixtral"}, "model_type is 'mixtral': mixtures of experts are not implemented"),
+        ({"model_type": "gpt2"}, "model_type is 'gpt2': its norms, positions or parallel layers are not implemented"),
         ({"model_type": ["llama"]}, r"model_type is \['llama'\]"),
-        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; only 'silu' is implemented"),
+        ({"hidden_act": "elu"}, "hidden_act is 'elu'; implemented: silu, gelu, gelu_pytorch_tanh, relu, relu2"),
+        ({"rope_scaling": {"type": "mrope"}}, "rope_type is 'mrope'; implemented: 'default', 'linear', 'dynamic', "),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; only 1.0 is implemented for llama"),
+        ({"rope_parameters": {"full_attention": {}}}, "expected the same settings for all layers"),
+        (
+            {"rope_parameters": {"rope_type": "longrope", "factor": 2, "short_factor": [1], "long_factor": [1] * 8}},
+            "longrope: short_factor has 1 numbers; expected 8",
+        ),
         ({"rope_interleaved": True}, "rope_interleaved is True; only False is implemented"),
         ({"hidden_size": None}, "the key 'hidden_size' is missing"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "the key 'low_freq_factor' is missing"),
@@ -139,9 +170,114 @@ def test_other_keys_are_refused(tmp_path, values, message):
         read_config(write_config(tmp_path, FAMILIES["llama"].write_config(CONFIG) | values))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_artifact_round_trip(tmp_path, family):
+def layers(family, **values):
+    """Returns the kinds of four layers that a family's config.json describes."""
+    needed = {
+        "num_hidden_layers": 4,
+        "hidden_size": 8,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "vocab_size": 9,
+        "rms_norm_eps": 1e-6,
+    }
+    needed |= {"intermediate_size": 8, "max_position_embeddings": 64}
+    config = FAMILIES[family].read_config({"model_type": family, **needed, **values}, "config.json")
+    return tuple(config.kind(i) for i in range(4))
+
+
+FULL, WINDOW = LayerKind(), LayerKind(7)
+
+
+@pytest.mark.parametrize(
+    ("family", "values", "expected"),
+    [
+        ("mistral", {}, (LayerKind(4096),) * 4),  # as transformers, whose default is a window
+        ("mistral", {"sliding_window": None}, (FULL,) * 4),
+        ("mistral", {"sliding_window": 7, "layer_types": ["full_attention"] * 4}, (WINDOW,) * 4),
+        ("ministral", {"sliding_window": 7}, (WINDOW,) * 4),
+        ("qwen2", {"sliding_window": 7}, (FULL,) * 4),
+        ("qwen2", {"sliding_window": 7, "use_sliding_window": True}, (FULL,) * 4),  # from layer 28 on
+        ("qwen3", {"sliding_window": 7, "use_sliding_window": True, "max_window_layers": 3}, (FULL,) * 3 + (WINDOW,)),
+        ("gemma2", {"sliding_window": 7}, (WINDOW, FULL) * 2),
+        (
+            "gemma3_text",
+            {"sliding_window": 7, "sliding_window_pattern": 3},
+            (LayerKind(7, rope_theta=1e4),) * 2 + (FULL, LayerKind(7, rope_theta=1e4)),
+        ),
+        (
+            "gemma3_text",
+            {"sliding_window": 7, "sliding_window_pattern": 2, "rope_local_base_freq": 50.0},
+            (LayerKind(7, rope_theta=50.0), FULL) * 2,
+        ),
+        ("olmo3", {"sliding_window": 7}, (LayerKind(7, rope_theta=5e5),) * 3 + (FULL,)),
+        ("smollm3", {}, (FULL,) * 3 + (LayerKind(rotary=False),)),
+        (
+            "smollm3",
+            {"use_sliding_window": True, "sliding_window": 7, "no_rope_layer_interval": 2},
+            (FULL, LayerKind(7, rotary=False)) * 2,
+        ),
+        ("exaone4", {"sliding_window": 7}, (WINDOW,) * 3 + (LayerKind(rotary=False),)),
+    ],
+)
+def test_kinds_of_layers(family, values, expected):
+    assert layers(family, **values) == expected
+
+
+@pytest.mark.parametrize(
+    ("family", "values", "message"),
+    [
+        ("gemma2", {"layer_types": ["chunked_attention"] * 4}, "layer_types is .*; expected 4 of 'full_attention' and"),
+        ("gemma2", {"layer_types": ["full_attention"] * 3}, "layer_types is .*; expected 4 of"),
+        ("qwen2", {"layer_types": ["sliding_attention"] * 4}, "layer_types has .* but there is no sliding_window"),
+        ("smollm3", {"no_rope_layers": [1, 1]}, "no_rope_layers has 2 entries; expected 4"),
+        ("exaone4", {"sliding_window_pattern": "LLLG"}, "sliding_window_pattern is 'LLLG'; expected a number"),
+        (
+            "gemma3_text",
+            {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
+            "rope_type of sliding_attention is 'linear'; only 'default'",
+        ),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
+    ],
+)
+def test_kinds_of_layers_that_are_refused(family, values, message):
+    with pytest.raises(InputError, match=message):
+        layers(family, **values)
+
+
+def test_text_part_of_a_gemma_3_with_images(tmp_path):
+    values = {"model_type": "gemma3", "vision_config": {"model_type": "siglip"}, "text_config": {"hidden_size": 2560}}
+    family, config = read_config(write_config(tmp_path, values))
+    expected = transformers.Gemma3TextConfig(hidden_size=2560)
+    assert family == "gemma3_text"
+    assert (config.vocab_size, config.num_layers, config.head_dim) == (expected.vocab_size, 26, 256)
+    assert (config.embedding_scale, config.attention_scale) == (2560**0.5, 256**-0.5)
+    assert [kind.window for kind in config.kinds] == [4096] * 5 + [0]
+    with pytest.raises(InputError, match=r"quantization_config is .* the weights are quantized"):
+        read_config(write_config(tmp_path, values | {"quantization_config": {"bits": 4}}))
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {},
+        {"rope_theta": 5e5, "rope_local_base_freq": 2e4},
+        {"rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+        {"rope_parameters": {"rope_type": "linear", "factor": 8.0, "rope_theta": 3e3}},  # ignored
+        {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 3e3}}},
+    ],
+)
+def test_rope_settings_by_layer_type_are_read_as_transformers_reads_them(tmp_path, rope):
+    values = {"model_type": "gemma3_text", "sliding_window_pattern": 2}
+    found = read_config(write_config(tmp_path, values | rope))[1]
+    expected = transformers.Gemma3TextConfig(**copy.deepcopy(values | rope)).rope_parameters
+    assert found.rope_theta == expected["full_attention"]["rope_theta"]
+    assert found.kinds[0].rope_theta == expected["sliding_attention"]["rope_theta"]
+    assert (found.rope_scaling is None) == (expected["full_attention"]["rope_type"] == "default")
+
+
+def test_artifact_round_trip(tmp_path):
     """Every parameter has a tensor name, and what an artifact holds is read back unchanged."""
+    family = "llama"
     model = RewardModel(CONFIG, HeadConfig(("a", "b"), init=1.0), family=family)
     params = model.init(jax.random.key(0))
     assert set(pytree.flatten(params)) == {row.path for row in FAMILIES[family].tensors}
@@ -155,3 +291,84 @@ def test_artifact_round_trip(tmp_path, family):
     loaded = loading.load_model(str(tmp_path), mesh=make_mesh(devices=jax.devices()[:1]))
     assert dataclasses.replace(loaded.model, head=model.head) == model
     chex.assert_trees_all_equal(loaded.params, params)
+
+
+@pytest.fixture
+def families(monkeypatch):
+    """Registers no family beyond this test."""
+    monkeypatch.setattr("rmjax.models.families.FAMILIES", FAMILIES.copy())
+    for module in ("artifact", "weights"):
+        monkeypatch.setattr(f"rmjax.models.{module}.FAMILIES", rmjax.models.families.FAMILIES)
+    return rmjax.models.families.FAMILIES
+
+
+def test_a_family_of_the_user(tmp_path, monkeypatch, families):
+    values = FAMILIES["llama"].write_config(CONFIG) | {"model_type": "my_llama", "attention_bias": False}
+    values = {key: value for key, value in values.items() if key not in ("attention_bias", "mlp_bias")}
+    path = write_config(tmp_path, values)
+    with pytest.raises(InputError, match="model_type is 'my_llama'; supported model families"):
+        read_config(path)
+    monkeypatch.setenv("RMJAX_FAMILY_FILES", str(ROOT / "docs/my_family.py"))
+    family, config = read_config(path)
+    assert (family, config.qk_norm, config.head_dim) == ("my_llama", "head", 16)
+    model = RewardModel(config, HeadConfig(init=1.0), family=family)
+    params = model.init(jax.random.key(0))
+    assert artifact.write(tmp_path, model, params, 0, {})["transformers_class"] is None
+    assert "architectures" not in json.loads((tmp_path / "config.json").read_text())
+    loaded = loading.load_model(str(tmp_path), mesh=make_mesh(devices=jax.devices()[:1]))
+    chex.assert_trees_all_equal(loaded.params, params)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "FileNotFoundError"),
+        ("x = 1", "defines no FAMILY of type"),
+        ("\nFAMILY = Family()", "line 2: NameError: name 'Family' is not defined"),
+    ],
+)
+def test_errors_of_a_users_file(tmp_path, monkeypatch, families, text, message):
+    if text is not None:
+        (tmp_path / "mine.py").write_text(text)
+    monkeypatch.setenv("RMJAX_FAMILY_FILES", str(tmp_path / "mine.py"))
+    with pytest.raises(InputError, match=f"RMJAX_FAMILY_FILES: .*mine.py: .*{message}"):
+        read_config(write_config(tmp_path, {"model_type": "mine"}))
+
+
+def test_names_of_tensors_of_a_gemma_3_with_images(tmp_path):
+    """The text part of a model with images is read; the rest is ignored, as is the language modeling head."""
+    kinds = (LayerKind(4, rope_theta=1e4), LayerKind())
+    config = dataclasses.replace(CONFIG, rope_scaling=None, attention_bias=False, mlp_bias=False, kinds=kinds)
+    config = dataclasses.replace(config, qk_norm="head", post_norms=True, norm_offset=1.0, norm_float32=True)
+    config = dataclasses.replace(config, activation="gelu_pytorch_tanh", embedding_scale=8.0, attention_scale=0.25)
+    model = RewardModel(config, HeadConfig(init=1.0), family="gemma3_text")
+    params = model.init(jax.random.key(0))
+    artifact.write(tmp_path, model, params, 0, {})
+    tensors = load_file(tmp_path / "model.safetensors")
+    text = json.loads((tmp_path / "config.json").read_text())
+    for prefix in ("language_model.model.", "model.language_model."):
+        directory = tmp_path / prefix
+        directory.mkdir()
+        renamed = {name.replace("model.", prefix, 1): tensor for name, tensor in tensors.items()}
+        others = ("vision_tower.a.weight", "multi_modal_projector.b.weight", "language_model.lm_head.weight")
+        renamed |= dict.fromkeys(others, np.zeros((97, 64), np.float32))
+        save_file(renamed, directory / "model.safetensors")
+        write_config(directory, {"model_type": "gemma3", "text_config": text})
+        loaded = loading.load_model(str(directory), mesh=make_mesh(devices=jax.devices()[:1]))
+        assert (loaded.model.family, loaded.model.decoder) == ("gemma3_text", config)
+        chex.assert_trees_all_equal(loaded.params, params)
+
+
+def test_longrope_is_fixed_by_the_maximum_length_of_training_or_of_use(tmp_path):
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    values = FAMILIES["phi3"].write_config(dataclasses.replace(CONFIG, rope_scaling=None))
+    values |= {"rope_parameters": rope, "original_max_position_embeddings": 64}
+    config = FAMILIES["phi3"].read_config(values, tmp_path)
+    model = RewardModel(config, HeadConfig(init=1.0), family="phi3")
+    params = model.init(jax.random.key(0))
+    mesh = make_mesh(devices=jax.devices()[:1])
+    length = lambda **options: loading.load_model(str(tmp_path), mesh=mesh, **options).model.decoder.rope_length
+    artifact.write(tmp_path, model, params, 0, {"max_length": 48})
+    assert (length(), length(max_length=96)) == (48, 48)
+    (tmp_path / artifact.METADATA_FILE).unlink()
+    assert (length(), length(max_length=96)) == (0, 96)

@@ -167,6 +167,19 @@ def test_other_heads_are_named_in_the_error(tmp_path, head, message):
         load(tmp_path)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["score.weight", "score.bias"])
+def test_a_head_that_is_not_finite_is_refused(tmp_path, name, value):
+    head = {"score.weight": WEIGHT[:1].copy(), "score.bias": BIAS[:1].copy()}
+    head[name][..., 0] = value
+    save(tmp_path, CAUSAL, head)
+    size = SIZE if name == "score.weight" else 1
+    with pytest.raises(
+        InputError, match=rf"{tmp_path}/model\.safetensors: the tensor '{name}' .* in 1 of {size} values"
+    ):
+        load(tmp_path)
+
+
 def test_an_unknown_tensor_like_a_head_is_not_replaced_by_a_new_head(tmp_path):
     save(tmp_path, CAUSAL, {"judge.weight": WEIGHT[:1]})
     with pytest.raises(InputError, match=r"'judge.weight' \(1, 64\) is the reward head, rename it to 'score.weight'"):

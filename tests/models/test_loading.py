@@ -12,7 +12,6 @@ from rmjax.models import loading
         (["llama.nemo"], "llama.nemo", "this is a NeMo model; convert it to Hugging Face format"),
         (["llama.nemo"], "", "this is a NeMo model; convert it"),
         (["model_config.yaml", "model_weights"], "", "this is a NeMo model; convert it"),
-        (["adapter_config.json"], "", r"this is an adapter of PEFT \(LoRA\); merge it into its base model"),
         (["llama.gguf"], "llama.gguf", "this is a GGUF model; give the Hugging Face directory with safetensors"),
         (["config.json", "model.safetensors"], "model.safetensors", "this is a file of weights; give the directory"),
         (["pytorch_model.bin"], "pytorch_model.bin", "this is PyTorch weights"),

@@ -114,11 +114,17 @@ def change(path, **values):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model_type": "mamba"}, "model_type is 'mamba'; supported model families: llama"),
-        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; only 'silu'"),
+        (
+            {"model_type": "mamba"},
+            "model_type is 'mamba': it has recurrent layers, .*; supported model families: .*, llama, ",
+        ),
+        ({"hidden_act": "elu"}, "hidden_act is 'elu'; implemented: silu, gelu, "),
         ({"hidden_size": "remove"}, "the key 'hidden_size' is missing"),
         ({"sliding_window": 7}, "the key 'sliding_window' = 7 is not known"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type is 'yarn'"),
+        (
+            {"rope_parameters": {"rope_type": "mrope", "rope_theta": 1e4}},
+            "rope_type is 'mrope'; implemented: 'default', ",
+        ),
         ({"intermediate_size": 95}, r"mlp\.\w+_proj\.weight' has shape .* expected .* by config.json"),
         ({"num_hidden_layers": 4}, r"'model.layers.3.\S+' is missing"),
         ({"num_hidden_layers": 2}, r"'model.layers.2.\S+' .* is not known"),

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from rmjax.data.packing.rows import fill_rows
-from rmjax.data.records.options import ReadOptions
 from rmjax.data.records.formats.preferences import ranked_edges
+from rmjax.data.records.options import ReadOptions
 from rmjax.data.schema import Edge, Tree, packed_spec
 from rmjax.serving.services.critic_state import clipped_value
 from rmjax.training import losses

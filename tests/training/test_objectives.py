@@ -10,9 +10,9 @@ import pytest
 
 from rmjax.core import config as configs
 from rmjax.core.errors import InputError
-from rmjax.data.records.options import ReadOptions
 from rmjax.data.records.formats.preferences import ranked_edges
 from rmjax.data.records.formats.single import NEMO
+from rmjax.data.records.options import ReadOptions
 from rmjax.data.schema import Edge
 from rmjax.models.architecture import HeadConfig
 from rmjax.training import losses, objectives

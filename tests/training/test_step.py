@@ -1,5 +1,7 @@
 """The train step: one compiled program for any number of microbatches, whose mean gradient does not depend on it."""
 
+import dataclasses
+
 import chex
 import jax
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from rmjax.core.mesh import make_mesh
 from rmjax.models.architecture import DecoderConfig, HeadConfig
 from rmjax.models.decoder import RewardModel
+from rmjax.models.lora import LoraConfig
 from rmjax.training.objectives import make_objective
 from rmjax.training.step import Trainer
 from tests.training.test_losses import make_batch
@@ -43,3 +46,28 @@ def test_one_program_serves_any_number_of_microbatches(monkeypatch, short_length
             assert int(state["step"]) == 1
     assert norms[0] > 0
     np.testing.assert_allclose(norms, norms[0], rtol=1e-5)
+
+
+def flops(pattern, lora=None):
+    """Returns the floating-point operations of a train step of one microbatch, in units of its forward pass."""
+    mesh, schedule = make_mesh(devices=jax.devices()[:1]), optax.constant_schedule(0.1)
+    decoder = dataclasses.replace(DECODER, hidden_size=128, intermediate_size=512)  # matrix products prevail
+    model = RewardModel(decoder, HeadConfig(init=1.0, merge=(1.0,)), scan_layers=False, lora=lora)
+    objective = make_objective(section(name="regression"))
+    trainer = Trainer(model, objective, optax.sgd(schedule), schedule, 1.0, mesh, pattern)
+    batch = jax.tree.map(lambda leaf: leaf[:1], make_step(1))
+    with jax.set_mesh(mesh):
+        state, count = trainer.init(model.init(jax.random.key(0))), np.ones(2, np.int32)
+        step = trainer.compile_step(0).lower(state, batch, count)
+        forward = trainer.compile_evaluation().lower(trainer.params(state), batch, count)
+        return tuple(program.compile().cost_analysis()["flops"] for program in (step, forward))
+
+
+def test_only_what_is_trained_is_computed_backward():
+    """The backward pass of a matrix product is two products: of frozen matrices one, and of none below the head."""
+    step, forward = flops("")
+    assert 2.7 < step / forward < 3.7  # updates and recomputation included
+    step, forward = flops("^head/")
+    assert step / forward < 1.1
+    step, forward = flops("^head/|lora_", LoraConfig(2, 4.0))
+    assert 1.9 < step / forward < 2.4

@@ -8,8 +8,8 @@ import pytest
 
 from rmjax.core.errors import InputError
 from rmjax.data.records import synthetic
-from rmjax.data.records.options import ReadOptions
 from rmjax.data.records.formats.single import NEMO
+from rmjax.data.records.options import ReadOptions
 from rmjax.evaluation.evaluate import evaluate, read_evaluation_data
 from rmjax.evaluation.pipeline import load_pipeline
 from rmjax.evaluation.score_file import score_file

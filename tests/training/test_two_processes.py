@@ -1,5 +1,6 @@
 """A training run of two processes, connected by jax.distributed over loopback."""
 
+import shutil
 import signal
 
 import numpy as np
@@ -17,6 +18,15 @@ def pair_of(config_file, workdir):
     return Pair(["rmjax.train", f"--config={config_file}", f"--workdir={workdir}"], workdir)
 
 
+def save(config, directory):
+    file = directory / "config_file.py"
+    file.write_text(
+        "import json\nfrom rmjax.core import config as configs\n\ndef get_config():\n"
+        f"    c = configs.default()\n    c.update(json.loads({config.to_json()!r}))\n    return c\n"
+    )
+    return file
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A configuration file for two processes, its configuration, and workdir and outputs of an uninterrupted run."""
@@ -25,11 +35,7 @@ def made(tmp_path_factory):
     config.mesh.data, config.mesh.fsdp = -1, 2
     config.train.steps = STEPS
     config.evaluation.every = STEPS // 3
-    file = path / "config_file.py"
-    file.write_text(
-        "import json\nfrom rmjax.core import config as configs\n\ndef get_config():\n"
-        f"    c = configs.default()\n    c.update(json.loads({config.to_json()!r}))\n    return c\n"
-    )
+    file = save(config, path)
     with pair_of(file, path / "whole") as pair:
         outputs = pair.finish()
     return file, config, path / "whole", outputs
@@ -67,3 +73,19 @@ def test_a_signal_to_one_or_both_processes_saves_and_the_run_resumes_bit_for_bit
     with pair_of(file, workdir) as pair:
         assert f"resuming {workdir} at step {saved[-1]} of {STEPS}" in pair.finish()[0]
     assert lines(workdir) == lines(whole)
+
+
+def test_adapters_are_trained_and_resumed_by_two_processes(made, tmp_path):
+    config = made[1].copy_and_resolve_references()
+    config.mesh.data, config.mesh.fsdp, config.lora.rank = -1, 2, 4
+    file = save(config, tmp_path)
+    with pair_of(file, tmp_path / "run") as pair:
+        assert " trained), float32" in pair.finish()[0]
+    whole = lines(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / str(STEPS))
+    with pair_of(file, tmp_path / "run") as pair:
+        pair.finish()
+    assert lines(tmp_path / "run") == whole
+    config.mesh.data, config.mesh.fsdp = 1, 1
+    train(config, tmp_path / "alone")
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(tmp_path / "alone"), atol=1e-5)

@@ -1,4 +1,4 @@
-"""What a value holds: a conversation, text, or neither (numbers, identifiers, names, labels).
+"""What a value holds: a conversation, media, text, or neither (numbers, identifiers, names, labels).
 
 Decided by the value alone, not by the name of its field.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 from rmjax.data.records.roles import ROLES, normalize_role
 
-CONVERSATION, TEXT = "conversation", "text"
+CONVERSATION, MEDIA, TEXT = "conversation", "media", "text"
 
 _PROSE_HEAD = 160  # characters of a text that tell whether it is prose
 _PROSE_PARTS = 12  # parts between spaces, likewise
@@ -30,32 +30,52 @@ _TURN = r"(?:^|[\n>|\uff5c#*]|\[/?|(?-i:(?<= )(?=[A-Z]{4})))[ ]*(?:%s)(?:_token)
 _USERS = ("human", "user", "inst", "instruction", "question", "prompter")
 _USER_TURN = re.compile(_TURN % "|".join(_USERS), re.IGNORECASE)
 _ASSISTANT_TURN = re.compile(_TURN % "assistant|gpt|chatgpt|bot|chatbot|model|inst", re.IGNORECASE)
+# The end of the path or address of an image, audio or video.
+_MEDIA_END = re.compile(
+    r"\.(?:png|jpe?g|gif|webp|bmp|tiff?|svg|avif|heic|wav|mp3|flac|ogg|opus|m4a|aac|mp4|m4v|webm|mov|mkv|avi|mpe?g)"
+    r"(?:[?#]\S*)?$",
+    re.IGNORECASE,
+)
+_MEDIA_DATA = re.compile(
+    r"data:(?:image|audio|video)/|(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR)[A-Za-z0-9+/=\r\n]{64}"
+)  # base64
+_LONGEST_ADDRESS = 2048  # characters
+_MEDIA_MODULES = ("PIL", "torchcodec", "datasets")  # of the objects to which `datasets` decodes images, audio and video
 _TAG = re.compile(r"<[^<>\n]{1,40}>|\[/?INST\]")  # of a chat template
 
 
 def content_kind(value: Any, depth: int = 0) -> str:
-    """Returns `conversation`, `text`, or "" for a value that holds neither.
+    """Returns `conversation`, `media`, `text`, or "" for a value that holds none of them.
 
     A conversation is a message, a list of messages or of [question, answer], a transcript, or a list or object that
-    has one. Text is prose (`is_prose`), or a list or object that has some.
+    has one. Media are bytes, `data:` URIs, paths or addresses with the ending of an image, audio or video, objects to
+    which `datasets` decodes them, or a list or object that has one. Text is prose (`is_prose`), or a list or object
+    that has some.
 
     >>> content_kind([{"from": "human", "value": "Hi"}]), content_kind(["Say hello to her."]), content_kind("gpt-4o")
     ('conversation', 'text', '')
+    >>> content_kind(["images/1.png"])
+    'media'
     """
     if isinstance(value, str):
+        if _is_media(value):
+            return MEDIA
         if _IDENTIFIER.fullmatch(value):  # the most frequent case, and the fastest
             return ""
         if (decoded := decode(value)) is not value:
             return content_kind(decoded, depth + 1)
         return CONVERSATION if is_transcript(value) else TEXT if is_prose(value) else ""
     if not isinstance(value, list | dict) or depth > _MAX_DEPTH:
-        return ""
+        is_media = isinstance(value, bytes) or type(value).__module__.partition(".")[0] in _MEDIA_MODULES
+        return MEDIA if is_media and value else ""
     if isinstance(value, dict) and _is_message(value):
         return CONVERSATION
+    if isinstance(value, dict) and value.get("array") and value.get("sampling_rate"):  # audio that `datasets` decoded
+        return MEDIA
     kinds = {content_kind(entry, depth + 1) for entry in (value if isinstance(value, list) else value.values())}
     if CONVERSATION in kinds or (TEXT in kinds and _is_dialog(value)):
         return CONVERSATION
-    return TEXT if TEXT in kinds else ""
+    return next((kind for kind in (MEDIA, TEXT) if kind in kinds), "")
 
 
 def decode(value: Any) -> Any:
@@ -132,10 +152,23 @@ def turns(text: str) -> list[str]:
     return [stripped for part in parts if (stripped := part.strip(" \n#"))]
 
 
+def _is_media(text: str) -> bool:
+    """Whether a text is the path, the address or the data of an image, audio or video."""
+    if _MEDIA_DATA.match(text):
+        return True
+    is_one_line = len(text) <= _LONGEST_ADDRESS and "." in text and "\n" not in text
+    return is_one_line and _MEDIA_END.search(text) is not None and not is_prose(text)
+
+
 def _is_message(value: dict[str, Any]) -> bool:
-    """Whether an object has a speaker and what it says: as values of two keys, or the speakers as keys."""
-    if any(value.get(key) for key in _CONTENT):
-        return any(isinstance(entry, str) and normalize_role(entry) in ROLES for entry in value.values())
+    """Whether an object has a speaker and what it says: as values of two keys, or the speakers as keys.
+
+    The values may be lists, one of the speakers and one of the texts, as older versions of `datasets` store messages.
+    """
+    if texts := [value[key] for key in _CONTENT if value.get(key)]:
+        in_lists = all(isinstance(text, list) for text in texts)
+        names = [entry[0] if in_lists and isinstance(entry, list) and entry else entry for entry in value.values()]
+        return any(isinstance(name, str) and normalize_role(name) in ROLES for name in names)
     speakers = {normalize_role(key) for key, entry in value.items() if isinstance(entry, str) and entry.strip()}
     return {"user", "assistant"} <= speakers and any(map(is_prose, strings(value)))
 

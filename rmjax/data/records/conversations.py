@@ -1,13 +1,15 @@
 """Join a record's prompt and response into one conversation."""
 
+import dataclasses
 import re
 from typing import Any
 
 from rmjax.data.records.fields import BadField, messages, text
 from rmjax.data.records.options import ReadOptions
 from rmjax.data.records.roles import normalize_role
+from rmjax.data.records.tools import split_tools
 from rmjax.data.records.tracking import TrackedRecord
-from rmjax.data.schema import Conversation, Message, Record
+from rmjax.data.schema import Comparison, Conversation, Message, Record
 
 _TURN = re.compile(r"\n\n(Human|Assistant):[ ]?")  # opens a turn of an HH-RLHF transcript
 
@@ -15,7 +17,7 @@ _TURN = re.compile(r"\n\n(Human|Assistant):[ ]?")  # opens a turn of an HH-RLHF 
 def get_prompt(record: Record, options: ReadOptions, *names: str) -> Any:
     """Returns a record's `prompt`, or the first of the fields `names` that it has, or None.
 
-    Raises BadField if the prompt has another name, or a system message would be lost.
+    A `system_prompt` is added by `with_system`. Raises BadField if a system message would be lost.
     """
     prompt = next((record[name] for name in ("prompt", *names) if record.get(name) is not None), None)
     if isinstance(record, TrackedRecord):
@@ -26,23 +28,43 @@ def get_prompt(record: Record, options: ReadOptions, *names: str) -> Any:
             "system holds a text; if it is a system message, rename it (data.columns = "
             "'system=system_prompt'), else leave it out (data.columns = 'system=_')"
         )
-    if not (system := record.get("system_prompt")):
-        return prompt
-    turns = _user(prompt) if isinstance(prompt, str) and options.strings == "chat" else prompt
-    if not isinstance(turns, list):
-        raise BadField(
-            "system_prompt is given beside strings that are joined as they are, or without a prompt; set "
-            "data.strings = chat, or put it into the prompt and rename or remove the field"
-        )
-    return [{"role": "system", "content": text(system, "system_prompt")}, *turns]
+    return prompt
+
+
+def with_system(comparison: Comparison, value: Any) -> Comparison:
+    """Returns the comparison with the system message of its record's `system_prompt` first in each conversation.
+
+    A conversation that starts with it already is kept. Raises BadField if one starts with another system message, or is
+    a string.
+    """
+    if not value:
+        return comparison
+    system = {"role": "system", "content": text(value, "system_prompt")}
+    conversations: list[Conversation] = []
+    for conversation in comparison.conversations:
+        if isinstance(conversation, str):
+            raise BadField(
+                "system_prompt is given beside strings that are joined as they are; set data.strings = chat, or put "
+                "it into the prompt and leave the field out (data.columns = 'system_prompt=_')"
+            )
+        turns, tools = split_tools(conversation)
+        has_system = turns[0]["role"] == "system"
+        if has_system and _stripped(turns[0]) != _stripped(system):
+            raise BadField(
+                "system_prompt differs from the system message that the conversation starts with; keep one of them "
+                "(data.columns = 'system_prompt=_' leaves the field out)"
+            )
+        first = conversation[: len(conversation) - len(turns)] if tools else []
+        conversations.append(conversation if has_system else [*first, system, *turns])
+    return dataclasses.replace(comparison, conversations=tuple(conversations))
 
 
 def join_conversation(prompt: Any, response: Any, name: str, options: ReadOptions) -> Conversation:
     """Returns the whole conversation of a response: the prompt, if there is one, then the response.
 
-    Messages that start with the prompt already (UltraFeedback-binarized), or with its last turns, do not repeat it. A
-    string prompt beside messages is a user message, a string response to messages the assistant's. An empty response to
-    a prompt is accepted for scoring only.
+    Messages that start with the prompt already (UltraFeedback-binarized), or with its last turns, do not repeat it;
+    white space around a turn's text does not count. A string prompt beside messages is a user message, a string
+    response to messages the assistant's. An empty response to a prompt is accepted for scoring only.
 
     Raises BadField, with the response's field `name`, if prompt or response has a wrong type, or the response is empty.
     """
@@ -56,18 +78,23 @@ def join_conversation(prompt: Any, response: Any, name: str, options: ReadOption
     if prompt is None:
         return answer
     if isinstance(prompt, str):
-        has_prompt = next((turn.get("content") for turn in answer if turn["role"] == "user"), None) == prompt
+        users = [str(turn.get("content") or "").strip() for turn in answer if turn["role"] == "user"]
+        is_blank = not prompt.strip() and answer[0]["role"] != "assistant"
+        has_prompt = is_blank or prompt.strip() in users  # the first turn, or of a dialog the last
         turns, repeated, has_response = [] if has_prompt else _user(prompt), 0, last["role"] != "user"
     else:
         turns = messages(prompt, "prompt")
+        if answer[0]["role"] == "system" != turns[0]["role"] and _starts_with(answer[1:], turns):
+            turns = [answer[0], *turns]  # the whole conversation, with a system message that the prompt lacks
         repeated = _common_turns(turns, answer)
         has_prompt, has_response = repeated > 0, len(answer) > repeated
     if has_prompt and not has_response:
         raise BadField(f"{name} holds the prompt and no response to it; a response needs text")
     if not has_prompt and answer[0]["role"] != "assistant":
         raise BadField(
-            f"{name} starts with a {answer[0]['role']!r} message that is not the prompt; give a whole "
-            "conversation without prompt, or a response that starts with the assistant"
+            f"{name} starts with a {answer[0]['role']!r} message that is not the prompt; give a response that starts "
+            "with the assistant, or, if this is the whole conversation, leave the prompt out (data.columns = "
+            "'prompt=_')"
         )
     return [*turns, *answer[repeated:]]
 
@@ -75,7 +102,16 @@ def join_conversation(prompt: Any, response: Any, name: str, options: ReadOption
 def _common_turns(prompt: list[Message], answer: list[Message]) -> int:
     """Returns how many messages at the start of the answer repeat the prompt: all of it, or turns from a user's on."""
     counts = [len(prompt)] if answer[0]["role"] == "assistant" else range(len(prompt), 0, -1)
-    return next((count for count in counts if answer[:count] == prompt[-count:]), 0)
+    return next((count for count in counts if _starts_with(answer[:count], prompt[-count:])), 0)
+
+
+def _starts_with(answer: list[Message], turns: list[Message]) -> bool:
+    same = lambda turn, other: turn | {"content": _stripped(turn)} == other | {"content": _stripped(other)}
+    return len(answer) >= len(turns) and all(map(same, answer, turns))
+
+
+def _stripped(turn: Message) -> str:
+    return (turn.get("content") or "").strip()
 
 
 def _join_string(prompt: Any, response: str, name: str, options: ReadOptions) -> Conversation:

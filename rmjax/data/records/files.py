@@ -28,8 +28,16 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", *_CSV, *_JSON)
 _TEXT_COLUMNS = ("prompt", "chosen", "rejected", "response", "response_1", "response_2", "text")
 _MAX_CELL = 1 << 30  # characters of a CSV cell; the limit of `csv` is 131,072
 _CHUNK = 1 << 20  # characters of a JSON array that are read at a time
+_BATCH = 1024  # rows of a Parquet file that are held as Python objects
 _HEAD = 64  # characters of a text that tell what it is
-_UTF16 = "the file is UTF-16; convert it to UTF-8"
+_ENCODED = "the file is {}; convert it to UTF-8"
+_ZEROS = "the file begins with zero bytes; it is damaged, or not a text: copy it again"
+# A list of messages in a cell that pandas wrote.
+_PRINTED = re.compile(r"\[\s*\{'(role|content|from|value)':")
+_SIDES = ("chosen", "rejected")
+# A list of strings in a cell: of responses, if both sides have one.
+_STRINGS = re.compile(r"\s*\[\s*['\"].*['\"]\s*\]\s*", re.DOTALL)
+_GZIP = b"\x1f\x8b"  # the first bytes of a compressed file
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
 _LONGEST_LITERAL = 12  # characters of a literal or an escape (\\ud800\\udc00) that the end of a piece may cut
@@ -79,7 +87,7 @@ def _parquet(location: str) -> Iterator[Record]:
     import pyarrow.parquet
 
     try:
-        for batch in pyarrow.parquet.ParquetFile(location).iter_batches():
+        for batch in pyarrow.parquet.ParquetFile(location).iter_batches(batch_size=_BATCH):
             yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{location}: damaged, or not a Parquet file ({error}); copy it again") from error
@@ -90,10 +98,10 @@ def _csv(location: str) -> Iterator[Row]:
     reader = csv.reader(_pieces(location), strict=True)
     try:
         header = next(reader, [])
-        fault = BadField(f"the line has another number of cells than the header's {len(header)}")
+        if twice := [name for name in header if name and header.count(name) > 1]:
+            raise InputError(f"{location}: two columns have the name {twice[0]!r}; rename one")
         for cells in filter(None, reader):
-            row = {name: _parse_cell(name, cell) for name, cell in zip(header, cells, strict=False)}
-            yield reader.line_num, _check_unicode(row) if len(cells) == len(header) else fault
+            yield reader.line_num, _parse_cells(header, cells)
     except csv.Error as error:
         raise InputError(f"{location}: not CSV near line {reader.line_num} ({error})") from error
 
@@ -146,7 +154,7 @@ class _Array:
             raise self._damaged(f"found {found!r}, expected a comma or ]" if found else "it is not closed", self._at)
         self._at += 1
         if self._peek():
-            raise self._damaged("text follows it", self._at)
+            raise self._damaged("text follows it; a line of JSONL has to be an object", self._at)
 
     def _peek(self) -> str:
         """Returns the next character that is not white space; "" at the end of the text."""
@@ -199,6 +207,9 @@ def _pieces(location: str, size: int = 0) -> Generator[str, None, None]:
                 count += 1
                 yield piece
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        with open(location, "rb") as compressed:
+            if compressed.read(len(_GZIP)) != _GZIP:
+                raise InputError(f"{location}: not compressed by gzip; remove .gz from its name") from error
         place = "" if size else f" after line {count}"
         raise InputError(f"{location}: truncated or damaged gzip{place} ({error})") from error
     except UnicodeDecodeError as error:
@@ -206,19 +217,25 @@ def _pieces(location: str, size: int = 0) -> Generator[str, None, None]:
 
 
 def _check_start(location: str, text: str) -> None:
-    """Raises InputError if a text is not data: a page that was compressed, or UTF-16, which has zeros beside ASCII."""
+    """Raises InputError if a text is not data: a page that was compressed, or another encoding.
+
+    ASCII has one zero beside each character in UTF-16, and three in UTF-32.
+    """
     if what := identify_text(text.encode()):
         raise InputError(f"{location}: {what}")
     if "\0" in text[:2]:
-        raise InputError(f"{location}: {_UTF16}")
+        encoding = "UTF-32" if "\0\0\0" in text[:4] else "UTF-16"
+        raise InputError(f"{location}: {_ENCODED.format(encoding) if text.strip(chr(0)) else _ZEROS}")
 
 
 def _encoding_error(location: str, opener: Callable) -> InputError:
     """Returns the error of a file that is not UTF-8, with its first such line: the decoder reads ahead of lines."""
     with opener(location, "rb") as file:
         for number, line in enumerate(file, 1):
+            if number == 1 and line.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # begins as UTF-16's
+                return InputError(f"{location}: {_ENCODED.format('UTF-32')}")
             if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                return InputError(f"{location}: {_UTF16}")
+                return InputError(f"{location}: {_ENCODED.format('UTF-16')}")
             try:
                 line.decode()
             except UnicodeDecodeError as error:
@@ -233,6 +250,23 @@ def _parse_json(line: str) -> Record | BadField:
     except (ValueError, RecursionError) as error:  # ValueError also for an integer of more than 4,300 digits
         return BadField(f"not JSON ({error})", "not JSON")
     return check_object(record) if not isinstance(record, dict) or "\\ud" in line.lower() else record
+
+
+def _parse_cells(header: list[str], cells: list[str]) -> Record | BadField:
+    if len(cells) != len(header):
+        return BadField(f"the line has another number of cells than the header's {len(header)}")
+    for name, cell in zip(header, cells, strict=True):
+        if _PRINTED.match(cell):
+            return BadField(
+                f"{name} holds messages as Python prints them; write JSON text (json.dumps), or a JSONL or Parquet file"
+            )
+    sides = [cell for name, cell in zip(header, cells, strict=True) if name in _SIDES]
+    if len(sides) == len(_SIDES) and all(map(_STRINGS.fullmatch, sides)):
+        return BadField(
+            "chosen and rejected hold lists of strings, which a CSV cell cannot tell from text; write the lists to a "
+            "JSONL or Parquet file"
+        )
+    return _check_unicode({name: _parse_cell(name, cell) for name, cell in zip(header, cells, strict=True)})
 
 
 def _parse_cell(name: str, text: str) -> Any:

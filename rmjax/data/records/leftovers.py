@@ -1,8 +1,9 @@
 """What a format did not read of a record: content that would be lost is refused or reported.
 
-The rule goes by content (`content.content_kind`): conversations, and text that differs from record to record.
+The rule goes by content (`content.content_kind`): conversations, media, and text that differs from record to record.
 
 * A conversation that is not read is refused, unless all its texts are in the conversations that were read.
+* Media (images, audio, video) are refused, since only text is scored.
 * Text that is not read is refused in a record without a prompt. Beside a prompt it is refused if the field's name says
   that it is part of a prompt (`input`, `chat_history`); other texts, such as a rationale, are reported only.
 """
@@ -14,15 +15,27 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from rmjax.data.records.content import CONVERSATION, TEXT, content_kind, has_user_turn, is_prose, strings, turns
-from rmjax.data.records.fields import BadField, unexpected
+from rmjax.data.records.content import (
+    CONVERSATION,
+    MEDIA,
+    TEXT,
+    content_kind,
+    decode,
+    has_user_turn,
+    is_prose,
+    strings,
+    turns,
+)
+from rmjax.data.records.fields import BadField, unexpected, without_null
 from rmjax.data.records.report import FieldValues, ReadReport
 from rmjax.data.records.tracking import TrackedRecord
 from rmjax.data.schema import Comparison, Record
 
 # The last word of names under which published data has a prompt, or a part of it.
 _PROMPT_WORDS = ("prompt", "question", "instruction", "input", "context", "history", "query")
-_SYSTEM = "system"  # a system message, or in some data an identifier
+_SYSTEM = "system"  # the first word of names of system messages; alone in some data an identifier
+_BEFORE = ("context", "history")  # names of what comes before the rest of the prompt
+_TEMPLATE_OPTIONS = "chat_template_kwargs"  # TRL's field
 _SHORT = 20  # characters of a text that may be in another one by chance
 _HELD = {CONVERSATION: "a conversation", TEXT: "text"}
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
@@ -35,8 +48,15 @@ def is_prompt_name(name: str) -> bool:
     >>> [is_prompt_name(name) for name in ("input", "chat_history", "userQuery", "question_id", "prompt_source")]
     [True, True, True, False, False]
     """
-    words = _WORDS.findall(name)
-    return bool(words) and words[-1].lower().removesuffix("s") in _PROMPT_WORDS
+    return _last_word(name) in _PROMPT_WORDS
+
+
+def _last_word(name: str) -> str:
+    return (_WORDS.findall(name) or [""])[-1].lower().removesuffix("s")
+
+
+def _is_system_name(name: str) -> bool:
+    return (_WORDS.findall(name) or [""])[0].lower() == _SYSTEM
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +94,7 @@ class Survey:
 
     def is_lost(self, name: str, kind: str, has_prompt: bool) -> bool:
         """Whether a record cannot be used unless this field is read."""
-        if kind == CONVERSATION or is_prompt_name(name) or name == _SYSTEM:
+        if kind != TEXT or is_prompt_name(name) or _is_system_name(name):
             return True
         return not has_prompt and name not in self.labels
 
@@ -95,16 +115,22 @@ def check_fields(
       allowed: fields that the format has beside the conversation; they are reported only.
       has_prompt: whether the comparison has a prompt; None: see `_has_prompt`.
     """
+    _check_template_options(record.unread().get(_TEMPLATE_OPTIONS))
     has_prompt = _has_prompt(record, comparison) if has_prompt is None else has_prompt
     lost = []
     for name, value in record.unread().items():
-        if not isinstance(value, str | list | dict) or not value or _is_copy(value, record):
+        if isinstance(value, str | list | dict) and (not value or _is_copy(value, record)):
             continue
         if not (kind := survey.kind(name, value)) or _is_contained(name, value, kind, comparison):
             continue
         is_lost = name not in allowed and survey.is_lost(name, kind, has_prompt)
         report.add_unread(name, kind, value, required=is_lost)
         lost += [(name, kind)] if is_lost else []
+    if media := [name for name, kind in lost if kind == MEDIA]:
+        raise BadField(
+            f"{media[0]!r} is not read, and holds images, audio or video; only text is scored: remove the records that "
+            f"need them, or leave it out (data.columns = '{media[0]}=_')"
+        )
     if lost:
         raise _beside_prompt(*lost[0], record, comparison) if has_prompt else _no_prompt(lost)
     report.no_prompt += not has_prompt
@@ -113,6 +139,16 @@ def check_fields(
         for name in new:
             use = "prompt" if name in prompts else name
             report.used |= {source: use for source in record.sources(name) if source not in report.used}
+
+
+def _check_template_options(value: Any) -> None:
+    """Raises BadField if a record has options of the chat template, which change how it is rendered."""
+    if options := without_null(decode(value)):
+        raise BadField(
+            f"{_TEMPLATE_OPTIONS} is {options!r:.60}; a record's options of the chat template are not applied: write "
+            f"their effect into its messages, or leave it out (data.columns = '{_TEMPLATE_OPTIONS}=_')",
+            f"{_TEMPLATE_OPTIONS} is given",
+        )
 
 
 def explain_failure(record: TrackedRecord, error: BadField) -> BadField:
@@ -128,7 +164,8 @@ def missing_prompt(record: Record, prompt: Any, otherwise: BadField | None = Non
     If there are none, the error is that `prompt` is wrong; or `otherwise`, if no field has the name of a prompt.
     """
     unread = record.unread() if isinstance(record, TrackedRecord) else {}
-    found = [(name, kind) for name, value in unread.items() if value and (kind := Survey().kind(name, value))]
+    kinds = {name: Survey().kind(name, value) for name, value in unread.items()}
+    found = [(name, kind) for name, kind in kinds.items() if kind in _HELD]
     if otherwise is not None and not any(is_prompt_name(name) for name, _ in found):
         return otherwise
     return _no_prompt(found) if found else unexpected(prompt, "prompt", "a string or messages")
@@ -155,12 +192,27 @@ def _beside_prompt(name: str, kind: str, record: TrackedRecord, comparison: Comp
     """Returns the error of a record with a prompt, and a field that is not read and belongs to it by its content."""
     prompts = _prompt_fields(record, comparison, [field for field in record if field in record.read])
     what = f"{name!r} is not read, and holds {_HELD[kind]} beside the {'prompt' if prompts else 'conversation'}"
-    if prompts and isinstance(record.row[name], list if kind == CONVERSATION else str):
-        joined = ",".join(f"'{source}={prompts[0]}'" for source in (*record.sources(prompts[0]), name))
-        fix = f"if it belongs to the prompt, join them (data.columns = {joined}), else leave it out"
+    value = record.row[name]
+    first = comparison.conversations[0]
+    has_system = isinstance(first, list) and first[0]["role"] == _SYSTEM
+    if _is_system_name(name) and (has_system or name == "system_prompt" or not isinstance(value, str)):
+        fix = "put it into the conversation, or leave it out"
+    elif _is_system_name(name):
+        fix = f"if it is a system message, rename it (data.columns = '{name}=system_prompt'), else leave it out"
+    elif prompts and (isinstance(value, str) if kind == TEXT else _is_messages(value)):
+        is_before = kind == CONVERSATION or _last_word(name) in _BEFORE
+        names = (name, *record.sources(prompts[0])) if is_before else (*record.sources(prompts[0]), name)
+        joined = ",".join(f"'{source}={prompts[0]}'" for source in names)
+        fix = f"if it belongs to the prompt, join them in their order (data.columns = {joined}), else leave it out"
     else:
         fix = "put it into the conversation, or leave it out"
     return BadField(f"{what}; {fix} (data.columns = '{name}=_')")
+
+
+def _is_messages(value: Any) -> bool:
+    """Whether a value is a list of messages in a layout that `fields.messages` reads."""
+    is_message = lambda entry: isinstance(entry, dict) and bool({"role", "from"} & entry.keys())
+    return isinstance(value, list) and all(map(is_message, value))
 
 
 def _has_prompt(record: TrackedRecord, comparison: Comparison) -> bool:
@@ -244,6 +296,8 @@ def _before_response(comparison: Comparison) -> list[str]:
 
 def _prompt_fields(record: TrackedRecord, comparison: Comparison, names: Iterable[str]) -> list[str]:
     """Returns those of the fields `names` whose texts are whole lines of the part before the response."""
+    if len(comparison.conversations) == 1 and isinstance(comparison.conversations[0], str) and not comparison.start:
+        return []  # a whole text
     lines = [f"\n{text.strip()}\n" for text in _before_response(comparison)]
     is_before = lambda text: any(f"\n{text}\n" in line or line.startswith(f"\n{text}") for line in lines)
     found = []

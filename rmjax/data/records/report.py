@@ -6,8 +6,9 @@ import zlib
 from collections.abc import Iterable
 from typing import Any
 
-from rmjax.data.records.content import CONVERSATION, strings
+from rmjax.data.records.content import CONVERSATION, MEDIA, TEXT, strings
 
+_KINDS = (CONVERSATION, MEDIA, TEXT)
 _MAX_VALUES = 64  # different values of a field that are counted
 _RECORDS_PER_LABEL = 4  # short values that occur in more records than this, on average, are labels
 _MAX_LABEL = 60  # characters of a label
@@ -19,7 +20,7 @@ class FieldValues:
     """What values a field has over the records, in bounded memory; tells texts from labels.
 
     Attributes:
-      kind: `content.CONVERSATION` or `content.TEXT`.
+      kind: `content.CONVERSATION`, `content.MEDIA` or `content.TEXT`; if the values differ, the first of these.
       count: number of records with a value.
       long: number of records whose value is longer than a label.
       values: hashes of at most `_MAX_VALUES` different values.
@@ -42,7 +43,7 @@ class FieldValues:
 
     def merge(self, other: "FieldValues") -> None:
         """Adds the values of the same field in other records."""
-        self.kind = max(self.kind, other.kind, key=lambda kind: kind == CONVERSATION)
+        self.kind = min(self.kind, other.kind, key=_KINDS.index)
         self.count += other.count
         self.long += other.long
         self.required = self.required or other.required
@@ -66,7 +67,7 @@ class FieldValues:
     @property
     def is_content(self) -> bool:
         """Whether the values are content that a reader of the data would miss."""
-        return self.kind == CONVERSATION or self.required or self.differs
+        return self.kind != TEXT or self.required or self.differs
 
 
 @dataclasses.dataclass
@@ -80,7 +81,7 @@ class ReadReport:
       first_skipped: `where: reason` of the first one of each kind.
       no_prompt: number of comparisons without a prompt.
       used: by the source's name of each field that was read in a comparison: what it is used as.
-      unread: fields that hold a conversation or text and were not read.
+      unread: fields that hold a conversation, media or text and were not read.
       missing: fields to rename (`data.columns`) that no record has.
     """
 
@@ -108,7 +109,7 @@ class ReadReport:
     def add_unread(self, name: str, kind: str, value: Any, *, required: bool) -> None:
         """Counts a field that was not read; for `required`, see `FieldValues`."""
         found = self.unread.setdefault(name, FieldValues(kind))
-        found.kind = kind if kind == CONVERSATION else found.kind
+        found.kind = min(kind, found.kind, key=_KINDS.index)
         found.required = found.required or required
         found.add(value)
 

@@ -8,16 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rmjax.models.attention.mask import MASKED, Kernel, Tokens, einsum, visible
+from rmjax.models.attention.mask import MASKED, Kernel, Options, Tokens, einsum, visible
 
 
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, tokens: Tokens, _: Any) -> jax.Array:
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, tokens: Tokens, _: Any, options: Options) -> jax.Array:
     b, t, n, p = q.shape
     q = q.reshape(b, t, k.shape[2], -1, p)
-    scores = einsum("bthgp,bshp->bhgts", q, k) * p**-0.5
-    scores = jnp.where(visible(tokens, tokens)[:, None, None], scores, MASKED)
+    scores = einsum("bthgp,bshp->bhgts", q, k) * options.scale
+    if options.softcap:
+        scores = options.softcap * jnp.tanh(scores / options.softcap)
+    scores = jnp.where(visible(tokens, tokens, options.window)[:, None, None], scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return einsum("bhgts,bshp->bthgp", weights, v).astype(q.dtype).reshape(b, t, n, p)
 
 
-DENSE = Kernel(prepare=lambda tokens: None, attend=_attend)
+DENSE = Kernel(prepare=lambda tokens, window: None, attend=_attend)

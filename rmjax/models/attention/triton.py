@@ -27,11 +27,13 @@ from rmjax.models.attention.mask import (
     QUERY,
     QUERY_TOKENS,
     Kernel,
+    Options,
     Tokens,
     per_device,
     save_for_backward,
     visible,
 )
+from rmjax.models.attention.visits import Visits, list_visits
 from rmjax.models.sharding import mesh_platform
 
 _SMALLEST_BLOCK = 16  # tokens; tensor cores multiply no smaller blocks
@@ -53,13 +55,6 @@ _BACKWARD_QUERIES = _Pass(64, 64, 4, 2)
 _BACKWARD_KEYS = _Pass(64, 64, 4, 2)
 
 
-class Visits(NamedTuple):
-    """For each block of one kind, the blocks of the other kind with a visible pair of tokens; int32."""
-
-    blocks: jax.Array  # [B, outer blocks, inner blocks]: indices, fully visible blocks first; the rest is unused
-    counts: jax.Array  # [B, outer blocks, 2]: number of the fully visible blocks, and of all that are listed
-
-
 class Prepared(NamedTuple):
     """The lists of the three kernels."""
 
@@ -68,33 +63,28 @@ class Prepared(NamedTuple):
     keys: Visits
 
 
-def _prepare(tokens: Tokens) -> Prepared:
+def _prepare(tokens: Tokens, window: int) -> Prepared:
     tokens = Tokens(*map(_pad_tokens, tokens))
-    return per_device(_list_visits, (QUERY_TOKENS, KEY_TOKENS), _LISTS)(tokens, tokens)
+    list_visits = functools.partial(_list_visits, window=window)
+    return per_device(list_visits, (QUERY_TOKENS, KEY_TOKENS), _LISTS)(tokens, tokens)
 
 
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, tokens: Tokens, prepared: Prepared) -> jax.Array:
+def _attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, tokens: Tokens, prepared: Prepared, options: Options
+) -> jax.Array:
     length, tokens = q.shape[1], Tokens(*map(_pad_tokens, tokens))
     specs = (QUERY, KEY, KEY, QUERY_TOKENS, KEY_TOKENS, _LISTS)
-    flash = per_device(_flash, specs, QUERY)
+    flash = per_device(lambda *arrays: _flash(options, *arrays), specs, QUERY)
     return flash(*map(_pad_tokens, (q, k, v)), tokens, tokens, prepared)[:, :length]
 
 
 TRITON = Kernel(_prepare, _attend)
 
 
-def _list_visits(queries: Tokens, keys: Tokens) -> Prepared:
-    mask = visible(queries, keys)
-    return Prepared(_visits(mask, _FORWARD), _visits(mask, _BACKWARD_QUERIES), _visits(mask.mT, _BACKWARD_KEYS))
-
-
-def _visits(mask: jax.Array, sizes: _Pass) -> Visits:
-    rows, outer, inner = mask.shape
-    outer_size, inner_size = math.gcd(outer, sizes.outer), math.gcd(inner, sizes.inner)
-    blocks = mask.reshape(rows, outer // outer_size, outer_size, inner // inner_size, inner_size)
-    some, every = blocks.any((2, 4)), blocks.all((2, 4))
-    order = jnp.argsort(2 - some.astype(jnp.int32) - every, axis=-1, stable=True).astype(jnp.int32)
-    return Visits(order, jnp.stack([every.sum(-1, dtype=jnp.int32), some.sum(-1, dtype=jnp.int32)], -1))
+def _list_visits(queries: Tokens, keys: Tokens, window: int) -> Prepared:
+    mask = visible(queries, keys, window)
+    passes = ((mask, _FORWARD), (mask, _BACKWARD_QUERIES), (mask.mT, _BACKWARD_KEYS))
+    return Prepared(*(list_visits(mask, sizes.outer, sizes.inner) for mask, sizes in passes))
 
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -103,11 +93,21 @@ def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.dot(a, b, precision=precision, preferred_element_type=jnp.float32)
 
 
-def _mask(query: Any, key: Any) -> jax.Array:
-    """Returns the mask [queries, keys]; see `visible`. `query`, `key`: (group << 16 | branch, offset) of the tokens."""
-    (query_id, query_offset), (key_id, key_offset) = query, key
+def _mask(query: Any, key: Any, window: int) -> jax.Array:
+    """Returns the mask [queries, keys]; see `visible`. `query`, `key`: results of `_ids` for the tokens."""
+    (query_id, query_offset, *query_position), (key_id, key_offset, *key_position) = query, key
     same = (key_id[None, :] == query_id[:, None]) | (key_id[None, :] == (query_id[:, None] & -65536))
-    return same & (key_id[None, :] > 0) & (key_offset[None, :] <= query_offset[:, None])
+    seen = same & (key_id[None, :] > 0) & (key_offset[None, :] <= query_offset[:, None])
+    return seen & (query_position[0][:, None] - key_position[0][None, :] < window) if window else seen
+
+
+def _scores(q: jax.Array, k: jax.Array, options: Options) -> tuple[jax.Array, jax.Array | None]:
+    """Returns the scores in units of ln 2, and their derivative by the scaled products; None: 1."""
+    products = _dot(q, k.T)
+    if not options.softcap:
+        return products * (options.scale * _LOG2E), None
+    tanh = jnp.tanh(products * (options.scale / options.softcap))
+    return tanh * (options.softcap * _LOG2E), 1 - tanh * tanh
 
 
 def _visit_all(blocks_ref, counts_ref, body, carry, repeat: int = 1):
@@ -123,16 +123,16 @@ def _visit_all(blocks_ref, counts_ref, body, carry, repeat: int = 1):
     return lax.fori_loop(whole * repeat, listed * repeat, run(True), carry)
 
 
-def _forward_kernel(q_ref, k_ref, v_ref, qt_refs, kt_refs, blocks_ref, counts_ref, out_ref, lse_ref, *, size, scale):
+def _forward_kernel(q_ref, k_ref, v_ref, id_refs, blocks_ref, counts_ref, out_ref, lse_ref, *, size, options):
     q = q_ref[...]
-    query = tuple(ref[...] for ref in qt_refs)
+    query = tuple(ref[...] for ref in id_refs[0])
 
     def body(partial, block, _, carry):
         maximum, denominator, numerator = carry
         at = pl.ds(block * size, size)
-        scores = _dot(q, k_ref[at, :].T) * (scale * _LOG2E)
+        scores, _ = _scores(q, k_ref[at, :], options)
         if partial:
-            mask = _mask(query, tuple(ref[at] for ref in kt_refs))
+            mask = _mask(query, tuple(ref[at] for ref in id_refs[1]), options.window)
             scores = jnp.where(mask, scores, MASKED)
         new_maximum = jnp.maximum(maximum, scores.max(-1))
         weights = jnp.exp2(scores - new_maximum[:, None])
@@ -151,73 +151,75 @@ def _forward_kernel(q_ref, k_ref, v_ref, qt_refs, kt_refs, blocks_ref, counts_re
     lse_ref[...] = maximum + jnp.log2(denominator)
 
 
-def _weights(q, k, lse, scale: float, partial: bool, query, key) -> jax.Array:
-    weights = jnp.exp2(_dot(q, k.T) * (scale * _LOG2E) - lse[:, None])
-    return jnp.where(_mask(query, key), weights, 0.0) if partial else weights
+def _weights(q, k, do, v, lse, inner, options: Options, partial: bool, query, key) -> tuple[jax.Array, jax.Array]:
+    """Returns the weights of a block pair, and the gradient by its scaled products; [queries, keys] each."""
+    scores, slope = _scores(q, k, options)
+    weights = jnp.exp2(scores - lse[:, None])
+    weights = jnp.where(_mask(query, key, options.window), weights, 0.0) if partial else weights
+    d_scores = weights * (_dot(do, v.T) - inner[:, None])
+    return weights, d_scores if slope is None else d_scores * slope
 
 
 def _backward_queries_kernel(
-    q_ref, k_ref, v_ref, do_ref, lse_ref, inner_ref, qt_refs, kt_refs, blocks_ref, counts_ref, dq_ref, *, size, scale
+    q_ref, k_ref, v_ref, do_ref, lse_ref, inner_ref, id_refs, blocks_ref, counts_ref, dq_ref, *, size, options
 ):
     q, do, lse, inner = q_ref[...], do_ref[...], lse_ref[...], inner_ref[...]
-    query = tuple(ref[...] for ref in qt_refs)
+    query = tuple(ref[...] for ref in id_refs[0])
 
     def body(partial, block, _, dq):
         at = pl.ds(block * size, size)
         k = k_ref[at, :]
-        weights = _weights(q, k, lse, scale, partial, query, tuple(ref[at] for ref in kt_refs) if partial else None)
-        d_scores = weights * (_dot(do, v_ref[at, :].T) - inner[:, None])
+        key = tuple(ref[at] for ref in id_refs[1]) if partial else None
+        _, d_scores = _weights(q, k, do, v_ref[at, :], lse, inner, options, partial, query, key)
         return dq + _dot(d_scores.astype(k.dtype), k)
 
     dq = _visit_all(blocks_ref, counts_ref, body, jnp.zeros(q.shape, jnp.float32))
-    dq_ref[...] = (dq * scale).astype(dq_ref.dtype)
+    dq_ref[...] = (dq * options.scale).astype(dq_ref.dtype)
 
 
 def _backward_keys_kernel(
-    q_ref, k_ref, v_ref, do_ref, lse_ref, inner_ref, qt_refs, kt_refs, blocks_ref, counts_ref, dk_ref, dv_ref, *,
-    size, scale
-):  # fmt: skip
+    q_ref, k_ref, v_ref, do_ref, lse_ref, inner_ref, id_refs, blocks_ref, counts_ref, dk_ref, dv_ref, *, size, options
+):
     k, v = k_ref[...], v_ref[...]
-    key = tuple(ref[...] for ref in kt_refs)
+    key = tuple(ref[...] for ref in id_refs[1])
 
     def body(partial, block, head, carry):
         dk, dv = carry
         at = pl.ds(block * size, size)
         q, do = q_ref[at, head, :], do_ref[at, head, :]
-        query = tuple(ref[at] for ref in qt_refs) if partial else None
-        weights = _weights(q, k, lse_ref[head, at], scale, partial, query, key)
+        query = tuple(ref[at] for ref in id_refs[0]) if partial else None
+        lse, inner = lse_ref[head, at], inner_ref[head, at]
+        weights, d_scores = _weights(q, k, do, v, lse, inner, options, partial, query, key)
         dv = dv + _dot(weights.astype(do.dtype).T, do)
-        d_scores = weights * (_dot(do, v.T) - inner_ref[head, at][:, None])
         return dk + _dot(d_scores.astype(q.dtype).T, q), dv
 
     zeros = jnp.zeros(k.shape, jnp.float32)
     dk, dv = _visit_all(blocks_ref, counts_ref, body, (zeros, zeros), repeat=q_ref.shape[1])
-    dk_ref[...] = (dk * scale).astype(dk_ref.dtype)
+    dk_ref[...] = (dk * options.scale).astype(dk_ref.dtype)
     dv_ref[...] = dv.astype(dv_ref.dtype)
 
 
-def _call(kernel, name, sizes: _Pass, inner: int, visits: Visits, heads: int, head_dim: int, **arguments) -> Any:
+def _call(kernel, name, sizes: _Pass, inner: int, visits: Visits, heads: int, options: Options, **arguments) -> Any:
     """Runs a kernel on the grid (outer blocks, heads, B), with the list of each outer block as its last inputs."""
     rows, blocks, listed = visits.blocks.shape
-    visit_specs = [
-        pl.BlockSpec((None, None, listed), lambda i, h, b: (b, i, 0)),
-        pl.BlockSpec((None, None, 2), lambda i, h, b: (b, i, 0)),
-    ]
+    visit_specs = [pl.BlockSpec((None, None, size), lambda i, h, b: (b, i, 0)) for size in (listed, 2)]
     function = pl.pallas_call(
-        functools.partial(kernel, size=math.gcd(inner, sizes.inner), scale=head_dim**-0.5),
+        functools.partial(kernel, size=math.gcd(inner, sizes.inner), options=options),
         grid=(blocks, heads, rows),
         in_specs=[*arguments["in_specs"], *visit_specs],
         out_specs=arguments["out_specs"],
         out_shape=arguments["out_shape"],
         compiler_params=plgpu.CompilerParams(num_warps=sizes.warps, num_stages=sizes.stages),
         interpret=mesh_platform() == "cpu",
-        name=name,
+        name=f"tree_attention_{name}",
     )
     return function(*arguments["inputs"], visits.blocks, visits.counts)
 
 
-def _ids(tokens: Tokens) -> tuple[jax.Array, jax.Array]:
-    return (tokens.group << 16) | tokens.branch, tokens.offset
+def _ids(tokens: Tokens, window: int) -> tuple[jax.Array, ...]:
+    """Returns what determines the mask: group << 16 | branch, the offset and, if there is a window, the position."""
+    ids = (tokens.group << 16) | tokens.branch, tokens.offset
+    return (*ids, tokens.position) if window else ids
 
 
 def _pad_tokens(x: jax.Array) -> jax.Array:
@@ -231,34 +233,34 @@ def _pad_heads(x: jax.Array) -> jax.Array:
     return jnp.pad(x, [(0, 0)] * 3 + [(0, max(16, pl.next_power_of_2(head_dim)) - head_dim)])
 
 
-@jax.custom_vjp
-def _flash(q, k, v, queries: Tokens, keys: Tokens, prepared: Prepared) -> jax.Array:
-    return _forward(q, k, v, queries, keys, prepared)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _flash(options: Options, q, k, v, queries: Tokens, keys: Tokens, prepared: Prepared) -> jax.Array:
+    return _forward(options, q, k, v, queries, keys, prepared)[0]
 
 
-def _forward(q, k, v, queries, keys, prepared):
+def _forward(options, q, k, v, queries, keys, prepared):
     rows, t, heads, head_dim = q.shape
     padded, s, kv_heads = _pad_heads(q), k.shape[1], k.shape[2]
     size, group, p = math.gcd(t, _FORWARD.outer), heads // kv_heads, padded.shape[-1]
+    ids = _ids(queries, options.window), _ids(keys, options.window)
     query = pl.BlockSpec((None, size, None, p), lambda i, h, b: (b, i, h, 0))
     key = pl.BlockSpec((None, s, None, p), lambda i, h, b: (b, 0, h // group, 0))
-    query_tokens = pl.BlockSpec((None, size), lambda i, h, b: (b, i))
-    key_tokens = pl.BlockSpec((None, s), lambda i, h, b: (b, 0))
-    out, lse = _call(
-        _forward_kernel, "tree_attention_forward", _FORWARD, s, prepared.forward, heads, head_dim,
-        inputs=(padded, _pad_heads(k), _pad_heads(v), _ids(queries), _ids(keys)),
-        in_specs=[query, key, key, (query_tokens,) * 2, (key_tokens,) * 2],
+    token_specs = (
+        (pl.BlockSpec((None, size), lambda i, h, b: (b, i)),) * len(ids[0]),
+        (pl.BlockSpec((None, s), lambda i, h, b: (b, 0)),) * len(ids[0]),
+    )
+    run = functools.partial(_call, _forward_kernel, "forward", _FORWARD, s, prepared.forward, heads, options)
+    out, lse = run(
+        inputs=(padded, _pad_heads(k), _pad_heads(v), ids),
+        in_specs=[query, key, key, token_specs],
         out_specs=[query, pl.BlockSpec((None, None, size), lambda i, h, b: (b, h, i))],
-        out_shape=[
-            jax.ShapeDtypeStruct(padded.shape, q.dtype),
-            jax.ShapeDtypeStruct((rows, heads, t), jnp.float32),
-        ],
-    )  # fmt: skip
+        out_shape=[jax.ShapeDtypeStruct(padded.shape, q.dtype), jax.ShapeDtypeStruct((rows, heads, t), jnp.float32)],
+    )
     out = save_for_backward(out[..., :head_dim])
     return out, (q, k, v, queries, keys, prepared, out, save_for_backward(lse))
 
 
-def _backward(residuals, d_out):
+def _backward(options, residuals, d_out):
     q, k, v, queries, keys, prepared, out, lse = residuals
     rows, t, heads, head_dim = q.shape
     s, kv_heads = k.shape[1:3]
@@ -266,37 +268,43 @@ def _backward(residuals, d_out):
     # Σ_j weight_ij dweight_ij = Σ_p out_ip dout_ip
     inner = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1).transpose(0, 2, 1)  # [B, N, T]
     qp, kp, vp, do = (_pad_heads(x) for x in (q, k, v, d_out.astype(q.dtype)))
-    p, ids = qp.shape[-1], (_ids(queries), _ids(keys))
+    p, ids = qp.shape[-1], (_ids(queries, options.window), _ids(keys, options.window))
 
     size = math.gcd(t, _BACKWARD_QUERIES.outer)
     query = pl.BlockSpec((None, size, None, p), lambda i, h, b: (b, i, h, 0))
     key = pl.BlockSpec((None, s, None, p), lambda i, h, b: (b, 0, h // group, 0))
     statistic = pl.BlockSpec((None, None, size), lambda i, h, b: (b, h, i))
-    query_tokens = pl.BlockSpec((None, size), lambda i, h, b: (b, i))
-    key_tokens = pl.BlockSpec((None, s), lambda i, h, b: (b, 0))
-    dq = _call(
-        _backward_queries_kernel, "tree_attention_dq", _BACKWARD_QUERIES, s, prepared.queries, heads, head_dim,
-        inputs=(qp, kp, vp, do, lse, inner, *ids),
-        in_specs=[query, key, key, query, statistic, statistic, (query_tokens,) * 2, (key_tokens,) * 2],
+    token_specs = (
+        (pl.BlockSpec((None, size), lambda i, h, b: (b, i)),) * len(ids[0]),
+        (pl.BlockSpec((None, s), lambda i, h, b: (b, 0)),) * len(ids[0]),
+    )
+    run = functools.partial(
+        _call, _backward_queries_kernel, "dq", _BACKWARD_QUERIES, s, prepared.queries, heads, options
+    )
+    dq = run(
+        inputs=(qp, kp, vp, do, lse, inner, ids),
+        in_specs=[query, key, key, query, statistic, statistic, token_specs],
         out_specs=query,
         out_shape=jax.ShapeDtypeStruct(qp.shape, q.dtype),
-    )  # fmt: skip
+    )
 
     size = math.gcd(s, _BACKWARD_KEYS.outer)
     grouped = lambda x: x.reshape(rows, t, kv_heads, group, p)
     query = pl.BlockSpec((None, t, None, group, p), lambda i, h, b: (b, 0, h, 0, 0))
     key = pl.BlockSpec((None, size, None, p), lambda i, h, b: (b, i, h, 0))
     statistic = pl.BlockSpec((None, None, group, t), lambda i, h, b: (b, h, 0, 0))
-    query_tokens = pl.BlockSpec((None, t), lambda i, h, b: (b, 0))
-    key_tokens = pl.BlockSpec((None, size), lambda i, h, b: (b, i))
+    token_specs = (
+        (pl.BlockSpec((None, t), lambda i, h, b: (b, 0)),) * len(ids[0]),
+        (pl.BlockSpec((None, size), lambda i, h, b: (b, i)),) * len(ids[0]),
+    )
     statistics = (x.reshape(rows, kv_heads, group, t) for x in (lse, inner))
-    dk, dv = _call(
-        _backward_keys_kernel, "tree_attention_dkv", _BACKWARD_KEYS, t, prepared.keys, kv_heads, head_dim,
-        inputs=(grouped(qp), kp, vp, grouped(do), *statistics, *ids),
-        in_specs=[query, key, key, query, statistic, statistic, (query_tokens,) * 2, (key_tokens,) * 2],
+    run = functools.partial(_call, _backward_keys_kernel, "dkv", _BACKWARD_KEYS, t, prepared.keys, kv_heads, options)
+    dk, dv = run(
+        inputs=(grouped(qp), kp, vp, grouped(do), *statistics, ids),
+        in_specs=[query, key, key, query, statistic, statistic, token_specs],
         out_specs=[key, key],
         out_shape=[jax.ShapeDtypeStruct(kp.shape, k.dtype), jax.ShapeDtypeStruct(vp.shape, v.dtype)],
-    )  # fmt: skip
+    )
     return dq[..., :head_dim], dk[..., :head_dim], dv[..., :head_dim], None, None, None
 
 

@@ -58,6 +58,7 @@ _OFF: dict[str, tuple[Any, ...]] = {
 }
 _WINDOW = ("sliding_window", "sliding_window_size", "max_window_layers")  # ignored if there is no window
 _GATING = "the rewards of several objectives are combined by a gating network; only a linear head is implemented"
+REFUSED_EVERYWHERE = ("quantization_config", "use_bidirectional_attention")  # also beside the settings of a part
 _REFUSED = {  # regex of a key: why no model with it can be read, and what to do
     "quantization_config": "the weights are quantized; save them dequantized (transformers: `model.dequantize()`)",
     "use_bidirectional_attention": "the model attends to later tokens; only causal attention is implemented",

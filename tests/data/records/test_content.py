@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmjax.data.records.content import CONVERSATION, TEXT, content_kind, has_user_turn, is_prose, strings, turns
+from rmjax.data.records.content import CONVERSATION, MEDIA, TEXT, content_kind, has_user_turn, is_prose, strings, turns
 
 PROSE = [
     "Tell me a story about a fox",
@@ -138,6 +138,49 @@ def test_what_only_looks_like_turns_is_not_a_conversation(value, kind):
     assert content_kind(value) == kind
 
 
+MEDIA_VALUES = [
+    b"\x89PNG",
+    "a.png",
+    "my cats/1 2.JPG",
+    "https://example.org/v.mp4?sig=a%20b#t",
+    "data:image/png;base64,AAAA",
+    "data:audio/wav;base64,AAAA",
+    "/9j/" + "A" * 80,
+    {"bytes": b"\xff\xd8", "path": None},
+    {"bytes": None, "path": "a.webp"},
+    {"array": [0.0, 0.5], "path": None, "sampling_rate": 16000},
+    {"type": "image_url", "image_url": {"url": "https://example.org/a.jpeg"}},
+    {"caption": "A cat on a mat.", "file": "a.mp3"},
+]
+
+
+@pytest.mark.parametrize("value", MEDIA_VALUES, ids=repr)
+def test_images_audio_and_video_are_media(value):
+    assert content_kind(value) == MEDIA
+    assert content_kind([value]) == MEDIA
+    assert content_kind([None, [value, "An image of a cat."]]) == MEDIA
+
+
+def test_an_image_that_datasets_decoded_is_media():
+    image = pytest.importorskip("PIL.Image").new("RGB", (2, 2))
+    assert content_kind([image]) == MEDIA
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ("Please draw a cat and save it as cat.png", TEXT),
+        ("Describe it:\na.png", ""),
+        ([{"role": "user", "content": [{"type": "image", "image": "a.png"}]}], CONVERSATION),
+        (b"", ""), ({"bytes": b"", "path": None}, ""), ({"bytes": None, "path": None}, ""), ([""], ""),
+        ({"array": [], "sampling_rate": 16000}, ""), ("png", ""), (".png.txt", ""), ("data.jsonl", ""),
+        ("iVBORw0KGgo", ""), ("data:text/plain,Hi", ""),
+    ],
+)  # fmt: skip
+def test_empty_media_and_texts_about_files_are_not_media(value, kind):
+    assert content_kind(value) == kind
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=30),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
@@ -148,7 +191,7 @@ JSON = st.recursive(
 @given(JSON)
 def test_any_value_has_a_kind_and_its_texts_are_stripped_and_not_empty(value):
     kind = content_kind(value)
-    assert kind in (CONVERSATION, TEXT, "")
+    assert kind in (CONVERSATION, MEDIA, TEXT, "")
     found = list(strings(value))
     assert all(text and text == text.strip() for text in found)
     assert found or kind == ""

@@ -39,12 +39,94 @@ def test_turns_that_are_not_the_prompts_are_refused():
         join_conversation(PROMPT, [USER], "chosen", TRAINING)
 
 
+@pytest.mark.parametrize("prompt", ["q2", " q2\n", "q1", "", "\n", [USER | {"content": "q2 "}]])
+def test_a_whole_conversation_is_recognized_whatever_the_white_space_of_its_prompt(prompt):
+    whole = WHOLE[3:] if isinstance(prompt, list) else WHOLE
+    record = {"prompt": prompt, "chosen": whole, "rejected": [*whole[:-1], ANSWER | {"content": "b"}]}
+    (found,) = parse_sources(memory_source([record]), TRAINING)
+    assert [turn["content"].strip() for turn in found.conversations[0]] == [turn["content"] for turn in whole]
+
+
 def test_an_answer_that_equals_the_prompts_last_answer_is_kept():
     assert join_conversation([FIRST, FIRST_ANSWER], [FIRST_ANSWER], "chosen", TRAINING) == [
         FIRST,
         FIRST_ANSWER,
         FIRST_ANSWER,
     ]
+
+
+def test_a_system_message_before_the_repeated_prompt_is_kept():
+    whole = [SYSTEM, FIRST, FIRST_ANSWER, USER, ANSWER]
+    assert join_conversation(whole[1:-1], whole, "chosen", TRAINING) == whole
+    assert join_conversation([USER], [SYSTEM, USER | {"content": "q2 "}, ANSWER], "chosen", TRAINING) == [
+        SYSTEM,
+        USER,
+        ANSWER,
+    ]
+    with pytest.raises(BadField, match="^chosen holds the prompt and no response to it"):
+        join_conversation([USER], [SYSTEM, USER], "chosen", TRAINING)
+    with pytest.raises(BadField, match="^chosen starts with a 'system' message that is not the prompt"):
+        join_conversation([USER], [SYSTEM, FIRST, ANSWER], "chosen", TRAINING)
+    with pytest.raises(BadField, match="^chosen starts with a 'system' message that is not the prompt"):
+        join_conversation([{"role": "system", "content": "t"}, USER], [SYSTEM, USER, ANSWER], "chosen", TRAINING)
+
+
+OTHER = ANSWER | {"content": "b"}
+WITH_SYSTEM = [
+    {"chosen": [USER, ANSWER], "rejected": [USER, OTHER]},
+    {"prompt": [USER], "chosen": [ANSWER], "rejected": [OTHER]},
+    {"prompt": [SYSTEM, USER], "chosen": [ANSWER], "rejected": [OTHER]},
+    {"prompt": "q2", "chosen": [USER, ANSWER], "rejected": [SYSTEM, USER, OTHER]},
+    {"conversation_a": [USER, ANSWER], "conversation_b": [USER, OTHER], "winner": "model_a"},
+    {"conversation_input": [USER], "chosen": {"answer": "a2"}, "reject": {"answer": "b"}},
+    {
+        "messages": [USER],
+        "responses": [{"response": "a2"}, {"response": "b"}],
+        "preference_graph": [{"chosen": {"response_id": 0}, "rejected": {"response_id": 1}}],
+    },
+    {"messages": [SYSTEM, USER, ANSWER], "rejected_response": "b"},
+    {"messages": [USER, ANSWER], "rejected_response": "b"},
+]
+
+
+@pytest.mark.parametrize("record", WITH_SYSTEM, ids=lambda record: "-".join(record))
+def test_a_system_prompt_is_put_first_once(record):
+    (found,) = parse_sources(memory_source([record | {"system_prompt": "s"}]), TRAINING)
+    assert found.conversations == ([SYSTEM, USER, ANSWER], [SYSTEM, USER, OTHER])
+
+
+def test_a_system_prompt_comes_after_the_tools():
+    tools = [{"name": "search"}]
+    given = {"messages": [USER, ANSWER], "tools": tools, "system_prompt": "s"}
+    openai = {
+        "input": {"messages": [USER], "tools": tools},
+        "preferred_output": [ANSWER],
+        "non_preferred_output": [OTHER],
+        "system_prompt": "s",
+    }
+    for record, labeled in ((given, False), (openai, True)):
+        (found,) = parse_sources(memory_source([record]), ReadOptions(labeled=labeled))
+        first, *turns = found.conversations[0]
+        assert first["tools"] == tools
+        assert turns == [SYSTEM, USER, ANSWER]
+
+
+@pytest.mark.parametrize(
+    "record", [WITH_SYSTEM[2], WITH_SYSTEM[3], WITH_SYSTEM[7]], ids=lambda record: "-".join(record)
+)
+def test_a_system_prompt_beside_another_system_message_is_refused(record):
+    (found,) = parse_sources(memory_source([record | {"system_prompt": "t"}]), TRAINING)
+    assert found.reason.startswith("system_prompt differs from the system message that the conversation starts with; ")
+
+
+@pytest.mark.parametrize(
+    "record", [{"text": "a b"}, {"chosen": "a2", "rejected": "b"}], ids=lambda record: "-".join(record)
+)
+def test_a_system_prompt_beside_strings_is_refused(record):
+    (found,) = parse_sources(
+        memory_source([record | {"system_prompt": "s"}]), ReadOptions(labeled="text" not in record)
+    )
+    assert found.reason.startswith("system_prompt is given beside strings that are joined as they are; ")
 
 
 EMPTY = {"role": "assistant", "content": ""}

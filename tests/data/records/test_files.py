@@ -69,7 +69,10 @@ def test_only_the_record_at_hand_is_held(tmp_path, monkeypatch):
         ('[{"a": 1}\n{"a": 2}]', r"in line 2, after 1 whole record \(found '\{', expected a comma or \]\)"),
         ('[{"a": 1},\n]', r"in line 2, after 1 whole record \(Expecting value\)"),
         ("[{'a': 1}]", r"in line 1, after 0 whole records \(Expecting property name"),
-        ('[{"a": 1}]\n[{"a": 2}]', r"in line 2, after 1 whole record \(text follows it\)"),
+        (
+            '[{"a": 1}]\n[{"a": 2}]',
+            r"in line 2, after 1 whole record \(text follows it; a line of JSONL has to be an object\)",
+        ),
         ('[{"a": ' + "9" * 5000 + "}]", r"in line 1, after 0 whole records \(Exceeds the limit"),
         ("[" * 200_000, r"in line 1, after 0 whole records \("),
     ],
@@ -133,12 +136,21 @@ def test_an_object_over_several_lines_is_one_error(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".jsonl.gz"])
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
-def test_utf16_is_named_with_and_without_a_byte_order_mark(tmp_path, suffix, encoding):
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+def test_other_encodings_are_named_with_and_without_a_byte_order_mark(tmp_path, suffix, encoding):
     path = tmp_path / f"in{suffix}"
     content = (json.dumps([PAIR]) if suffix == ".json" else "prompt,chosen,rejected\np,a,b\n").encode(encoding)
     path.write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
-    with pytest.raises(InputError, match=rf"{path}: the file is UTF-16; convert it to UTF-8"):
+    with pytest.raises(InputError, match=rf"{path}: the file is {encoding[:6].upper()}; convert it to UTF-8"):
+        rows(path)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".jsonl.gz"])
+@pytest.mark.parametrize("count", [1, 2, 5000])
+def test_zero_bytes_are_not_taken_for_an_encoding(tmp_path, suffix, count):
+    path = tmp_path / f"in{suffix}"
+    path.write_bytes(gzip.compress(bytes(count)) if suffix.endswith(".gz") else bytes(count))
+    with pytest.raises(InputError, match=rf"{path}: the file begins with zero bytes; it is damaged, or not a text"):
         rows(path)
 
 
@@ -162,6 +174,43 @@ def test_cells_of_csv_may_hold_messages(tmp_path):
     with open(tmp_path / "in.csv", "w", newline="") as file:
         csv.writer(file).writerows([["prompt", "chosen"], [json.dumps(turns), json.dumps([{"k": 1}])]])
     assert rows(tmp_path / "in.csv") == [(2, {"prompt": turns, "chosen": '[{"k": 1}]'})]
+
+
+@pytest.mark.parametrize("text", ["[{'role': 'user', 'content': \"It's\"}]", "[{'from': 'human', 'value': 'q'}\n {'"])
+def test_messages_that_pandas_wrote_to_csv_are_refused(tmp_path, text):
+    with open(tmp_path / "in.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["prompt", "chosen"], ["q", text], ["q", "['role']"]])
+    (_, bad), good = rows(tmp_path / "in.csv")
+    assert str(bad).startswith("chosen holds messages as Python prints them; write JSON text")
+    assert good == (3 + text.count("\n"), {"prompt": "q", "chosen": "['role']"})
+
+
+@pytest.mark.parametrize("chosen", ["['It\\'s']", '["a"]', "['a'\n \"b's\"]", " [ 'a', 'b' ] "])
+@pytest.mark.parametrize("rejected", ["['b', 'c']", '["b", "c"]'])
+def test_lists_of_responses_in_cells_are_refused(tmp_path, chosen, rejected):
+    lines = [["prompt", "chosen", "rejected"], ["q", chosen, rejected], ["q", chosen, "b"], ["q", "a", rejected]]
+    with open(tmp_path / "in.csv", "w", newline="") as file:
+        csv.writer(file).writerows([*lines, ["q", "[]", rejected]])
+    (_, bad), *good = rows(tmp_path / "in.csv")
+    assert str(bad).startswith("chosen and rejected hold lists of strings, which a CSV cell cannot tell from text; ")
+    assert [row for _, row in good] == [
+        {"prompt": "q", "chosen": chosen, "rejected": "b"},
+        {"prompt": "q", "chosen": "a", "rejected": rejected},
+        {"prompt": "q", "chosen": "[]", "rejected": rejected},
+    ]
+
+
+def test_columns_of_the_same_name_are_refused(tmp_path):
+    (tmp_path / "in.csv").write_text("prompt,chosen,chosen,,\na,b,c,,\n")
+    with pytest.raises(InputError, match=r"in\.csv: two columns have the name 'chosen'; rename one"):
+        rows(tmp_path / "in.csv")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".csv.gz"])
+def test_a_file_that_was_decompressed_on_the_way_is_named(tmp_path, suffix):
+    (tmp_path / f"in{suffix}").write_text('{"a": 1}\n')
+    with pytest.raises(InputError, match=r"not compressed by gzip; remove \.gz from its name"):
+        rows(tmp_path / f"in{suffix}")
 
 
 def test_damaged_gzip_is_named(tmp_path):

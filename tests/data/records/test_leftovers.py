@@ -47,6 +47,7 @@ DIALOGS = {
     "pairs": [["How are you doing?", "Fine."]],
     "speakers": [{"user": "How are you doing?", "assistant": "Fine."}],
     "transcript": "\n\nHuman: Hi\n\nAssistant: Hello",
+    "columns": {"role": ["user", "assistant"], "content": ["Hi", "Hello"]},
     "rendered": "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>",
 }
 NAMES = st.text("abcdefghijklmnopqrstuvwxyz_", min_size=1, max_size=9).map(lambda name: f"z_{name}_x")  # of no format
@@ -116,11 +117,85 @@ def test_a_second_field_with_the_name_of_a_prompt_is_refused_beside_it(name, val
     assert f"leave it out (data.columns = '{name}=_')" in found
     assert reason(PAIR | {name: value}, columns=(f"{name}=_",)) == ""
     if isinstance(value, str):
-        assert f"join them (data.columns = 'prompt=prompt','{name}=prompt')" in found
+        is_before = name.lower().endswith(("context", "history"))
+        names = (name, "prompt") if is_before else ("prompt", name)
+        assert f"join them in their order (data.columns = '{names[0]}=prompt','{names[1]}=prompt')" in found
         (item,), line = read(PAIR | {name: value}, columns=(f"{name}=prompt", "prompt=prompt"))
         assert item.conversations[0] == f"{value}\n{QUESTION}{GOOD}"
         assert line == f"fields: chosen, rejected, {name} -> prompt, prompt; without a prompt: 0"
     assert reason(WHOLE | {name: value}).startswith(f"{name!r} is not read, and holds text beside the conversation; ")
+
+
+def test_a_history_of_messages_comes_before_the_prompt_and_one_of_pairs_is_not_joined():
+    history = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+    columns = ("turns=prompt", "prompt=prompt")
+    assert f"(data.columns = {','.join(map(repr, columns))})" in reason(PAIR | {"turns": history})
+    (item,), _ = read(PAIR | {"turns": history}, columns=columns)
+    assert [turn["content"] for turn in item.conversations[0]] == ["Hi", "Hello", QUESTION, GOOD]
+    assert "; put it into the conversation, or leave it out" in reason(PAIR | {"turns": [["How are you?", "Fine."]]})
+
+
+MEDIA = [["a.png"], "clip.mp4", [{"bytes": b"\xff", "path": None}], b"\x89PNG", "data:audio/wav;base64,AAAA"]
+SWIFT = {"messages": [USER, CHOSEN], "rejected_response": BAD}
+
+
+@pytest.mark.parametrize("value", MEDIA, ids=repr)
+@pytest.mark.parametrize("record", [PAIR, WHOLE, WITHOUT, SWIFT], ids=["prompt", "whole", "no prompt", "ms_swift"])
+@settings(max_examples=3, deadline=None)
+@given(name=NAMES)
+def test_media_that_are_not_read_are_refused_under_any_name(record, value, name):
+    assert reason(record | {name: value}) == (
+        f"{name!r} is not read, and holds images, audio or video; only text is scored: remove the records that need "
+        f"them, or leave it out (data.columns = '{name}=_')"
+    )
+    assert reason(record | {name: value}, columns=(f"{name}=_",)) == ""
+    _, line = read(record | {name: value})
+    assert line.endswith(f"`{name}` (media, 100 %)")
+
+
+@pytest.mark.parametrize("value", [[], None, b"", {"bytes": None, "path": None}, [{"bytes": None, "path": None}], [""]])
+def test_empty_media_are_no_loss(value):
+    assert reason(PAIR | {"images": value}) == ""
+
+
+def test_media_are_not_proposed_as_the_prompt():
+    found = reason({"response_a": GOOD, "response_b": BAD, "winner": "model_a", "image": "a.png", "task": QUESTION})
+    assert found.startswith("there is no prompt, but 'task'; it holds text")
+
+
+@pytest.mark.parametrize("options", [{"enable_thinking": False}, '{"enable_thinking": false}'])
+def test_options_of_the_chat_template_are_refused(options):
+    record = WHOLE | {"chat_template_kwargs": options}
+    assert reason(record) == (
+        "chat_template_kwargs is {'enable_thinking': False}; a record's options of the chat template are not applied: "
+        "write their effect into its messages, or leave it out (data.columns = 'chat_template_kwargs=_')"
+    )
+    assert reason(record, columns=("chat_template_kwargs=_",)) == ""
+
+
+@pytest.mark.parametrize("options", [None, "", "{}", {}, {"enable_thinking": None}])
+def test_empty_options_of_the_chat_template_are_no_loss(options):
+    assert reason(WHOLE | {"chat_template_kwargs": options}) == ""
+
+
+@pytest.mark.parametrize("name", ["system", "system_message"])
+def test_the_advice_for_a_system_message_beside_whole_conversations_is_read(name):
+    record = WHOLE | {name: "Be nice to all."}
+    assert f"(data.columns = '{name}=system_prompt')" in reason(record)
+    (item,), line = read(record, columns=(f"{name}=system_prompt",))
+    assert item.conversations[1] == [{"role": "system", "content": "Be nice to all."}, USER, REJECTED]
+    assert "not read" not in line
+
+
+@pytest.mark.parametrize("name", ["system", "system_message", "systemInstruction"])
+def test_a_system_message_under_another_name_is_refused(name):
+    record = {"prompt": [USER], "chosen": [CHOSEN], "rejected": [REJECTED], name: "Answer in one sentence."}
+    assert f"if it is a system message, rename it (data.columns = '{name}=system_prompt')" in reason(record)
+    (item,), _ = read(record, columns=(f"{name}=system_prompt",))
+    assert item.conversations[0][0] == {"role": "system", "content": record[name]}
+    record |= {"prompt": [{"role": "system", "content": "Be brief."}, USER]}
+    if name != "system":
+        assert "; put it into the conversation, or leave it out" in reason(record)
 
 
 @pytest.mark.parametrize("name", ["rationale", "feedback", "explanation", "critique", "principle", "source", "title"])
@@ -235,6 +310,7 @@ def test_comparisons_without_a_prompt_are_counted(record, options, count):
           "label": {"steps": [{"completions": [{"text": "s", "rating": 1}]}]}}, (), "question -> prompt, label"),
         ({"prompt": QUESTION, "response": GOOD, "helpfulness": 3, "subset": "x"}, (),
          "prompt, response, helpfulness, subset"),
+        ({"text": GOOD, "score": 0.5}, (), "text, score"),
     ],
 )  # fmt: skip
 def test_the_line_tells_what_the_fields_are_used_as(record, columns, fields):
@@ -245,7 +321,7 @@ def test_the_line_tells_what_the_fields_are_used_as(record, columns, fields):
 def test_a_renamed_field_that_replaces_a_prompt_is_not_a_silent_loss():
     found = reason(PAIR | {"question": NOTE}, columns=("question=prompt",))
     assert found.startswith("'prompt' is not read, and holds text beside the prompt; ")
-    assert "join them (data.columns = 'question=prompt','prompt=prompt')" in found
+    assert "join them in their order (data.columns = 'question=prompt','prompt=prompt')" in found
     (item,), _ = read(PAIR | {"question": NOTE}, columns=("question=prompt", "prompt=prompt"))
     assert item.conversations[0] == f"{NOTE}\n{QUESTION}{GOOD}"
 
@@ -271,9 +347,9 @@ def test_a_missing_prompt_is_told_before_what_else_is_wrong_with_a_record():
     expected = "there is no prompt, but 'question'; it holds text and is not read"
     assert reason({"question": "q", "response": "a"}).startswith(expected)
     assert reason({"question": "q", "completions": ["s"], "labels": [True]}).startswith(expected)
-    assert reason({"prompt": "p", "question": "q", "response": "a"}).startswith("labels is {}")
+    assert reason({"prompt": "p", "question": "q", "response": "a"}).startswith("no label; ")
     assert reason({"chosen": [USER, CHOSEN], "question": QUESTION}).startswith("no 'rejected'")
-    assert reason({"response": "a", "rationale": NOTE}, format="regression").startswith("labels is {}")
+    assert reason({"response": "a", "rationale": NOTE}, format="regression").startswith("no label; ")
 
 
 def test_the_record_of_the_output_keeps_fields_that_are_left_out():

@@ -225,7 +225,9 @@ def test_nemo_text_lines_are_pairs_without_eos(tokenizer, tmp_path):
 @pytest.mark.parametrize("name", ["missing.jsonl", "*.jsonl", "data.xml"])
 def test_missing_source_raises_with_its_name(tokenizer, tmp_path, name):
     (tmp_path / "data.xml").write_text("<x/>")
-    with pytest.raises(InputError, match=r"data '.*(no such file|no file matches|expected a JSONL, Parquet|this is XML)"):
+    with pytest.raises(
+        InputError, match=r"data '.*(no such file|no file matches|expected a JSONL, Parquet|this is XML)"
+    ):
         load((str(tmp_path / name),), tokenizer)
 
 

@@ -143,6 +143,8 @@ def parse_kwise(where: str, record: Record, options: ReadOptions) -> Comparison:
     prompt = get_prompt(record, options)
     found = [join_conversation(prompt, entry, f"responses[{k}]", options) for k, entry in enumerate(responses)]
     key = "ranks" if record.get("ranks") is not None else "scores"
+    if options.labeled and record.get(key) is None:
+        raise missing("ranks", "kwise")
     given = entries(record.get(key), key, len(found), "response") if options.labeled else []
     values = [number(value, f"{key}[{k}]") for k, value in enumerate(given)]
     edges = between_different(found, ranked_edges(values, key == "scores", options))

@@ -89,7 +89,8 @@ def parse_preference_graph(where: str, record: Record, options: ReadOptions) -> 
     edges = []
     if options.labeled:
         ids = [
-            k if entry.get("response_id") is None else entry["response_id"] for k, entry in enumerate(named.values())
+            str(k if entry.get("response_id") is None else entry["response_id"])
+            for k, entry in enumerate(named.values())
         ]
         for name, edge in _objects(record.get("preference_graph"), "preference_graph").items():
             ends = [_position(edge.get(side), ids, f"{name}.{side}") for side in ("chosen", "rejected")]
@@ -100,12 +101,12 @@ def parse_preference_graph(where: str, record: Record, options: ReadOptions) -> 
     return with_subset(comparison, "instruction_type")
 
 
-def _position(side: Any, ids: list[Any], name: str) -> int:
+def _position(side: Any, ids: list[str], name: str) -> int:
     """Returns the index of the response that one side of an edge names."""
     given = side.get("response_id") if isinstance(side, dict) else None
-    if isinstance(given, bool) or not isinstance(given, int | str) or given not in ids:
-        raise unexpected(given, f"{name}.response_id", f"the id of a response: {', '.join(map(str, ids))}")
-    return ids.index(given)
+    if isinstance(given, bool) or not isinstance(given, int | str) or str(given) not in ids:
+        raise unexpected(given, f"{name}.response_id", f"the id of a response: {', '.join(ids)}")
+    return ids.index(str(given))
 
 
 def _objects(value: Any, name: str) -> dict[str, Record]:

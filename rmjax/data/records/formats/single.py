@@ -12,6 +12,7 @@ from rmjax.data.schema import Comparison, Record
 
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 SCORES = ("score", "reward", "rating", "label")  # fields with a single number; its name is that of the attribute
+MESSAGES = ("messages", "conversations", "conversation")  # names of a whole conversation
 _RESPONSES = ("response", "completion")  # the latter is TRL's name
 NEMO = ("quality", "toxicity", "humor", "creativity", *HELPSTEER)  # the nine labels of NeMo-Aligner's recipes, in order
 
@@ -22,8 +23,9 @@ def parse_text(where: str, record: Record, options: ReadOptions) -> Comparison:
 
 
 def parse_messages(where: str, record: Record, options: ReadOptions) -> Comparison:
-    """`messages`: one conversation."""
-    return Comparison((messages(record.get("messages"), "messages"),), True, (), None, where, record)
+    """`messages` (ShareGPT: `conversations`): one conversation."""
+    name = next((name for name in MESSAGES if record.get(name) is not None), MESSAGES[0])
+    return Comparison((messages(record.get(name), name),), True, (), None, where, record)
 
 
 def parse_regression(where: str, record: Record, options: ReadOptions) -> Comparison:
@@ -36,6 +38,8 @@ def parse_regression(where: str, record: Record, options: ReadOptions) -> Compar
     given = record.get("labels")
     if given is None:
         given = {name: record[name] for name in HELPSTEER if name in record}
+        if not given:
+            raise _no_label(record)
     if not isinstance(given, dict) or not given:
         raise unexpected(given, "labels", "an object {attribute: value}, or HelpSteer's columns")
     names = tuple(given) if record.get("labels") is None else tuple(sorted(given))
@@ -43,12 +47,24 @@ def parse_regression(where: str, record: Record, options: ReadOptions) -> Compar
     return _with_labels(comparison, names, values, options)
 
 
+def _no_label(record: Record) -> BadField:
+    """Returns the error of a record without labels: of a score that is no number, or that there is none."""
+    for name in SCORES:
+        if record.get(name) is not None:
+            return unexpected(record[name], name, "a finite number, true or false")
+    return BadField(
+        f"no label; expected one number, true or false in {', '.join(SCORES)}, HelpSteer's columns, or labels "
+        "{attribute: value}: rename a label of another name (data.columns = 'OLD=label')",
+        "no label",
+    )
+
+
 def parse_score(where: str, record: Record, options: ReadOptions) -> Comparison:
     """One number, in one of `SCORES`, for a `response` (TRL: `completion`) to `prompt`, for `messages`, or for `text`.
 
     A `text` is tokenized as it is. True and false are 1 and 0 (TRL's unpaired preferences).
     """
-    if record.get("messages") is not None:
+    if any(record.get(name) is not None for name in MESSAGES):
         comparison = parse_messages(where, record, options)
     elif record.get("text") is not None:
         comparison = parse_text(where, record, options)
@@ -77,7 +93,7 @@ def has_score(record: Record) -> bool:
     """Whether a record has a number as `parse_score` reads it, and not the labels of another format."""
     if "labels" in record or any(name in record for name in HELPSTEER):
         return False
-    if not any(name in record for name in ("messages", "text", *_RESPONSES)):
+    if not any(name in record for name in (*MESSAGES, "text", *_RESPONSES)):
         return False
     return any(_is_number(record[name]) for name in SCORES if name in record)
 

@@ -10,6 +10,7 @@ import numpy as np
 from rmjax.core.config import check_choice
 from rmjax.core.errors import InputError
 from rmjax.core.text import count_of
+from rmjax.data.records.conversations import with_system
 from rmjax.data.records.fields import BadField, number
 from rmjax.data.records.formats import message_trees, preferences, process, published, rankings, single, trainers
 from rmjax.data.records.formats.examples import closest_formats, example_line
@@ -137,7 +138,7 @@ _TABLE = (  # in the order of detection: the first format that matches is taken
     Format("prm800k", process.parse_prm800k, lambda r, *_: "question" in r and isinstance(r.get("label"), dict)),
     Format("math_shepherd", process.parse_math_shepherd, lambda r, *_: process.STEP_END in str(r.get("input"))),
     Format("regression", single.parse_regression, lambda r, *_: "response" in r),
-    Format("messages", single.parse_messages, lambda r, *_: "messages" in r),
+    Format("messages", single.parse_messages, lambda r, *_: any(name in r for name in single.MESSAGES)),
 )  # fmt: skip
 FORMATS = {format.name: format for format in _TABLE}
 _UNLABELED = ("text", "messages")  # taken only if no record of the head is of another format
@@ -245,7 +246,10 @@ def _parse(format: Format, context: _Context, where: str, record: Record | BadRe
     tracked = record if isinstance(record, TrackedRecord) else TrackedRecord(record)
     options, record = context.options, tracked.renamed
     try:
-        comparison = with_tools(_parse_conversations(format, where, tracked, options), tracked.get("tools"))
+        comparison = _parse_conversations(format, where, tracked, options)
+        if "system_prompt" not in tracked.read:
+            comparison = with_system(comparison, tracked.get("system_prompt"))
+        comparison = with_tools(comparison, tracked.get("tools"))
         subset = comparison.subset if tracked.get("subset") is None else str(tracked["subset"])
         if comparison.edges and tracked.get("weight") is not None:
             weight = number(tracked["weight"], "weight")

@@ -7,7 +7,8 @@ from rmjax.data.records.content import decode
 from rmjax.data.records.fields import BadField, messages
 from rmjax.data.schema import Message
 
-_KEPT = ("role", "content", "tool_calls", "tool_call_id", "name")  # published files add language and token counts
+# Published files add language and token counts.
+_KEPT = ("role", "content", "reasoning_content", "reasoning", "thinking", "tool_calls", "tool_call_id", "name")
 
 
 def chat_messages(value: Any, name: str) -> list[Message]:

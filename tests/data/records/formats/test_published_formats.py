@@ -498,10 +498,23 @@ def test_errors_name_the_field_or_show_the_accepted_record(tmp_path, record, rea
         read_comparisons(str(path), ReadOptions())
 
 
+def test_the_reasoning_beside_a_message_is_kept(tmp_path):
+    answer = {"role": "assistant", "content": "a", "reasoning_content": "Hm.", "num_tokens": 1}
+    record = {"messages": [{"role": "user", "content": "q"}, answer], "rejected_response": "b"}
+    (found,), _ = read(tmp_path / "in.jsonl", [record])
+    assert found.conversations[0][-1] == {"role": "assistant", "content": "a", "reasoning_content": "Hm."}
+
+
 def test_responses_of_a_graph_may_have_ids_of_their_own(tmp_path):
     responses = [{"response": text, "response_id": name} for text, name in (("a", "x"), ("b", "y"))]
     graph = [{"chosen": {"response_id": "y"}, "rejected": {"response_id": "x"}}]
     (found,), _ = read(tmp_path / "in.jsonl", [GRAPH | {"responses": responses, "preference_graph": graph}])
+    assert found.edges == SECOND
+    graph = [{"chosen": {"response_id": "1"}, "rejected": {"response_id": "0"}}]  # positions, as texts
+    (found,), _ = read(
+        tmp_path / "in.jsonl",
+        [GRAPH | {"responses": [{"response": "a"}, {"response": "b"}], "preference_graph": graph}],
+    )
     assert found.edges == SECOND
 
 

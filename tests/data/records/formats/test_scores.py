@@ -31,6 +31,7 @@ def read(records, **options):
         ({"prompt": CHAT[:1], "completion": CHAT[1:]}, CHAT, True, 0),
         ({"prompt": CHAT[:1], "response": "a"}, CHAT, True, 0),
         ({"messages": CHAT}, CHAT, True, 0),
+        ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, CHAT, True, 0),
         ({"text": "t"}, "t", False, 0),
     ],
 )

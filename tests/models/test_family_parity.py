@@ -1,0 +1,245 @@
+"""Parity of every model family and its switches with transformers, on tiny random weights.
+
+transformers computes one conversation per row, rmjax packed prefix trees: hidden states, rewards and the gradients of a
+Bradley-Terry loss must agree. Queries are large, so that a missing window, soft cap or rotation shows.
+"""
+
+import copy
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import transformers
+
+from rmjax.core.mesh import make_mesh
+from rmjax.data.packing.rows import fill_rows, pack
+from rmjax.data.schema import Edge, packed_spec
+from rmjax.data.tokens.trees import make_tree
+from rmjax.models import artifact, loading
+from rmjax.models.architecture import LayerKind
+from rmjax.models.families import FAMILIES
+from rmjax.models.weights import named_tensors
+from rmjax.training.losses import bradley_terry
+
+torch = pytest.importorskip("torch")
+from safetensors.torch import load_file, save_file  # noqa: E402  # needs torch
+
+SIZES = {
+    "vocab_size": 53,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+WIDE = {"head_dim": 16}
+WINDOW = {"sliding_window": 5}
+QWEN_WINDOW = {**WINDOW, "use_sliding_window": True, "max_window_layers": 1}
+YARN = {"rope_type": "yarn", "rope_theta": 1e3, "factor": 4.0, "original_max_position_embeddings": 16}
+LONG = {"short_factor": [1.0, 1.2, 1.5, 2.0], "long_factor": [1.1, 2.0, 4.0, 7.0], "rope_theta": 1e3}
+LONG |= {"rope_type": "longrope", "factor": 4.0}
+GEMMA2 = {**WIDE, **WINDOW, "query_pre_attn_scalar": 9, "attn_logit_softcapping": 3.0}
+GEMMA3_ROPE = {
+    "full_attention": {"rope_type": "linear", "rope_theta": 1e3, "factor": 8.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+}
+GEMMA3 = {**WIDE, **WINDOW, "query_pre_attn_scalar": 9, "rope_parameters": GEMMA3_ROPE}
+GEMMA3 |= {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+OLMO3 = {**WINDOW, "rope_parameters": {"full_attention": YARN}}
+OLMO3 |= {"layer_types": ["sliding_attention", "full_attention", "full_attention"]}
+GRANITE = {"embedding_multiplier": 6.0, "residual_multiplier": 0.4, "attention_multiplier": 0.2}
+NO_KINDS = {"kinds": (LayerKind(),)}
+
+
+def llama(**rope):
+    return "llama", {"rope_parameters": {"rope_theta": 1e3, **rope}}, {"rope_scaling": None}
+
+
+# {name: (family, values of config.json, *fields of DecoderConfig, each of which must change the result)}
+CASES = {
+    "llama linear": llama(rope_type="linear", factor=4.0),
+    "llama llama3": llama(
+        rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16
+    ),
+    "llama yarn": llama(**YARN),
+    "llama longrope short": llama(**LONG, original_max_position_embeddings=48),
+    "llama longrope long": llama(**LONG, original_max_position_embeddings=4),
+    "llama dynamic": ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e3}}),
+    "llama gelu": ("llama", {"hidden_act": "gelu"}, {"activation": "silu"}),
+    "mistral": ("mistral", WINDOW, NO_KINDS),
+    "mistral without": ("mistral", {"sliding_window": None, **WIDE}),
+    "ministral": (
+        "ministral",
+        {**WIDE, **WINDOW, "layer_types": ["full_attention"] + ["sliding_attention"] * 2},
+        NO_KINDS,
+    ),
+    "qwen2": ("qwen2", {}),
+    "qwen2 window": ("qwen2", QWEN_WINDOW, NO_KINDS),
+    "qwen3": ("qwen3", WIDE),
+    "qwen3 window": ("qwen3", {**WIDE, **QWEN_WINDOW, "attention_bias": True}, NO_KINDS),
+    "gemma": ("gemma", {**WIDE, "hidden_act": "gelu"}, {"embedding_scale": 1.0}),
+    "gemma2": ("gemma2", GEMMA2, NO_KINDS, {"attention_softcap": 0.0}, {"attention_scale": 0.0}),
+    "gemma2 uncapped": ("gemma2", GEMMA2 | {"attn_logit_softcapping": None}, {"attention_scale": 0.0}),
+    "gemma3": (
+        *("gemma3_text", GEMMA3, NO_KINDS, {"rope_scaling": None}),
+        *({"kinds": (LayerKind(5), LayerKind())}, {"kinds": (LayerKind(0, True, 100.0), LayerKind())}),
+    ),
+    "olmo2": ("olmo2", {}),
+    "olmo3": ("olmo3", OLMO3, NO_KINDS, {"rope_scaling": None}),
+    "phi3": ("phi3", {}),
+    "phi3 window": ("phi3", WINDOW, NO_KINDS),
+    "phi3 longrope": (
+        "phi3",
+        {"original_max_position_embeddings": 4, "partial_rotary_factor": 0.5}
+        | {"rope_parameters": {**LONG, "short_factor": [1.0, 1.2], "long_factor": [1.5, 4.0]}},
+        {"rope_scaling": None},
+    ),
+    "smollm3": ("smollm3", {"no_rope_layers": [1, 0, 1]}, NO_KINDS),
+    "smollm3 window": ("smollm3", {"no_rope_layers": [1, 1, 0], "use_sliding_window": True, **WINDOW}, NO_KINDS),
+    "granite": ("granite", GRANITE, {"residual_scale": 1.0}, {"embedding_scale": 1.0}, {"attention_scale": 0.0}),
+    "glm": ("glm", WIDE, {"rotary_interleaved": False}, {"rotary_dim": 0}),
+    "glm4": ("glm4", WIDE),
+    "seed_oss": ("seed_oss", {**WIDE, "attention_out_bias": True}),
+    "arcee": ("arcee", {}, {"activation": "relu"}),
+    "exaone4": ("exaone4", {**WINDOW, "sliding_window_pattern": 2}, {"kinds": (LayerKind(5), LayerKind())}),
+    "exaone4 without": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 3}),
+}
+KERNELS = {"mistral": "triton", "gemma2": "triton", "gemma2 uncapped": "blocks", "gemma3": "blocks"}
+
+
+class Classifier(torch.nn.Module):
+    """A decoder of transformers with a linear head, for families without a classifier there."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.model = transformers.AutoModel.from_config(config, attn_implementation="eager")
+        self.score = torch.nn.Linear(config.hidden_size, 1, bias=False)
+
+    def save_pretrained(self, path):
+        self.model.config.save_pretrained(path)
+        save_file(self.state_dict(), path / "model.safetensors")
+
+
+def make_reference(family, values):
+    """Returns a torch model with random parameters; those of queries are large."""
+    config = transformers.AutoConfig.for_model(family, **SIZES | copy.deepcopy(values), num_labels=1)
+    torch.manual_seed(0)
+    if FAMILIES[family].classifier is None:
+        model = Classifier(config)
+    else:
+        kind = transformers.AutoModelForSequenceClassification
+        model = kind.from_config(config, attn_implementation="eager")
+        assert type(model).__name__ == FAMILIES[family].classifier
+    for name, parameter in model.named_parameters():
+        one = float("norm" in name and not family.startswith("gemma"))
+        torch.nn.init.normal_(parameter, one, 0.5 if "q_proj" in name or "qkv" in name else 0.2)
+    return model.eval()
+
+
+def pairs():
+    """Returns comparisons, each with two token sequences that share a prompt."""
+    rng = np.random.default_rng(0)
+    draw = lambda low, high: rng.integers(1, 53, rng.integers(low, high))
+    return [[np.concatenate([prompt, draw(2, 14)]) for _ in range(2)] for prompt in (draw(3, 20) for _ in range(4))]
+
+
+def packed():
+    """Returns the packed rows, and the row and group of each comparison."""
+    trees = [make_tree(sequences, (Edge(0, 1),)) for sequences in pairs()]
+    rows = pack([tree.length for tree in trees], 64)
+    batch = fill_rows([[trees[i] for i in row] for row in rows], packed_spec(len(rows), 64, 8, 4, 1))
+    return batch, {i: (r, g) for r, row in enumerate(rows) for g, i in enumerate(row, 1)}
+
+
+def of_conversation(batch, where, values):
+    """Returns values [B, T, ...] at the tokens of each conversation, in the order of `pairs`."""
+    found = []
+    for i in sorted(where):
+        row, group = where[i]
+        for branch in (1, 2):
+            mine = (batch["group"][row] == group) & np.isin(batch["branch"][row], (0, branch))
+            found.append(np.asarray(values)[row][mine])
+    return found
+
+
+def compare(found, expected, tolerance=1e-4):
+    """Checks the greatest difference, relative to the greatest value."""
+    assert np.abs(np.asarray(found) - expected).max() < tolerance * np.abs(expected).max()
+
+
+def check_artifact(directory, model, params, reference):
+    """Checks that transformers loads the exported model, unchanged and as the family's class, with the same output."""
+    output = directory / "artifact"
+    output.mkdir()
+    metadata = artifact.write(output, model, params, 0, {})
+    assert metadata["transformers_class"] == FAMILIES[model.family].classifier
+    if metadata["transformers_class"] is None:
+        base, score = transformers.AutoModel.from_pretrained(output), load_file(output / "model.safetensors")
+        found = {f"model.{name}": tensor for name, tensor in base.state_dict().items()}
+        found["score.weight"] = score["score.weight"]
+    else:
+        exported = transformers.AutoModelForSequenceClassification.from_pretrained(output)
+        assert type(exported) is type(reference)
+        found, base = exported.state_dict(), exported.model
+    expected = reference.state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+    tokens = torch.tensor(pairs()[0][0])[None]
+    with torch.no_grad():
+        states, expected = (decoder(tokens).last_hidden_state for decoder in (base, reference.model))
+    torch.testing.assert_close(states, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(devices=jax.devices()[:1])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_hidden_states_rewards_and_gradients_equal_transformers(tmp_path, mesh, name):
+    family, values, *changes = CASES[name]
+    reference = make_reference(family, values)
+    reference.save_pretrained(tmp_path)
+    loaded = loading.load_model(str(tmp_path), mesh=mesh)
+    decoder = loaded.model.decoder.for_length(40)  # of these conversations
+    model = dataclasses.replace(loaded.model, decoder=decoder, attention=KERNELS.get(name, "dense"), remat="none")
+    assert model.family == family
+    batch, where = packed()
+
+    def loss(params, model):
+        hidden, rewards = model.hidden(params, batch), model.rewards(params, batch)
+        return bradley_terry(rewards, batch)[0], (hidden, rewards)
+
+    with jax.set_mesh(mesh):
+        compute = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
+        (_, (hidden, rewards)), gradients = compute(loaded.params, model)
+    expected = []
+    for sequence in (sequence for pair in pairs() for sequence in pair):
+        # Padding up to the longest conversation would change the frequencies of longrope.
+        expected.append(reference.model(torch.tensor(sequence)[None], use_cache=False).last_hidden_state[0])
+    scores = torch.stack([reference.score(states[-1]) for states in expected]).reshape(-1, 2)
+    (-torch.nn.functional.logsigmoid(scores[:, 0] - scores[:, 1])).sum().backward()
+    found = of_conversation(batch, where, hidden)
+    states = [states.detach().numpy() for states in expected]
+    for mine, theirs in zip(found, states, strict=True):
+        compare(mine, theirs)
+    used = batch["readout_group"] > 0
+    order = [i for i, _ in sorted(where.items(), key=lambda item: item[1])]
+    compare(np.asarray(rewards)[used].reshape(-1, 2), scores.detach().numpy()[order])
+    tensors = dict(reference.named_parameters())
+    found = {tensor: make() for tensor, make, _ in named_tensors(model, gradients)}
+    assert found.keys() == tensors.keys()
+    largest = max(float(parameter.grad.abs().max()) for parameter in tensors.values())
+    for tensor, parameter in tensors.items():
+        difference = np.abs(found[tensor] - parameter.grad.numpy()).max()
+        assert difference < 1e-4 * largest, tensor
+    check_artifact(tmp_path, model, loaded.params, reference)
+    for change in changes:
+        other = dataclasses.replace(model, attention="dense", decoder=dataclasses.replace(decoder, **change))
+        with jax.set_mesh(mesh):
+            changed = of_conversation(batch, where, other.hidden(loaded.params, batch))
+        assert max(np.abs(a - b).max() for a, b in zip(changed, states, strict=True)) > 1e-2, f"{change} shows nothing"
