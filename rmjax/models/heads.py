@@ -164,7 +164,8 @@ def _read_finite(files: TensorDirectory, name: str) -> np.ndarray:
     if bad := int(np.count_nonzero(~np.isfinite(values))):
         raise InputError(
             f"{files.paths[name]}: the tensor {name!r} of the reward head has NaN or infinity in {bad} of "
-            f"{values.size} values; expected finite numbers: take a checkpoint from before its training diverged, or copy it again"
+            f"{values.size} values; expected finite numbers: take a checkpoint from before its "
+            "training diverged, or copy it again"
         )
     return values
 

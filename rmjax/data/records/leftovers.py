@@ -121,7 +121,7 @@ def check_fields(
     for name, value in record.unread().items():
         if isinstance(value, str | list | dict) and (not value or _is_copy(value, record)):
             continue
-        if not (kind := survey.kind(name, value)) or _is_contained(name, value, kind, comparison):
+        if not (kind := survey.kind(name, value)) or (kind != MEDIA and _is_contained(name, value, kind, comparison)):
             continue
         is_lost = name not in allowed and survey.is_lost(name, kind, has_prompt)
         report.add_unread(name, kind, value, required=is_lost)

@@ -63,11 +63,11 @@ def test_a_system_message_before_the_repeated_prompt_is_kept():
         USER,
         ANSWER,
     ]
-    with pytest.raises(BadField, match="^chosen holds the prompt and no response to it"):
+    with pytest.raises(BadField, match=r"^chosen holds the prompt and no response to it"):
         join_conversation([USER], [SYSTEM, USER], "chosen", TRAINING)
-    with pytest.raises(BadField, match="^chosen starts with a 'system' message that is not the prompt"):
+    with pytest.raises(BadField, match=r"^chosen starts with a 'system' message that is not the prompt"):
         join_conversation([USER], [SYSTEM, FIRST, ANSWER], "chosen", TRAINING)
-    with pytest.raises(BadField, match="^chosen starts with a 'system' message that is not the prompt"):
+    with pytest.raises(BadField, match=r"^chosen starts with a 'system' message that is not the prompt"):
         join_conversation([{"role": "system", "content": "t"}, USER], [SYSTEM, USER, ANSWER], "chosen", TRAINING)
 
 

@@ -159,8 +159,10 @@ def test_empty_media_are_no_loss(value):
 
 
 def test_media_are_not_proposed_as_the_prompt():
-    found = reason({"response_a": GOOD, "response_b": BAD, "winner": "model_a", "image": "a.png", "task": QUESTION})
-    assert found.startswith("there is no prompt, but 'task'; it holds text")
+    record = {"response_a": GOOD, "response_b": BAD, "winner": "model_a", "image_prompt": "a.png"}
+    assert reason(record).startswith("no 'prompt'; expected a record such as")
+    found = reason(record | {"user_question": QUESTION})
+    assert found.startswith("there is no prompt, but 'user_question'; it holds text")
 
 
 @pytest.mark.parametrize("options", [{"enable_thinking": False}, '{"enable_thinking": false}'])
