@@ -148,7 +148,8 @@ def write(directory: pathlib.Path, model: RewardModel, params: Params, base: str
     rows = (row for row in FAMILIES[model.family].tensors if row.path.endswith("/kernel"))
     modules = {row.path.removesuffix("kernel"): row.name.removesuffix(".weight") for row in rows}
     modules = {path: module for path, module in modules.items() if path + lora.A in leaves}
-    if len(fused := set(modules.values())) < len(modules):
+    names = list(modules.values())
+    if fused := {name.rpartition(".")[2] for name in names if names.count(name) > 1}:
         raise InputError(
             f"the family {model.family} stores several matrices in one tensor ({', '.join(sorted(fused))}), and their "
             "adapters here are apart, which PEFT cannot represent; export the merged model, without --peft"

@@ -8,6 +8,7 @@ import copy
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformers
@@ -211,7 +212,9 @@ def test_hidden_states_rewards_and_gradients_equal_transformers(tmp_path, mesh, 
     batch, where = packed()
 
     def loss(params, model):
-        hidden, rewards = model.hidden(params, batch), model.rewards(params, batch)
+        hidden = model.hidden(params, batch)
+        read = jnp.take_along_axis(hidden, batch["readout_index"][..., None], axis=1)  # as `model.rewards`, in one pass
+        rewards = read @ params["head"]["kernel"]
         return bradley_terry(rewards, batch)[0], (hidden, rewards)
 
     with jax.set_mesh(mesh):
@@ -243,3 +246,27 @@ def test_hidden_states_rewards_and_gradients_equal_transformers(tmp_path, mesh, 
         with jax.set_mesh(mesh):
             changed = of_conversation(batch, where, other.hidden(loaded.params, batch))
         assert max(np.abs(a - b).max() for a, b in zip(changed, states, strict=True)) > 1e-2, f"{change} shows nothing"
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma2", "gemma3", "olmo3", "granite"])
+def test_bfloat16_rounds_no_more_than_transformers(tmp_path, mesh, name):
+    family, values, *_ = CASES[name]
+    reference = make_reference(family, values).to(torch.bfloat16)
+    reference.save_pretrained(tmp_path)
+    loaded = loading.load_model(str(tmp_path), mesh=mesh, dtype="bfloat16")
+    batch, where = packed()
+    with jax.set_mesh(mesh):
+        found = of_conversation(batch, where, loaded.model.hidden(loaded.params, batch))
+    sequences = [torch.tensor(sequence)[None] for pair in pairs() for sequence in pair]
+
+    def states():
+        with torch.no_grad():
+            return [reference.model(tokens).last_hidden_state[0].float().numpy() for tokens in sequences]
+
+    rounded = states()
+    reference.float()
+    errors = [
+        np.concatenate([(np.asarray(a, np.float32) - b).ravel() for a, b in zip(values, states(), strict=True)]).std()
+        for values in (found, rounded)
+    ]
+    assert errors[0] < 1.2 * errors[1], errors

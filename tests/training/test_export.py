@@ -112,6 +112,17 @@ def test_program_prints_a_remaining_shift(made, tmp_path, capsys, arguments, pri
         assert printed in lines[0]
 
 
+@pytest.mark.parametrize(("name", "lines"), [("LlamaForSequenceClassification", 1), (None, 2)])
+def test_program_prints_that_transformers_has_no_such_classifier(made, tmp_path, capsys, monkeypatch, name, lines):
+    metadata = {"transformers_class": name, "transformers_shift": [0.0], "attributes": ["reward"]}
+    monkeypatch.setattr(program, "export", lambda *_, **__: metadata)
+    program.FLAGS.parse(["export", f"--workdir={made / 'two'}", f"--output={tmp_path / 'artifact'}"])
+    program.main([])
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == lines
+    assert printed[0].startswith("note: transformers has no sequence classifier of this family") == (name is None)
+
+
 def test_written_files_and_directories_follow_the_umask(tiny, made, tmp_path, monkeypatch):
     monkeypatch.setenv("RMJAX_CACHE", str(tmp_path / "cache"))
     source = made / "in.jsonl"

@@ -156,7 +156,7 @@ def test_changed_data_or_another_head_is_refused(tiny, tmp_path):
     tiny = with_objective(tiny, "regression", "regression", standardize=True)
     tiny.data.train = tiny.data.validation = ("synthetic",)
     tiny.model.path = str(tmp_path / "run")
-    with pytest.raises(InputError, match=r"the reward head predicts reward \(scale"):
+    with pytest.raises(InputError, match=r"the reward head predicts reward; the objective expects order, start"):
         train(tiny, tmp_path / "other")
 
 
