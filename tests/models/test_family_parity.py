@@ -111,6 +111,9 @@ CASES = {
 KERNELS = {"mistral": "triton", "gemma2": "triton", "gemma2 uncapped": "blocks", "gemma3": "blocks"}
 
 
+FAST = {"xla_backend_optimization_level": 0}  # halves the time of compilation
+
+
 class Classifier(torch.nn.Module):
     """A decoder of transformers with a linear head, for families without a classifier there."""
 
@@ -218,7 +221,7 @@ def test_hidden_states_rewards_and_gradients_equal_transformers(tmp_path, mesh, 
         return bradley_terry(rewards, batch)[0], (hidden, rewards)
 
     with jax.set_mesh(mesh):
-        compute = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
+        compute = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1, compiler_options=FAST)
         (_, (hidden, rewards)), gradients = compute(loaded.params, model)
     expected = []
     for sequence in (sequence for pair in pairs() for sequence in pair):
@@ -244,7 +247,8 @@ def test_hidden_states_rewards_and_gradients_equal_transformers(tmp_path, mesh, 
     for change in changes:
         other = dataclasses.replace(model, attention="dense", decoder=dataclasses.replace(decoder, **change))
         with jax.set_mesh(mesh):
-            changed = of_conversation(batch, where, other.hidden(loaded.params, batch))
+            compute = jax.jit(other.hidden, compiler_options=FAST)
+            changed = of_conversation(batch, where, compute(loaded.params, batch))
         assert max(np.abs(a - b).max() for a, b in zip(changed, states, strict=True)) > 1e-2, f"{change} shows nothing"
 
 
@@ -256,7 +260,8 @@ def test_bfloat16_rounds_no_more_than_transformers(tmp_path, mesh, name):
     loaded = loading.load_model(str(tmp_path), mesh=mesh, dtype="bfloat16")
     batch, where = packed()
     with jax.set_mesh(mesh):
-        found = of_conversation(batch, where, loaded.model.hidden(loaded.params, batch))
+        compute = jax.jit(loaded.model.hidden)
+        found = of_conversation(batch, where, compute(loaded.params, batch))
     sequences = [torch.tensor(sequence)[None] for pair in pairs() for sequence in pair]
 
     def states():

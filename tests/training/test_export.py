@@ -26,6 +26,13 @@ from tests.training.conftest import tiny as tiny_config
 EXPORTS = {"raw": {}, "merged": {"merge": ["order=2", "start=-0.5"]}}
 
 
+@pytest.fixture(autouse=True)
+def unset_flags():
+    """Sets the flags of the program back after each test."""
+    yield
+    program.FLAGS.values.unparse_flags()
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A workdir of two standardized attributes (`two`), one of pairs (`one`), a file of records, and the artifacts."""
