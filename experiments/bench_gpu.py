@@ -436,6 +436,17 @@ def library_kernels() -> dict[str, Callable]:
     return found
 
 
+def kernel_names(flags: argparse.Namespace) -> list[str]:
+    """Returns the kernels of --kernels; without the flag, all."""
+    return flags.kernels.split(",") if flags.kernels else [*KERNELS, *library_kernels()]
+
+
+def draw_arrays(rows: int, length: int, heads: int, kv_heads: int, head_dim: int) -> list[jax.Array]:
+    """Returns random queries, keys, values and gradients of the output, float32 [rows, length, heads, head_dim]."""
+    keys, counts = jax.random.split(jax.random.key(1), 4), (heads, kv_heads, kv_heads, heads)
+    return [jax.random.normal(key, (rows, length, n, head_dim)) for key, n in zip(keys, counts, strict=True)]
+
+
 def kernel_function(name: str, group, branch) -> Callable:
     """Returns jitted prepare and value-and-gradients of a kernel by name."""
     from rmjax.models.attention.mask import visible
@@ -460,14 +471,12 @@ def kernel_function(name: str, group, branch) -> Callable:
 
 def check(flags: argparse.Namespace) -> None:
     """Prints the largest relative error of each kernel against dense attention in float32."""
-    names = [*KERNELS, *library_kernels()] if not flags.kernels else flags.kernels.split(",")
+    names = kernel_names(flags)
     for rows, length, heads, kv_heads, head_dim in ((2, 1024, 8, 2, 64), (2, 1152, 9, 3, 64), (1, 2048, 8, 8, 128)):
         if flags.shape == "tiny":
             rows, length, heads, kv_heads, head_dim = 1, 256, 4, 2, 16
         group, branch = tree_rows(rows, length, False)
-        keys = jax.random.split(jax.random.key(1), 4)
-        shapes = (heads, kv_heads, kv_heads, heads)
-        exact = [jax.random.normal(key, (rows, length, n, head_dim)) for key, n in zip(keys, shapes, strict=True)]
+        exact = draw_arrays(rows, length, heads, kv_heads, head_dim)
         with jax.default_matmul_precision("highest"):
             reference = kernel_function("dense", group, branch)[1](*exact)
         for dtype in ("float32", "bfloat16"):
@@ -488,18 +497,13 @@ def check(flags: argparse.Namespace) -> None:
 
 def kernels(flags: argparse.Namespace) -> None:
     """Prints the times of forward, and of forward and backward, of each kernel."""
-    names = [*KERNELS, *library_kernels()] if not flags.kernels else flags.kernels.split(",")
+    names = kernel_names(flags)
     cases = [(4, 4096, 32, 8, 64, False), (4, 4096, 32, 8, 64, True), (2, 8192, 32, 8, 128, False)]
     if flags.shape == "tiny":
         cases = [(1, 256, 4, 2, 16, False)]
     for rows, length, heads, kv_heads, head_dim, causal in cases:
         group, branch = tree_rows(rows, length, causal)
-        keys = jax.random.split(jax.random.key(1), 4)
-        shapes = (heads, kv_heads, kv_heads, heads)
-        arrays = [
-            jax.random.normal(key, (rows, length, n, head_dim), jnp.bfloat16)
-            for key, n in zip(keys, shapes, strict=True)
-        ]
+        arrays = [x.astype(jnp.bfloat16) for x in draw_arrays(rows, length, heads, kv_heads, head_dim)]
         kind = "causal" if causal else "packed trees"
         for name in names:
             if name == "blocks":
@@ -522,12 +526,7 @@ def tune(flags: argparse.Namespace) -> None:
         sizes, cases = [(64, 32)], [(1, 256, 4, 2, 16)]
     for rows, length, heads, kv_heads, head_dim in cases:
         group, branch = tree_rows(rows, length, False)
-        keys = jax.random.split(jax.random.key(1), 4)
-        shapes = (heads, kv_heads, kv_heads, heads)
-        arrays = [
-            jax.random.normal(key, (rows, length, n, head_dim), jnp.bfloat16)
-            for key, n in zip(keys, shapes, strict=True)
-        ]
+        arrays = [x.astype(jnp.bfloat16) for x in draw_arrays(rows, length, heads, kv_heads, head_dim)]
         for label, name in names.items():
             chosen, results = getattr(triton, name), []
             for outer, inner in sizes:

@@ -14,14 +14,12 @@ from rmjax.core.errors import InputError
 from rmjax.data.curation.duplicates import match, near_duplicates, same_conversations, signatures
 from rmjax.data.records.conversations import join_strings
 from rmjax.data.records.fields import BadField, messages
-from rmjax.data.records.formats import detect_format
+from rmjax.data.records.formats import DETECTION_RECORDS, detect_format
 from rmjax.data.records.options import ReadOptions
 from rmjax.data.records.read import SYNTHETIC, iterate_comparisons, read_comparisons
 from rmjax.data.records.report import ReadReport
 from rmjax.data.records.sources import BadRecord, Source, Sources, as_tuple, find_sources
 from rmjax.data.schema import Comparison
-
-_HEAD = 64  # records from which the format is detected
 
 
 class Reference(NamedTuple):
@@ -74,7 +72,7 @@ def _read_unlabeled(source: Source, options: ReadOptions) -> list[Comparison]:
 def _read_prompts(source: Source, options: ReadOptions) -> list[Comparison]:
     """Returns the prompts of a source whose records have no response; an empty list if they are of a known format."""
     records = source.records(ReadReport(), options.columns)
-    head = list(itertools.islice(records, _HEAD))
+    head = list(itertools.islice(records, DETECTION_RECORDS))
     try:
         detect_format(head, options)
     except InputError:

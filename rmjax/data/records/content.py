@@ -73,7 +73,7 @@ def content_kind(value: Any, depth: int = 0) -> str:
     if isinstance(value, dict) and value.get("array") and value.get("sampling_rate"):  # audio that `datasets` decoded
         return MEDIA
     kinds = {content_kind(entry, depth + 1) for entry in (value if isinstance(value, list) else value.values())}
-    if CONVERSATION in kinds or (TEXT in kinds and _is_dialog(value)):
+    if CONVERSATION in kinds or (TEXT in kinds and is_dialog(value)):
         return CONVERSATION
     return next((kind for kind in (MEDIA, TEXT) if kind in kinds), "")
 
@@ -173,7 +173,7 @@ def _is_message(value: dict[str, Any]) -> bool:
     return {"user", "assistant"} <= speakers and any(map(is_prose, strings(value)))
 
 
-def _is_dialog(value: Any) -> bool:
+def is_dialog(value: Any) -> bool:
     """Whether a value is a list of [question, answer], as alpaca's `history`."""
     return isinstance(value, list) and all(
         isinstance(entry, list) and len(entry) == 2 and all(isinstance(text, str) for text in entry) for entry in value

@@ -115,10 +115,11 @@ def check_fields(
       allowed: fields that the format has beside the conversation; they are reported only.
       has_prompt: whether the comparison has a prompt; None: see `_has_prompt`.
     """
-    _check_template_options(record.unread().get(_TEMPLATE_OPTIONS))
+    unread = record.unread()
+    _check_template_options(unread.get(_TEMPLATE_OPTIONS))
     has_prompt = _has_prompt(record, comparison) if has_prompt is None else has_prompt
     lost = []
-    for name, value in record.unread().items():
+    for name, value in unread.items():
         if isinstance(value, str | list | dict) and (not value or _is_copy(value, record)):
             continue
         if not (kind := survey.kind(name, value)) or (kind != MEDIA and _is_contained(name, value, kind, comparison)):

@@ -57,7 +57,7 @@ def load_dataset(
             comparisons = itertools.compress(comparisons, curation.find_kept(iterate(ReadReport()), read))
 
         def estimate_total(given: int) -> int | None:
-            counts = [] if SYNTHETIC in sources else [source.count() for source in find_sources(sources)]
+            counts = [source.count() for source in found_sources]
             known = sum(count for count in counts if count) if None not in counts else 0
             total = round(known * given / max(read.records, 1))
             return min(total, options.limit or total) or None
@@ -80,9 +80,9 @@ def load_dataset(
         found = cache.read(entry) if entry is not None else None
         return (dataset if found is None else found[0]), report
 
-    if SYNTHETIC in sources:
+    found_sources = [] if SYNTHETIC in sources else find_sources(sources)
+    if not found_sources:
         return make(None)
-    found_sources = find_sources(sources)
     versions = [source.version() for source in found_sources]
     entry = _cache_path(found_sources, tokenizer, options, curation, cache_dir)
     found = cache.read(entry)

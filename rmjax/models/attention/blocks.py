@@ -27,6 +27,7 @@ from rmjax.models.attention.mask import (
     Kernel,
     Options,
     Tokens,
+    cap,
     einsum,
     per_device,
     save_for_backward,
@@ -107,9 +108,7 @@ def _set(x: jax.Array, block: jax.Array, value: jax.Array) -> jax.Array:
 
 def _scores(options: Options, q: jax.Array, k: jax.Array, queries: Tokens, keys: Tokens) -> jax.Array:
     """Returns the masked scores [H, G * Wq, Wk] of a query block [H, G * Wq, P] and a key block [H, Wk, P]."""
-    scores, mask = einsum("hqp,hkp->hqk", q, k), visible(queries, keys, options.window)
-    if options.softcap:
-        scores = options.softcap * jnp.tanh(scores / options.softcap)
+    scores, mask = cap(einsum("hqp,hkp->hqk", q, k), options), visible(queries, keys, options.window)
     return jnp.where(jnp.tile(mask, (scores.shape[1] // len(mask), 1)), scores, MASKED)
 
 

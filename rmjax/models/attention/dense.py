@@ -8,15 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rmjax.models.attention.mask import MASKED, Kernel, Options, Tokens, einsum, visible
+from rmjax.models.attention.mask import MASKED, Kernel, Options, Tokens, cap, einsum, visible
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, tokens: Tokens, _: Any, options: Options) -> jax.Array:
     b, t, n, p = q.shape
     q = q.reshape(b, t, k.shape[2], -1, p)
-    scores = einsum("bthgp,bshp->bhgts", q, k) * options.scale
-    if options.softcap:
-        scores = options.softcap * jnp.tanh(scores / options.softcap)
+    scores = cap(einsum("bthgp,bshp->bhgts", q, k) * options.scale, options)
     scores = jnp.where(visible(tokens, tokens, options.window)[:, None, None], scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return einsum("bhgts,bshp->bthgp", weights, v).astype(q.dtype).reshape(b, t, n, p)

@@ -106,6 +106,11 @@ def visible(queries: Tokens, keys: Tokens, window: int = 0) -> jax.Array:
     return seen & (position[0] - position[1] < window) if window else seen
 
 
+def cap(scores: jax.Array, options: Options) -> jax.Array:
+    """Returns the scores with the soft cap of `options`, if it has one."""
+    return options.softcap * jnp.tanh(scores / options.softcap) if options.softcap else scores
+
+
 def save_for_backward(x: jax.Array) -> jax.Array:
     """Names `x` for `jax.checkpoint`: `remat="small"` stores it for the backward pass instead of recomputing it."""
     return checkpoint_name(x, SAVED)

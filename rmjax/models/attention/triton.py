@@ -216,6 +216,25 @@ def _call(kernel, name, sizes: _Pass, inner: int, visits: Visits, heads: int, op
     return function(*arguments["inputs"], visits.blocks, visits.counts)
 
 
+def _all_tokens(length: int) -> pl.BlockSpec:
+    return pl.BlockSpec((None, length), lambda i, h, b: (b, 0))
+
+
+def _token_block(size: int) -> pl.BlockSpec:
+    return pl.BlockSpec((None, size), lambda i, h, b: (b, i))
+
+
+def _query_specs(size: int, length: int, head_dim: int, group: int, num_ids: int) -> tuple[Any, ...]:
+    """Returns the specs of a program that owns `size` queries and visits `length` keys.
+
+    They are those of queries, of keys, of a number per query, and of the `num_ids` arrays of `_ids` for both.
+    """
+    query = pl.BlockSpec((None, size, None, head_dim), lambda i, h, b: (b, i, h, 0))
+    key = pl.BlockSpec((None, length, None, head_dim), lambda i, h, b: (b, 0, h // group, 0))
+    statistic = pl.BlockSpec((None, None, size), lambda i, h, b: (b, h, i))
+    return query, key, statistic, ((_token_block(size),) * num_ids, (_all_tokens(length),) * num_ids)
+
+
 def _ids(tokens: Tokens, window: int) -> tuple[jax.Array, ...]:
     """Returns what determines the mask: group << 16 | branch, the offset and, if there is a window, the position."""
     ids = (tokens.group << 16) | tokens.branch, tokens.offset
@@ -243,17 +262,12 @@ def _forward(options, q, k, v, queries, keys, prepared):
     padded, s, kv_heads = _pad_heads(q), k.shape[1], k.shape[2]
     size, group, p = math.gcd(t, _FORWARD.outer), heads // kv_heads, padded.shape[-1]
     ids = _ids(queries, options.window), _ids(keys, options.window)
-    query = pl.BlockSpec((None, size, None, p), lambda i, h, b: (b, i, h, 0))
-    key = pl.BlockSpec((None, s, None, p), lambda i, h, b: (b, 0, h // group, 0))
-    token_specs = (
-        (pl.BlockSpec((None, size), lambda i, h, b: (b, i)),) * len(ids[0]),
-        (pl.BlockSpec((None, s), lambda i, h, b: (b, 0)),) * len(ids[0]),
-    )
+    query, key, statistic, token_specs = _query_specs(size, s, p, group, len(ids[0]))
     run = functools.partial(_call, _forward_kernel, "forward", _FORWARD, s, prepared.forward, heads, options)
     out, lse = run(
         inputs=(padded, _pad_heads(k), _pad_heads(v), ids),
         in_specs=[query, key, key, token_specs],
-        out_specs=[query, pl.BlockSpec((None, None, size), lambda i, h, b: (b, h, i))],
+        out_specs=[query, statistic],
         out_shape=[jax.ShapeDtypeStruct(padded.shape, q.dtype), jax.ShapeDtypeStruct((rows, heads, t), jnp.float32)],
     )
     out = save_for_backward(out[..., :head_dim])
@@ -271,13 +285,7 @@ def _backward(options, residuals, d_out):
     p, ids = qp.shape[-1], (_ids(queries, options.window), _ids(keys, options.window))
 
     size = math.gcd(t, _BACKWARD_QUERIES.outer)
-    query = pl.BlockSpec((None, size, None, p), lambda i, h, b: (b, i, h, 0))
-    key = pl.BlockSpec((None, s, None, p), lambda i, h, b: (b, 0, h // group, 0))
-    statistic = pl.BlockSpec((None, None, size), lambda i, h, b: (b, h, i))
-    token_specs = (
-        (pl.BlockSpec((None, size), lambda i, h, b: (b, i)),) * len(ids[0]),
-        (pl.BlockSpec((None, s), lambda i, h, b: (b, 0)),) * len(ids[0]),
-    )
+    query, key, statistic, token_specs = _query_specs(size, s, p, group, len(ids[0]))
     run = functools.partial(
         _call, _backward_queries_kernel, "dq", _BACKWARD_QUERIES, s, prepared.queries, heads, options
     )
@@ -293,10 +301,7 @@ def _backward(options, residuals, d_out):
     query = pl.BlockSpec((None, t, None, group, p), lambda i, h, b: (b, 0, h, 0, 0))
     key = pl.BlockSpec((None, size, None, p), lambda i, h, b: (b, i, h, 0))
     statistic = pl.BlockSpec((None, None, group, t), lambda i, h, b: (b, h, 0, 0))
-    token_specs = (
-        (pl.BlockSpec((None, t), lambda i, h, b: (b, 0)),) * len(ids[0]),
-        (pl.BlockSpec((None, size), lambda i, h, b: (b, i)),) * len(ids[0]),
-    )
+    token_specs = (_all_tokens(t),) * len(ids[0]), (_token_block(size),) * len(ids[0])
     statistics = (x.reshape(rows, kv_heads, group, t) for x in (lse, inner))
     run = functools.partial(_call, _backward_keys_kernel, "dkv", _BACKWARD_KEYS, t, prepared.keys, kv_heads, options)
     dk, dv = run(

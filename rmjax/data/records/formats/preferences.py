@@ -147,8 +147,7 @@ def parse_kwise(where: str, record: Record, options: ReadOptions) -> Comparison:
         raise missing("ranks", "kwise")
     given = entries(record.get(key), key, len(found), "response") if options.labeled else []
     values = [number(value, f"{key}[{k}]") for k, value in enumerate(given)]
-    edges = between_different(found, ranked_edges(values, key == "scores", options))
-    return Comparison(tuple(found), True, edges, None, where, record)
+    return compare_ranked(where, record, options, found, values, key == "scores")
 
 
 def parse_completions(where: str, record: Record, options: ReadOptions) -> Comparison:
@@ -160,11 +159,31 @@ def parse_completions(where: str, record: Record, options: ReadOptions) -> Compa
     prompt, ranked = get_prompt(record, options, "context", "instruction"), "context" in record
     key = "completion" if ranked else "response"
     named = {f"completions[{k}]": completion for k, completion in enumerate(completions)}
-    found = [join_conversation(prompt, entry.get(key), f"{name}.{key}", options) for name, entry in named.items()]
+    found = join_named(prompt, named, key, options)
     value_of = lambda name, entry: number(entry.get("rank"), f"{name}.rank") if ranked else _rating(entry, name)
     values = [value_of(name, entry) for name, entry in named.items()] if options.labeled else []
-    edges = between_different(found, ranked_edges(values, not ranked, options))
-    return Comparison(tuple(found), True, edges, None, where, record)
+    return compare_ranked(where, record, options, found, values, not ranked)
+
+
+def compare_ranked(
+    where: str,
+    record: Record,
+    options: ReadOptions,
+    conversations: Sequence[Conversation],
+    values: Sequence[float],
+    higher: bool,
+) -> Comparison:
+    """Returns the comparison of K conversations by the values of `ranked_edges`; without values it has no edge."""
+    edges = between_different(conversations, ranked_edges(values, higher, options))
+    return Comparison(tuple(conversations), True, edges, None, where, record)
+
+
+def join_named(prompt: Any, named: dict[str, Any], key: str, options: ReadOptions) -> tuple[Conversation, ...]:
+    """Returns the conversations of responses, {name: object with the text under `key`}."""
+    for name, entry in named.items():
+        if not isinstance(entry, dict):
+            raise unexpected(entry, name, f"an object with {key!r}")
+    return tuple(join_conversation(prompt, entry.get(key), f"{name}.{key}", options) for name, entry in named.items())
 
 
 def candidates(record: Record, name: str, kind: type, options: ReadOptions) -> list[Any]:

@@ -10,22 +10,22 @@ from rmjax.data.records.formats.examples import missing
 from rmjax.data.records.formats.preferences import (
     between_different,
     candidates,
+    compare_ranked,
     compare_sides,
-    ranked_edges,
+    join_named,
     with_subset,
 )
 from rmjax.data.records.formats.turns import chat_messages
 from rmjax.data.records.options import ReadOptions
-from rmjax.data.schema import Comparison, Conversation, Edge, Record
+from rmjax.data.schema import Comparison, Edge, Record
 
 
 def parse_nectar(where: str, record: Record, options: ReadOptions) -> Comparison:
     """Nectar: `prompt` (a transcript) and `answers`, each with `answer` and `rank` (1 is best)."""
     named = {f"answers[{k}]": answer for k, answer in enumerate(candidates(record, "answers", dict, options))}
-    found = _join(get_prompt(record, options), named, "answer", options)
+    found = join_named(get_prompt(record, options), named, "answer", options)
     ranks = [number(answer.get("rank"), f"{name}.rank") for name, answer in named.items()] if options.labeled else []
-    edges = between_different(found, ranked_edges(ranks, False, options))
-    return Comparison(found, True, edges, None, where, record)
+    return compare_ranked(where, record, options, found, ranks, False)
 
 
 def parse_ppe(where: str, record: Record, options: ReadOptions) -> Comparison:
@@ -39,8 +39,7 @@ def parse_ppe(where: str, record: Record, options: ReadOptions) -> Comparison:
     prompt = get_prompt(record, options, "question")
     found = [join_conversation(prompt, record.get(name), name, options) for name in names]
     scores = _scores(record, len(names)) if options.labeled else []
-    edges = between_different(found, ranked_edges(scores, True, options))
-    return Comparison(tuple(found), True, edges, None, where, record)
+    return compare_ranked(where, record, options, found, scores, True)
 
 
 def _scores(record: Record, count: int) -> list[float]:
@@ -71,7 +70,7 @@ def parse_rmb(where: str, record: Record, options: ReadOptions) -> Comparison:
     prompt = chat_messages(record.get("conversation_input"), "conversation_input")
     value = record.get(others)
     losers = _objects(value, others) if others == "loser_list" else {others: value}
-    chosen, rejected = (_join(prompt, side, "answer", options) for side in ({best: record.get(best)}, losers))
+    chosen, rejected = (join_named(prompt, side, "answer", options) for side in ({best: record.get(best)}, losers))
     return with_subset(compare_sides(where, record, options, chosen, rejected), "category_path")
 
 
@@ -85,7 +84,7 @@ def parse_preference_graph(where: str, record: Record, options: ReadOptions) -> 
         if record.get(name) is None:
             raise missing(name, "preference_graph")
     named = _objects(record.get("responses"), "responses")
-    found = _join(chat_messages(record.get("messages"), "messages"), named, "response", options)
+    found = join_named(chat_messages(record.get("messages"), "messages"), named, "response", options)
     edges = []
     if options.labeled:
         ids = [
@@ -114,11 +113,3 @@ def _objects(value: Any, name: str) -> dict[str, Record]:
     if not isinstance(value, list) or not value or not all(isinstance(entry, dict) for entry in value):
         raise unexpected(value, name, "a list of objects")
     return {f"{name}[{k}]": entry for k, entry in enumerate(value)}
-
-
-def _join(prompt: Any, named: dict[str, Any], key: str, options: ReadOptions) -> tuple[Conversation, ...]:
-    """Returns the conversations of responses, {name: object with the text under `key`}."""
-    for name, entry in named.items():
-        if not isinstance(entry, dict):
-            raise unexpected(entry, name, f"an object with {key!r}")
-    return tuple(join_conversation(prompt, entry.get(key), f"{name}.{key}", options) for name, entry in named.items())

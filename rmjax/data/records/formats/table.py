@@ -25,7 +25,7 @@ from rmjax.data.schema import Comparison, Edge, Record
 Item = Comparison | BadRecord
 _TIED = "all its responses are tied, so there is no preference (data.ties = half keeps ties)"
 _EQUAL = "all its responses are equal, so there is no preference"
-_DETECTION_RECORDS = 64  # the format is detected from the first records of a source
+DETECTION_RECORDS = 64  # the format is detected from the first records of a source
 
 
 class Format(NamedTuple):
@@ -183,7 +183,7 @@ def parse_sources(sources: Sources, options: ReadOptions, report: ReadReport | N
     check_choice("data.step_labels", options.step_labels, ("auto", "binary", "ternary"))
     for source in find_sources(sources):
         records = source.records(report, options.columns)
-        head = list(itertools.islice(records, _DETECTION_RECORDS))
+        head = list(itertools.islice(records, DETECTION_RECORDS))
         format = given or detect_format(head, options)
         if format.name not in report.format.split(", "):
             report.format = ", ".join(filter(None, (report.format, format.name)))

@@ -5,6 +5,7 @@ They are messages whatever `options.strings` is, since these trainers render eac
 
 from typing import Any
 
+from rmjax.data.records.content import is_dialog
 from rmjax.data.records.fields import BadField, text, unexpected
 from rmjax.data.records.formats.examples import missing
 from rmjax.data.records.formats.preferences import compare_sides, join_responses
@@ -40,8 +41,7 @@ def parse_alpaca(where: str, record: Record, options: ReadOptions) -> Comparison
 
 def _history(value: Any) -> list[Message]:
     pairs = [] if value is None else value
-    is_pair = lambda pair: isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
-    if not isinstance(pairs, list) or not all(map(is_pair, pairs)):
+    if not is_dialog(pairs):
         raise unexpected(value, "history", "a list of [user, assistant] strings")
     return as_dialog([pair[0] for pair in pairs], [pair[1] for pair in pairs], "history")
 
