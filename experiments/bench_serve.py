@@ -5,34 +5,50 @@
     python experiments/bench_serve.py overload
     python experiments/bench_serve.py memory
 
-`overhead`: the reward is a sum in NumPy, so only the server's overhead is measured. `model`: a real reward model, with
-the samples of one prompt in one request; PyTriton runs transformers. `overload`: requests at three times the maximum
-rate, each with a deadline. `memory`: resident memory over 100,000 requests. Both servers are measured alternately with
-the same clients; ratios are medians over the rounds. Without --peer, only rmjax is measured. PyTriton needs a separate
-interpreter, because it requires another version of NumPy.
+`overhead`: the reward is a sum in NumPy, so only the server's overhead is measured: requests/s at saturation, latency,
+and the CPU time of the server and of the load generator per request. The generator is h2load (package nghttp2-client),
+with one connection per client for HTTP/1.1 and for gRPC. `model`: a real reward model, with the samples of one prompt
+in one request; PyTriton runs transformers. `overload`: requests at three times the maximum rate, each with a deadline.
+`memory`: resident memory over 100,000 requests.
+
+The servers are measured alternately; numbers and ratios are medians over the rounds. Without --peer, only rmjax is
+measured; --base names another checkout of rmjax to compare with. PyTriton needs a separate interpreter, because it
+requires another version of NumPy.
 """
 
 import argparse
 import asyncio
+import contextlib
 import json
+import os
 import pathlib
+import platform
+import re
+import resource
+import shutil
+import signal
 import socket
 import statistics
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 import types
+import urllib.request
 
 ROUNDS, SECONDS, WARM_UP_SECONDS = 3, 2.0, 0.5
+WARM_UP_REQUESTS = 200  # at least; a multiple of the number of clients
 OVERLOAD_SECONDS = 20.0  # many batches, each of a third of a second
 CLIENTS = (1, 16, 128, 1024)
 INFER = b"/v2/models/reward_model/infer"
+LENGTH_HEADER = "Inference-Header-Content-Length"
 PROTOCOLS = ("http", "grpc")
 SAMPLES, MAX_LENGTH = 8, 1024
 REQUESTS, PARTS = 100_000, 20
 WITHOUT_PEER = ("overload", "memory")
-LOOP = asyncio.Runner()  # of all clients, since grpc.aio must be used in one event loop only
+GRPC_METHOD = "/inference.GRPCInferenceService/ModelInfer"
+LOOP = asyncio.Runner()
 
 
 # Servers, each in its own process.
@@ -49,6 +65,8 @@ def serve_rmjax(http_port, grpc_port, delay):
     import numpy as np
     import uvloop
 
+    from rmjax.data.tokens.readouts import Readout
+    from rmjax.data.tokens.tokenizer import Encoded
     from rmjax.serving.app import serve
     from rmjax.serving.engine.queue import Engine
     from rmjax.serving.registry import ModelRegistry
@@ -62,7 +80,7 @@ def serve_rmjax(http_port, grpc_port, delay):
         return [np.array([[prefix + branch] for branch in branches], np.float32) for prefix, branches in sums]
 
     def encode(texts, add_eos):
-        return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
+        return [Encoded(np.frombuffer(text.encode(), np.uint8).astype(np.int32)) for text in texts]
 
     def load(metrics):
         engine = Engine(
@@ -74,7 +92,8 @@ def serve_rmjax(http_port, grpc_port, delay):
             queue_tokens=1 << 24,
             metrics=metrics,
         )
-        tokenizer = types.SimpleNamespace(encode=encode, bos_prefix="", pad_and_eos=())
+        options = {"bos_prefix": "", "pad_and_eos": (), "readout_place": Readout()}
+        tokenizer = types.SimpleNamespace(encode_checked=encode, **options)
         return RewardService(engine, tokenizer, vocab_size=1 << 31, attributes=("reward",))
 
     async def main():
@@ -138,11 +157,13 @@ def serve_pytriton(http_port, grpc_port, model):
 class Server:
     """A server in a subprocess."""
 
-    def __init__(self, name, command):
+    def __init__(self, name, command, path=""):
         self.name, self.http, self.grpc = name, free_port(), free_port()
         here = str(pathlib.Path(__file__).resolve())
         command = [part.format(here=here, http=self.http, grpc=self.grpc) for part in command]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        environment = os.environ | ({"PYTHONPATH": path} if path else {})
+        null = subprocess.DEVNULL
+        self.process = subprocess.Popen(command, stdout=null, stderr=null, env=environment)
         for _ in range(1200):
             if self.process.poll() is not None:
                 raise SystemExit(f"{name} did not start: {' '.join(command)}")
@@ -154,25 +175,35 @@ class Server:
             time.sleep(0.1)
         raise SystemExit(f"{name} was not ready within two minutes")
 
+    def processes(self):
+        """Returns the /proc directories of the process and its children."""
+        found, pending = [], [self.process.pid]
+        while pending:
+            found.append(pathlib.Path(f"/proc/{pending.pop()}"))
+            for children in found[-1].glob("task/*/children"):
+                pending += [int(child) for child in children.read_text().split()]
+        return found
+
     def memory(self):
         """Returns the resident MiB of the process and its children."""
-        total, pending = 0, [self.process.pid]
-        while pending:
-            pid = pending.pop()
-            children = pathlib.Path(f"/proc/{pid}/task/{pid}/children")
-            pending += [int(child) for child in children.read_text().split()]
-            lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
-            total += sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
-        return total >> 10
+        lines = [line for process in self.processes() for line in (process / "status").read_text().splitlines()]
+        return sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) >> 10
+
+    def cpu_seconds(self):
+        """Returns the CPU time that the process and its children have used, in user and kernel mode."""
+        stats = [(process / "stat").read_text().rpartition(") ")[2].split() for process in self.processes()]
+        return sum(int(stat[11]) + int(stat[12]) for stat in stats) / os.sysconf("SC_CLK_TCK")
 
     def stop(self):
-        self.process.terminate()
+        for process in self.processes():  # PyTriton does not stop its own ones on SIGTERM
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(process.name), signal.SIGTERM)
         self.process.wait(60)
 
 
 def get(port, path):
     with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
-        client.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        client.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         return b" 200 " in client.recv(1 << 16).split(b"\r\n")[0]
 
 
@@ -196,15 +227,32 @@ def tokens_body(rows, width):
     ], {}
 
 
-def http_message(given, parameters):
+def bodies():
+    """Returns {title: (body, bytes of the rewards)} of the requests of `overhead`."""
+    import numpy as np
+
+    tokens = tokens_body(8, 1024)
+    sums = np.frombuffer(tokens[0][0][3], np.int64).reshape(8, 1024).sum(1)
+    return {
+        "text of 1 KB": (texts_body([b"x" * 1024]), np.float32(1024 * ord("x")).tobytes()),
+        "tokens 8 x 1024": (tokens, sums.astype(np.float32).tobytes()),
+    }
+
+
+def http_body(given, parameters):
+    """Returns the size of the JSON part, and the body."""
     inputs = [
         {"name": name, "datatype": kind, "shape": shape, "parameters": {"binary_data_size": len(raw)}}
         for name, kind, shape, raw in given
     ]
     outputs = [{"name": "rewards", "parameters": {"binary_data": True}}]
     header = json.dumps({"inputs": inputs, "outputs": outputs, "parameters": parameters}).encode()
-    body = header + b"".join(raw for *_, raw in given)
-    lines = b"Host: x\r\nInference-Header-Content-Length: %d\r\nContent-Length: %d\r\n\r\n" % (len(header), len(body))
+    return len(header), header + b"".join(raw for *_, raw in given)
+
+
+def http_message(given, parameters):
+    size, body = http_body(given, parameters)
+    lines = b"Host: localhost\r\n%s: %d\r\nContent-Length: %d\r\n\r\n" % (LENGTH_HEADER.encode(), size, len(body))
     return b"POST " + INFER + b" HTTP/1.1\r\n" + lines + body
 
 
@@ -215,6 +263,7 @@ def grpc_message(given, parameters):
     for name, kind, shape, raw in given:
         request.inputs.add(name=name, datatype=kind, shape=shape)
         request.raw_input_contents.append(raw)
+    request.outputs.add(name="rewards")
     return request.SerializeToString()
 
 
@@ -232,65 +281,117 @@ async def http_client(port):
     return send
 
 
-async def closed_loop(server, protocol, message, clients, seconds):
-    """Returns (requests/s, latencies in seconds) of clients that send the next message after each response."""
-    channels = []
-    if protocol == "http":
-        senders = [await http_client(server.http) for _ in range(clients)]
-    else:
-        import grpc
+class Load:
+    """Requests that h2load sends to one protocol of a server; a first one checks the rewards of the reply.
 
-        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
-        channels = [grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc}", options) for _ in range(min(clients, 8))]
-        calls = [channel.unary_unary("/inference.GRPCInferenceService/ModelInfer") for channel in channels]
-        senders = [calls[i % len(calls)] for i in range(clients)]
-    times, start = [], time.perf_counter() + WARM_UP_SECONDS
-    end = start + seconds
+    Args:
+      expected: bytes of the rewards, at the end of each reply.
+    """
 
-    async def run(send):
-        while (sent := time.perf_counter()) < end:
-            if await send(message) is False:
-                raise SystemExit(f"{server.name} refused a request")
-            if sent >= start:
-                times.append(time.perf_counter() - sent)
+    def __init__(self, server, protocol, body, expected):
+        self.server = server
+        if protocol == "http":
+            self.path, (size, data) = INFER.decode(), http_body(*body)
+            headers, port = {LENGTH_HEADER: str(size)}, server.http
+            request = urllib.request.Request(f"http://localhost:{port}{self.path}", data, headers)
+            with urllib.request.urlopen(request) as response:
+                reply = response.read()
+            self.reply_size = len(reply)
+        else:
+            import grpc
 
-    await asyncio.gather(*map(run, senders))
-    for channel in channels:
-        await channel.close()
-    return len(times) / seconds, times
+            message, port, self.path = grpc_message(*body), server.grpc, GRPC_METHOD
+            headers, data = {"content-type": "application/grpc", "te": "trailers"}, frame(message)
+            with grpc.insecure_channel(f"localhost:{port}") as channel:
+                reply = channel.unary_unary(self.path)(message)
+            self.reply_size = len(frame(reply))
+        if not reply.endswith(expected):
+            raise SystemExit(f"{server.name}, {protocol}: the rewards are not {expected!r}, but {reply[-80:]!r}")
+        self.file = tempfile.NamedTemporaryFile()  # noqa: SIM115
+        self.file.write(data)
+        self.file.flush()
+        options = [f"--header={name}: {value}" for name, value in headers.items()]
+        options += ["--h1"] if protocol == "http" else []
+        self.command = ["h2load", "--max-concurrent-streams=1", f"--data={self.file.name}", *options]
+        self.url = f"http://localhost:{port}{self.path}"
+
+    def send(self, clients, requests):
+        """Returns (requests/s, latencies in seconds, CPU seconds of server and generator) of `requests` requests."""
+        with tempfile.NamedTemporaryFile("r") as log:
+            options = [f"--clients={clients}", f"--requests={requests}", f"--log-file={log.name}"]
+            server, own = self.server.cpu_seconds(), resource.getrusage(resource.RUSAGE_CHILDREN)
+            done = subprocess.run([*self.command, *options, self.url], capture_output=True, text=True, check=True)
+            used = resource.getrusage(resource.RUSAGE_CHILDREN)
+            server = self.server.cpu_seconds() - server
+            times = [int(line.split()[2]) / 1e6 for line in log]
+        good = re.search(r"(\d+) succeeded", done.stdout), re.search(r"\((\d+)\) data", done.stdout)
+        # A gRPC call that fails has status 200 too, but no message.
+        if [int(match[1]) for match in good] != [requests, requests * self.reply_size]:
+            raise SystemExit(f"{self.server.name} refused requests: {done.stdout}")
+        rate = float(re.search(r"([\d.]+) req/s", done.stdout)[1])
+        return rate, times, server, used.ru_utime - own.ru_utime + used.ru_stime - own.ru_stime
+
+    def measure(self, clients):
+        """Returns (requests/s, p50 and p99 in ms, CPU us per request of server and generator) at saturation."""
+        rate, *_ = self.send(clients, clients * -(-WARM_UP_REQUESTS // clients))
+        requests = clients * max(1, round(SECONDS * rate / clients))
+        rate, times, server, own = self.send(clients, requests)
+        times.sort()
+        latencies = (1e3 * times[len(times) // 2], 1e3 * times[int(0.99 * len(times))])
+        return rate, *latencies, 1e6 * server / requests, 1e6 * own / requests
 
 
-def alternate(servers, measure):
-    """Runs `measure(server)` for each server in each round; prints medians over the rounds, and their ratio."""
-    rounds = {server.name: [] for server in servers}
-    for _ in range(ROUNDS):
-        for server in servers:
-            rate, times = measure(server)
-            times.sort()
-            rounds[server.name].append((rate, times[len(times) // 2], times[int(0.99 * len(times))]))
-    for name, measured in rounds.items():
-        rate, p50, p99 = (statistics.median(column) for column in zip(*measured, strict=True))
-        print(f"    {name:10} {rate:8.1f} /s   p50 {1e3 * p50:8.2f} ms   p99 {1e3 * p99:8.2f} ms", flush=True)
-    if len(servers) == 2:
-        pairs = list(zip(*rounds.values(), strict=True))
-        rate_ratio = statistics.median(own[0] / peer[0] for own, peer in pairs)
-        p50_ratio = statistics.median(own[1] / peer[1] for own, peer in pairs)
-        print(f"    rmjax / PyTriton: rate {rate_ratio:.2f}, p50 {p50_ratio:.2f}", flush=True)
+def frame(message):
+    """Returns an uncompressed message as gRPC sends it in HTTP/2."""
+    return struct.pack(">BI", 0, len(message)) + message
 
 
 def overhead(servers):
-    """Rates and latencies with a reward that costs almost nothing."""
-    bodies = {"text of 1 KB": texts_body([b"x" * 1024]), "tokens 8 x 1024": tokens_body(8, 1024)}
+    """Rates, latencies and CPU times with a reward that costs almost nothing."""
+    if not shutil.which("h2load"):
+        raise SystemExit("h2load is not installed: apt-get install nghttp2-client")
+    version = subprocess.run(["h2load", "--version"], capture_output=True, text=True, check=True).stdout.split()[-1]
+    setup = f"h2load {version}, Python {platform.python_version()}, {os.cpu_count()} cores"
+    print(f"{setup}; {ROUNDS} rounds of {SECONDS} s")
+    print("requests/s, p50 and p99 in ms, CPU us per request of server and h2load; ratios: rmjax / other")
     for protocol in PROTOCOLS:
-        serialize = {"http": http_message, "grpc": grpc_message}[protocol]
-        for title, body in bodies.items():
-            message = serialize(*body)
+        for title, (body, expected) in bodies().items():
+            loads = [Load(server, protocol, body, expected) for server in servers]
             for clients in CLIENTS:
                 print(f"{protocol}, {title}, {clients} clients", flush=True)
-                measure = lambda server: LOOP.run(closed_loop(server, protocol, message, clients, SECONDS))  # noqa: B023
-                alternate(servers, measure)
+                rounds = [[load.measure(clients) for load in loads] for _ in range(ROUNDS)]
+                for server, measured in zip(servers, zip(*rounds, strict=True), strict=True):
+                    rate, p50, p99, cpu, own = map(statistics.median, zip(*measured, strict=True))
+                    ratios = [
+                        [first / value for first, value in zip(own_round[0], row, strict=True)]
+                        for own_round, row in zip(rounds, measured, strict=True)
+                    ]
+                    rate_ratio, p50_ratio, _, cpu_ratio, _ = map(statistics.median, zip(*ratios, strict=True))
+                    compared = f"   ratios: rate {rate_ratio:.2f}, p50 {p50_ratio:.2f}, CPU {cpu_ratio:.2f}"
+                    print(
+                        f"    {server.name:10} {rate:8.1f} /s   p50 {p50:8.2f}   p99 {p99:8.2f}   CPU {cpu:6.0f} + "
+                        f"{own:4.0f}{compared if server is not servers[0] else ''}",
+                        flush=True,
+                    )
     for server in servers:
         print(f"{server.name}: {server.memory()} MiB at the end")
+
+
+async def closed_loop(server, message, clients, seconds):
+    """Returns the requests/s of HTTP clients that send the next message after each response."""
+    senders = [await http_client(server.http) for _ in range(clients)]
+    count, start = 0, time.perf_counter() + WARM_UP_SECONDS
+    end = start + seconds
+
+    async def run(send):
+        nonlocal count
+        while (sent := time.perf_counter()) < end:
+            if await send(message) is False:
+                raise SystemExit(f"{server.name} refused a request")
+            count += sent >= start
+
+    await asyncio.gather(*map(run, senders))
+    return count / seconds
 
 
 def model(servers):
@@ -304,27 +405,28 @@ def model(servers):
 
     def measure(server):
         async def run():
-            send, times = await http_client(server.http), []
+            send = await http_client(server.http)
             await send(messages[0])
             began = time.perf_counter()
             for message in messages[1:]:
-                sent = time.perf_counter()
                 if not await send(message):
                     raise SystemExit(f"{server.name} refused a request")
-                times.append(time.perf_counter() - sent)
-            return SAMPLES * len(times) / (time.perf_counter() - began), times
+            return SAMPLES * len(messages[1:]) / (time.perf_counter() - began)
 
         return LOOP.run(run())
 
     print(f"{SAMPLES} samples per prompt, one request at a time: samples/s")
-    alternate(servers, measure)
+    rounds = [[measure(server) for server in servers] for _ in range(ROUNDS)]
+    for server, rates in zip(servers, zip(*rounds, strict=True), strict=True):
+        ratio = statistics.median(own / rate for (own, *_), rate in zip(rounds, rates, strict=True))
+        print(f"    {server.name:10} {statistics.median(rates):8.1f} /s; rmjax: {ratio:.2f} times that")
 
 
 def overload(servers):
     """Goodput of an open loop at three times the maximum rate, with a deadline of one second per request."""
     (server,) = servers
     message = http_message(*texts_body([b"x" * 1024], timeout=1_000_000))
-    peak, _ = LOOP.run(closed_loop(server, "http", message, 64, SECONDS))
+    peak = LOOP.run(closed_loop(server, message, 64, SECONDS))
 
     async def run():
         idle = [await http_client(server.http) for _ in range(4096)]
@@ -384,15 +486,17 @@ def memory(servers):
 
 def main():
     """Starts the servers and runs a benchmark."""
-    global CLIENTS, PROTOCOLS
+    global CLIENTS, PROTOCOLS, ROUNDS
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     benchmarks = {"overhead": overhead, "model": model, "overload": overload, "memory": memory}
     choices = [*benchmarks, "serve-rmjax", "serve-pytriton"]
     parser.add_argument("benchmark", choices=choices, metavar="|".join(benchmarks), help="see above")
     parser.add_argument("--peer", default="", help="Python interpreter with nvidia-pytriton")
+    parser.add_argument("--base", default="", help="another checkout of rmjax to compare with")
     parser.add_argument("--model", default="", help="Hugging Face sequence classifier with one label")
     parser.add_argument("--clients", default="", help="numbers of concurrent clients, separated by commas")
     parser.add_argument("--protocol", default="", choices=["", *PROTOCOLS], help="of `overhead`; default: both")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="default: %(default)s")
     parser.add_argument("--delay", type=float, default=0.0, help=argparse.SUPPRESS)
     parser.add_argument("--ports", type=int, nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -400,6 +504,7 @@ def main():
         return serve_rmjax(*given.ports, given.delay)
     if given.benchmark == "serve-pytriton":
         return serve_pytriton(*given.ports, given.model)
+    ROUNDS = given.rounds
     if given.clients:
         CLIENTS = tuple(map(int, given.clients.split(",")))
     if given.protocol:
@@ -418,8 +523,11 @@ def main():
     else:
         delay = 0.005 if given.benchmark == "overload" else 0.0
         command = [sys.executable, "{here}", "serve-rmjax", f"--delay={delay}", *ports]
-    servers = [Server("rmjax", command)]
+    root = str(pathlib.Path(__file__).resolve().parents[1])
+    servers = [Server("rmjax", command, root)]
     try:
+        if given.base:
+            servers.append(Server("base", command, given.base))
         if given.peer and given.benchmark not in WITHOUT_PEER:
             servers.append(
                 Server("PyTriton", [given.peer, "{here}", "serve-pytriton", f"--model={given.model}", *ports])

@@ -4,6 +4,8 @@
     python ../shared/tools/smollm2.py DIR
     python experiments/bench_train.py --model=DIR --data=../shared/data/hh_harmless/train.jsonl.gz --batches=2
 
+With --lora=RANK the sides of rmjax and TRL train adapters of all matrices and the head only (TRL: through PEFT).
+
 Implementations (--sides):
 
 * packed: rmjax's train step on prefix trees packed into rows.
@@ -24,6 +26,7 @@ are computed per batch. Implementations that are not installed are skipped.
 """
 
 import argparse
+import dataclasses
 import importlib.util
 import multiprocessing
 import os
@@ -47,7 +50,8 @@ from rmjax.data.tokens.dataset import TokenizedDataset
 from rmjax.data.tokens.load import load_dataset
 from rmjax.data.tokens.tokenize import DatasetOptions
 from rmjax.data.tokens.tokenizer import Tokenizer
-from rmjax.models import loading
+from rmjax.models import loading, partition
+from rmjax.models.lora import LoraConfig
 from rmjax.training.objectives import make_objective
 from rmjax.training.optimizer import make_optimizer, make_schedule
 from rmjax.training.step import Trainer
@@ -80,10 +84,11 @@ class Rmjax:
 
     def __init__(self, flags: argparse.Namespace, dataset: TokenizedDataset, batches: list[list[int]], packed: bool):
         config = model_config(flags)
+        config.lora.rank = flags.lora
         config.optimizer.learning_rate, config.optimizer.schedule = LEARNING_RATE, "constant"
         mesh = make_mesh(devices=jax.devices()[:1])
         jax.set_mesh(mesh)
-        model = loading.make_model(config.model, 0)
+        model = dataclasses.replace(loading.make_model(config.model, 0), lora=LoraConfig.from_config(config.lora))
         schedule = make_schedule(config.optimizer, 1)
         trainer = Trainer(
             model,
@@ -92,6 +97,7 @@ class Rmjax:
             schedule,
             config.optimizer.grad_clip,
             mesh,
+            partition.trainable_pattern(config),
         )
         params = loading.initial_params(config.model, model, mesh, jax.random.key(0))
         params["head"]["kernel"] = jnp.asarray(head(model.decoder.hidden_size)[:, None])
@@ -238,12 +244,20 @@ class Trl:
                 lr_scheduler_type="constant",
                 **options,
             )
+            adapters = {}
+            if self._flags.lora:
+                import peft
+
+                adapters["peft_config"] = peft.LoraConfig(
+                    r=self._flags.lora, lora_alpha=32, target_modules="all-linear", task_type="SEQ_CLS"
+                )
             Trainer(
                 model=torch_model(self._flags.model),
                 args=arguments,
                 train_dataset=self._table,
                 # The classifier reads the last token that is not padding, so the pad token must not be the EOS token.
                 processing_class=Tokenizer.load(self._flags.model).with_separate_pad().base,
+                **adapters,
             ).train()
 
 
@@ -367,11 +381,14 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--batch", type=int, default=16, help="comparisons per step")
     parser.add_argument("--batches", type=int, default=3, help="number of timed steps")
+    parser.add_argument("--lora", type=int, default=0, help="rank of adapters; 0: all weights are trained")
     parser.add_argument("--sides", default=",".join(SIDES), help="implementations in order, separated by commas")
     flags = parser.parse_args()
     requested = flags.sides.split(",")
     if unknown := set(requested) - set(SIDES):
         parser.error(f"--sides has {', '.join(sorted(unknown))}; expected {', '.join(SIDES)}")
+    if flags.lora and "torch" in requested:
+        parser.error("--lora is not implemented for the side torch; leave it out of --sides")
     began = time.perf_counter()
     dataset = load_data(flags)
     order = np.random.default_rng(0).permutation(len(dataset))
@@ -411,6 +428,7 @@ def main() -> None:
     peak = matmul_peak(flags.dtype)
     decoder = loading.make_model(model_config(flags).model, 0).decoder
     heads = (decoder.num_heads + decoder.num_kv_heads) * decoder.head_dim
+    per_weight = 4 if flags.lora else 6  # FLOP per token: no gradients of frozen matrices
     matrices = decoder.num_layers * decoder.hidden_size * (2 * heads + 3 * decoder.intermediate_size)
     amounts = {
         "comparisons": [len(batch) for batch in batches],
@@ -439,7 +457,7 @@ def main() -> None:
             unit: statistics.median(values[i % len(batches)] / seconds for i, seconds in enumerate(times))
             for unit, values in amounts.items()
         }
-        flops = 6 * matrices * rates["unique"]
+        flops = per_weight * matrices * rates["unique"]
         ratio = statistics.median(s / b for s, b in zip(times, base, strict=True))
         cells = (
             f"{rates['comparisons']:.2f}",
@@ -455,7 +473,8 @@ def main() -> None:
         print(f"{side.name:<12}" + "".join(aligned))
     print(
         "\nReal tokens: both whole conversations without padding. Unique tokens: shared prompts counted once.\n"
-        "GFLOP/s: 6 FLOP per unique token and weight of the layers' matrices, without attention, for all sides.\n"
+        f"GFLOP/s: {per_weight} FLOP per unique token and weight of the layers' matrices, without attention"
+        " and adapters, for all sides.\n"
         "Compile: compilation or warm-up, once, not included in the steps.\n"
         f"Total time: {time.perf_counter() - began:.0f} s."
     )

@@ -21,6 +21,7 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2
 
+from rmjax.data.tokens.readouts import Readout
 from rmjax.data.tokens.tokenizer import Encoded
 from rmjax.serving.app import Server
 from rmjax.serving.engine.queue import Engine
@@ -53,7 +54,8 @@ def load(metrics):
 
     engine = Engine(score, lambda: None, max_length=256, batch_tokens=4096, queue_size=1024, metrics=metrics)
     strings = lambda tokens: list(map(str, tokens))
-    tokenizer = types.SimpleNamespace(encode_checked=encode, token_strings=strings, bos_prefix="", pad_and_eos=())
+    options = {"bos_prefix": "", "pad_and_eos": (), "readout_place": Readout()}
+    tokenizer = types.SimpleNamespace(encode_checked=encode, token_strings=strings, **options)
     return RewardService(engine, tokenizer, vocab_size=1 << 20, attributes=("reward",))
 
 
@@ -170,7 +172,7 @@ def exchange(port, content, seconds):
 
 
 def request(method, path, headers, body):
-    lines = [f"{method} {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}"]
+    lines = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 

@@ -32,6 +32,12 @@ _FUNCTIONS = ("train", "load", "evaluate", "serve", "find_duplicates", "Model", 
 # Otherwise transformers reports at every start that PyTorch is missing, which rmjax does not need.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+if sys.argv[:1] == ["-m"]:  # `python -m rmjax.PROGRAM`, whose imports take seconds
+    from rmjax.core import stopping
+
+    stopping.install()
+    del stopping
+
 
 class _Package(types.ModuleType):
     """The package, whose functions are imported when they are first used.

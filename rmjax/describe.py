@@ -10,14 +10,14 @@ rmjax.train with the same arguments would use them.
 
 from collections.abc import Sequence
 
-from rmjax.core import program
+from rmjax.core import program, readouts
 from rmjax.core.config import Config
 from rmjax.core.errors import InputError
 from rmjax.data.description import describe, describe_splits, overlap
 from rmjax.data.records.formats.published import SAFETY_LABELS
 from rmjax.data.tokens.tokenize import DatasetOptions
 from rmjax.data.tokens.tokenizer import Tokenizer
-from rmjax.models import loading
+from rmjax.models import paths
 from rmjax.training import datasets
 from rmjax.training.checks import check_config
 from rmjax.training.objectives import make_head, make_objective
@@ -96,9 +96,10 @@ def _describe_config(config: Config) -> None:
 
 def _describe_data() -> None:
     path = _MODEL.value
-    date = _DATE.value or (path and loading.template_date(path))
-    tokenizer = Tokenizer.load(loading.tokenizer_directory(path) if path else "", date)
-    data_options, max_length = loading.data_options(path) if path else ({}, 0)
+    date = _DATE.value or (path and paths.template_date(path))
+    readout = paths.readout(path) if path else readouts.LAST_TOKEN
+    tokenizer = Tokenizer.load(paths.tokenizer_directory(path) if path else "", date, readout)
+    data_options, max_length = paths.data_options(path) if path else ({}, 0)
     given = {flag.name: flag.value for flag in (_STRINGS, _TIES, _LABEL, _STEPS, _MISSING) if flag.value is not None}
     options = DatasetOptions(
         format=_FORMAT.value,

@@ -9,9 +9,8 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
-from rmjax.core import program
+from rmjax.core import locks, os_errors, program
 from rmjax.core.errors import InputError
-from rmjax.core.files import check_writable
 from rmjax.data.records.formats import find_format
 from rmjax.data.records.formats.published import SAFETY_LABELS
 from rmjax.evaluation.evaluate import evaluate, read_evaluation_data
@@ -41,30 +40,36 @@ _MAX_LENGTH = FLAGS.integer(
 _ROWS = FLAGS.integer("rows_per_device", 0, "Rows per batch on each device; 0: chosen by platform.", lower_bound=0)
 _DATE = FLAGS.string("template_date", "", program.TEMPLATE_DATE_HELP)
 _DTYPE = FLAGS.enum("dtype", "float32", ["float32", "bfloat16"], "Data type of activations.")
+_MESH = FLAGS.string("mesh", "", program.MESH_HELP)
+_INT8 = FLAGS.bool("int8", False, "Store the layers' matrices as int8, with a scale for each column.")
 
 
 def main(_: Sequence[str]) -> None:
     """Evaluates --model on --data."""
     if not _MODEL.value or not _DATA.value or not _OUTPUT.value:
         raise InputError("--model, --data and --output are required")
-    check_writable(pathlib.Path(_OUTPUT.value), "--output")
     find_format(_FORMAT.value)
-    pipeline = load_pipeline(
-        _MODEL.value,
-        max_length=_MAX_LENGTH.value,
-        rows_per_device=_ROWS.value,
-        dtype=_DTYPE.value,
-        template_date=_DATE.value,
-    ).with_data_options(_FORMAT.value, _COLUMNS.value, _STRINGS.value, _LABEL.value)
-    pipeline = dataclasses.replace(pipeline, option_names=_OPTIONS)
-    print(describe_model(_MODEL.value, pipeline))
-    notes: list[str] = []
-    items = read_evaluation_data(
-        _DATA.value, pipeline.options, limit=_LIMIT.value, on_bad_record=_ON_BAD.value, log=notes.append
-    )
-    title = f"{_MODEL.value} on {','.join(_DATA.value)}"
-    evaluation = evaluate(pipeline, items, title=title, notes=notes)
-    evaluation.save(_OUTPUT.value)
+    output = pathlib.Path(_OUTPUT.value)
+    with locks.hold(output, "--output", directory=True), os_errors.reported(output):
+        pipeline = load_pipeline(
+            _MODEL.value,
+            max_length=_MAX_LENGTH.value,
+            rows_per_device=_ROWS.value,
+            dtype=_DTYPE.value,
+            int8=_INT8.value,
+            template_date=_DATE.value,
+            mesh=_MESH.value,
+            progress=True,
+        ).with_data_options(_FORMAT.value, _COLUMNS.value, _STRINGS.value, _LABEL.value)
+        pipeline = dataclasses.replace(pipeline, option_names=_OPTIONS)
+        print(describe_model(_MODEL.value, pipeline))
+        notes: list[str] = []
+        items = read_evaluation_data(
+            _DATA.value, pipeline.options, limit=_LIMIT.value, on_bad_record=_ON_BAD.value, log=notes.append
+        )
+        title = f"{_MODEL.value} on {','.join(_DATA.value)}"
+        evaluation = evaluate(pipeline, items, title=title, notes=notes)
+        evaluation.save(_OUTPUT.value)
     print(evaluation)
     print(f"wrote {_OUTPUT.value}/ (metrics.json, predictions.jsonl, report.html)")
 

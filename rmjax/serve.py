@@ -9,15 +9,16 @@ requests are finished.
 """
 
 import asyncio
+import contextlib
 import functools
 import pathlib
 from collections.abc import Sequence
 
 import jax
 
-from rmjax.core import program
+from rmjax.core import locks, program
 from rmjax.core.errors import InputError
-from rmjax.core.mesh import make_mesh, row_shards
+from rmjax.core.mesh import make_mesh, parse_sizes, row_shards
 from rmjax.data.tokens.tokenizer import Tokenizer
 from rmjax.evaluation.pipeline import load_pipeline
 from rmjax.models.loading import load_model
@@ -43,6 +44,8 @@ _QUEUE_TOKENS = FLAGS.integer("queue_tokens", 1 << 22, "Maximum number of queued
 _ROWS = FLAGS.integer("rows_per_device", 0, "Rows per batch on each device; 0: chosen by platform.")
 _DATE = FLAGS.string("template_date", "", program.TEMPLATE_DATE_HELP)
 _DTYPE = FLAGS.enum("dtype", "float32", ["float32", "bfloat16"], "Data type of activations.")
+_MESH = FLAGS.string("mesh", "", program.MESH_HELP)
+_INT8 = FLAGS.bool("int8", False, "Store the layers' matrices as int8, with a scale for each column.")
 _TOKEN = FLAGS.string("token_file", "", "File with the bearer token of clients; empty: no authentication.")
 _CRITIC = FLAGS.string("critic", "", "Reward model that initializes the PPO critic; empty: no critic.")
 _CRITIC_DIR = FLAGS.string("critic_dir", "", "Directory of the critic's checkpoints; resumed from the latest.")
@@ -52,6 +55,7 @@ _OFFLOAD = FLAGS.bool("offload", False, "Run one model at a time; offload the ot
 _CERTIFICATE = FLAGS.string("tls_cert", "", "PEM file of the server's TLS certificate chain; empty: no TLS.")
 _KEY = FLAGS.string("tls_key", "", "PEM file of the TLS private key.")
 _CLIENT_CA = FLAGS.string("tls_client_ca", "", "PEM file of the client CA (mutual TLS); empty: off.")
+_HOSTS = FLAGS.list("allowed_hosts", [], "Host names of HTTP requests besides --host and the loopback names.")
 
 
 def _load(path: str, memory: DeviceMemory, metrics: ModelMetrics) -> RewardService:
@@ -61,7 +65,10 @@ def _load(path: str, memory: DeviceMemory, metrics: ModelMetrics) -> RewardServi
             max_length=_MAX_LENGTH.value,
             rows_per_device=_ROWS.value,
             dtype=_DTYPE.value,
+            int8=_INT8.value,
             template_date=_DATE.value,
+            mesh=_MESH.value,
+            progress=True,
         )
     return app.make_reward_service(
         pipeline, metrics, memory, queue_size=_QUEUE.value, queue_tokens=_QUEUE_TOKENS.value, truncate=_TRUNCATE.value
@@ -69,13 +76,15 @@ def _load(path: str, memory: DeviceMemory, metrics: ModelMetrics) -> RewardServi
 
 
 def _load_critic(memory: DeviceMemory, metrics: ModelMetrics) -> tuple[Critic, InputReader]:
-    mesh = make_mesh((-1, 1, 1, 1))
+    mesh = make_mesh(parse_sizes(_MESH.value))
     with memory.resident():  # offloads the other models
         with jax.set_mesh(mesh):
             loaded = load_model(_CRITIC.value, mesh=mesh, dtype=_DTYPE.value, max_length=_MAX_LENGTH.value)
         length, decoder = _MAX_LENGTH.value or loaded.max_length, loaded.model.decoder
         if not 0 < length <= decoder.max_positions:
             raise InputError(f"--max_length={length}; expected 1 to {decoder.max_positions}, the positions of --critic")
+        if length % (shards := mesh.shape["sequence"]):
+            raise InputError(f"--max_length={length} of the critic is not a multiple of the mesh's sequence = {shards}")
         critic = Critic(
             loaded.model,
             loaded.params,
@@ -113,7 +122,7 @@ def main(_: Sequence[str]) -> None:
     if _COMBINE.value and not (paths and _CRITIC.value):
         raise InputError("--combine_rm_and_critic needs both --model and --critic")
     program.enable_compilation_cache()
-    security = Security.read(_TOKEN.value, _CERTIFICATE.value, _KEY.value, _CLIENT_CA.value)
+    security = Security.read(_TOKEN.value, _CERTIFICATE.value, _KEY.value, _CLIENT_CA.value, _HOSTS.value)
 
     async def serve() -> None:
         memory = DeviceMemory(_OFFLOAD.value)
@@ -125,7 +134,10 @@ def main(_: Sequence[str]) -> None:
         registry = ModelRegistry(loaders, paths)
         await app.serve(registry, _HOST.value, _PORT.value, _HTTP.value, security)
 
-    with asyncio.Runner(loop_factory=app.event_loop_factory()) as runner:
+    with contextlib.ExitStack() as stack:
+        if _CRITIC.value:
+            stack.enter_context(locks.hold(pathlib.Path(_CRITIC_DIR.value), "--critic_dir", directory=True))
+        runner = stack.enter_context(asyncio.Runner(loop_factory=app.event_loop_factory()))
         runner.run(serve())
 
 

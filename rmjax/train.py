@@ -5,6 +5,8 @@
 Resumes if DIR holds a checkpoint; without --workdir, a new directory runs/NAME-N is used. The configuration keys are
 listed in docs/configuration.md, and declared with a comment each in rmjax/core/config.py.
 
+SIGTERM and Ctrl-C save a checkpoint after the present step and exit with 143 and 130; a second one exits at once.
+
 Multi-host: run the same command on each host, with JAX_COORDINATOR_ADDRESS=HOST:PORT of the first and a --workdir on a
 shared file system. Slurm, Open MPI, Kubernetes and TPU pods provide the number and index of the processes to JAX;
 elsewhere set JAX_NUM_PROCESSES, and JAX_PROCESS_ID from 0. Only the first process logs and prints.
@@ -12,6 +14,7 @@ elsewhere set JAX_NUM_PROCESSES, and JAX_PROCESS_ID from 0. Only the first proce
 
 import os
 import pathlib
+import sys
 from collections.abc import Sequence
 
 from rmjax.core import config_file, program
@@ -32,7 +35,9 @@ def main(_: Sequence[str]) -> None:
     if "JAX_COORDINATOR_ADDRESS" in os.environ and not _WORKDIR.value:  # checked before processes wait for each other
         raise InputError("--workdir is missing; a multi-host run needs one on a shared file system")
     program.initialize_distributed()
-    train(config, pathlib.Path(_WORKDIR.value) if _WORKDIR.value else Workdir.unused(config.name).path)
+    result = train(config, pathlib.Path(_WORKDIR.value) if _WORKDIR.value else Workdir.unused(config.name).path)
+    if result.signal:
+        sys.exit(128 + result.signal)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
 """Test setup: eight simulated CPU devices, a persistent compilation cache, a token cache per test, and real data."""
 
+import contextlib
+import importlib
 import pathlib
 import tempfile
 
 import jax
 import pytest
+from absl.testing import flagsaver
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Shared by the processes of pytest-xdist: JAX compiles again, with a warning, where an entry is being written.
 jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(tempfile.gettempdir()) / "rmjax-test-cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
@@ -16,6 +20,21 @@ ROOT = pathlib.Path(__file__).parent.parent
 @pytest.fixture(autouse=True)
 def _own_token_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("RMJAX_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def run_main():
+    """Runs programs in this process, `run_main(name, *flags)`; their flags have the values of before afterwards."""
+    with contextlib.ExitStack() as stack:
+
+        def run(name, *flags):
+            program = importlib.import_module(f"rmjax.{name}")  # the attribute of that name may be a function
+            values = program.FLAGS.values
+            stack.callback(flagsaver.restore_flag_values, flagsaver.save_flag_values(values), values)
+            program.FLAGS.parse([name, *flags])
+            program.main([])
+
+        yield run
 
 
 @pytest.fixture

@@ -56,11 +56,11 @@ class Pair:
             process.kill()
             process.wait()
 
-    def wait_until_joined(self):
-        """Waits until the first process reports its data: both are connected then, and no step has been taken."""
-        while "train: " not in self.outputs()[0]:
+    def wait_until(self, happened):
+        """Waits until `happened()` is true."""
+        while not happened():
             self.check(all(process.poll() is None for process in self.processes), "ended early")
-            self.check(time.time() < self.deadline, "did not connect")
+            self.check(time.time() < self.deadline, "did not get there")
             time.sleep(0.05)
 
     def wait(self):
@@ -71,10 +71,10 @@ class Pair:
             except subprocess.TimeoutExpired:
                 self.check(False, "still running")
 
-    def finish(self):
-        """Waits until both processes have exited with 0; returns their standard outputs."""
+    def finish(self, status=0):
+        """Waits until both processes have exited with `status`; returns their standard outputs."""
         self.wait()
-        self.check(not any(process.returncode for process in self.processes), "failed")
+        self.check([process.returncode for process in self.processes] == [status] * 2, "failed")
         return self.outputs()
 
     def outputs(self):

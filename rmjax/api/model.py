@@ -125,10 +125,9 @@ class Model:
         if isinstance(rewards, str):
             raise InputError(rewards)
         tokens = []
-        for branch, part in enumerate((tree.prefix, *tree.branches)):
-            readouts = {index for k, index in tree.readouts if k + 1 == branch}
-            for i, text in enumerate(self.pipeline.tokenizer.token_strings(part)):
-                tokens.append((text, branch, i in readouts))
+        for branch, (part, read) in enumerate(zip((tree.prefix, *tree.branches), tree.read(), strict=True)):
+            texts = self.pipeline.tokenizer.token_strings(part)
+            tokens += [(text, branch, marked) for text, marked in zip(texts, read.tolist(), strict=True)]
         return Explanation(tokens, rewards, "\n".join(render(tree, self.pipeline.tokenizer)))
 
     def plot_packing(self, records: Iterable[Record], *, format: str = "auto") -> Figure:
@@ -219,7 +218,9 @@ def load(
     max_length: int = 0,
     rows_per_device: int = 0,
     dtype: str = "float32",
+    int8: bool = False,
     template_date: str = "",
+    mesh: str = "",
 ) -> Model:
     """Returns a reward model.
 
@@ -229,14 +230,23 @@ def load(
       max_length: longest conversation in tokens; 0: the model's.
       rows_per_device: rows of a batch; 0: chosen by platform.
       dtype: of activations, `float32` or `bfloat16`.
+      int8: store the layers' matrices as int8, with a scale for each column.
       template_date: date (YYYY-MM-DD) that a chat template writes; empty: that of training, or 2024-07-26.
+      mesh: sizes of the device mesh's axes data, fsdp, tensor and sequence, such as `tensor=4,fsdp=2`, over which
+        parameters and rows are sharded; empty: each device has all parameters.
 
     Raises:
       InputError: there is no usable model.
     """
     path = str(path.workdir if isinstance(path, Run) else path)
     pipeline = load_pipeline(
-        path, max_length=max_length, rows_per_device=rows_per_device, dtype=dtype, template_date=template_date
+        path,
+        max_length=max_length,
+        rows_per_device=rows_per_device,
+        dtype=dtype,
+        int8=int8,
+        template_date=template_date,
+        mesh=mesh,
     )
     return Model(path, pipeline)
 

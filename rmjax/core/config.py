@@ -1,62 +1,24 @@
-"""The configuration of a run: declaration of all keys with defaults and descriptions, checks, JSON file.
+"""The configuration of a run: declaration of all keys with defaults and descriptions, JSON file.
 
 A file under `configs/` starts from `default()` and sets what differs. The configuration is locked: an unknown key, or a
 value of another type, raises an error that names the key.
 """
 
-import datetime
 import json
+import math
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
 
 from rmjax.core.errors import InputError
-from rmjax.core.files import write_atomic
+from rmjax.core.files import read_json, write_atomic
 
 REQUIRED = "<required>"  # value of a key that has no default: the user has to set it
 
 # Annotation of a configuration or a section: a ConfigDict, whose attributes have too wide a union type for mypy.
 Config = Any
-
-# Keys (and sections, with a dot) that may change when a workdir is resumed: memory layout, and logging and
-# checkpointing. They do not affect the results, beyond float rounding.
-_LAYOUT = ("data.row_length", "mesh.", "model.attention", "model.remat", "train.rows_per_device")
-_LOGGING = ("checkpoint.", "evaluation.", "train.log_every", "train.profile")
-CHANGEABLE_ON_RESUME = ("name", *_LAYOUT, *_LOGGING)
-_FROM_RUN = ("data.template_date", "")  # a key and its value that stands for the value of the run that is resumed
-BOUNDS = {  # section: (keys of 1 or more, keys of 0 or more)
-    "model": (("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads"), ("head_init",)),
-    "data": (("max_length",), ("row_length", "train_limit", "validation_limit", "preference_label")),
-    "objective": ((), ("centering", "reward_l2", "label_smoothing")),
-    "lora": ((), ("rank", "alpha")),
-    "optimizer": ((), ("learning_rate", "warmup_steps", "weight_decay", "grad_clip", "layer_decay")),
-    "train": (("batch_size", "rows_per_device", "log_every"), ("steps", "epochs")),
-    "checkpoint": (("keep",), ("every",)),
-    "evaluation": (("batch_size",), ("every",)),
-}
-_CHOICES = {
-    "model.dtype": ("float32", "bfloat16"),
-    "model.param_dtype": ("float32", "bfloat16"),
-    "model.remat": ("none", "small", "layer"),
-    "data.synthetic_format": ("pairs", "kwise", "regression", "process"),
-    "data.strings": ("joined", "chat"),
-    "data.ties": ("drop", "half"),
-    "data.label_field": ("", "better_response_id", "safer_response_id"),
-    "data.step_labels": ("auto", "binary", "ternary"),
-    "data.step_readout": ("step", "separator"),
-    "data.duplicates": ("keep", "drop", "drop_near"),
-    "data.on_overlong": ("drop", "truncate_prompt", "error"),
-    "data.on_bad_record": ("error", "skip"),
-    "objective.process_loss": ("cross_entropy", "mse"),
-    "optimizer.name": ("adamw", "lion", "adafactor", "muon"),
-    "optimizer.schedule": ("constant", "linear", "cosine"),
-}
-ELEMENTS = {  # type of the entries of a tuple
-    str: ("data.train", "data.validation", "data.columns", "data.exclude", "objective.attributes"),
-    float: ("data.weights", "objective.weights", "objective.attribute_weights"),
-}
 
 
 # The comment on a key, or directly above it, is its description in docs/configuration.md (`config_reference`).
@@ -79,8 +41,10 @@ def default() -> ml_collections.ConfigDict:
     # parameters in the computation and in artifacts: float32 or bfloat16. Those that are trained, their gradients and
     # the optimizer's moments are stored in float32 whichever is set; the reward head is always float32
     model.param_dtype = "float32"
+    # the layers' matrices that are not trained (`train.trainable`): int8, or empty for `param_dtype`
+    model.frozen_dtype = ""
     model.remat = "small"  # recomputation in the backward pass: none, small (cheap operations) or layer (least memory)
-    # kernel: dense, blocks (block-sparse, for CPUs), triton (block-sparse, for GPUs), or auto (by platform)
+    # kernel: dense, blocks (block-sparse, for CPUs), triton (for GPUs), mosaic (for TPUs), or auto (by platform)
     model.attention = "auto"
     model.scan_layers = True  # run the layers in one `lax.scan`; False: unrolled, slower to compile, faster on a GPU
 
@@ -100,6 +64,10 @@ def default() -> ml_collections.ConfigDict:
     data.step_readout = "step"  # process formats: read the reward at the end of the step, or of the separator after it
     data.step_labels = "auto"  # process label 0 is wrong (binary) or neutral (ternary); auto: ternary if a label is -1
     data.strings = "joined"  # prompt format of strings: joined (concatenated) or chat (user and assistant messages)
+    # where the reward is read: last_token, eos, token:TEXT or token_id:NUMBER (the last such token, which is added if
+    # missing), conversation_mean or response_mean (of the hidden states of all tokens); empty: as in the reward model
+    # at `model.path`, else last_token
+    data.readout = ""
     data.tokenizer = ""  # Hugging Face directory or hub name; empty: the tokenizer of `model.path`, or byte-level
     data.template_date = ""  # date (YYYY-MM-DD) that a chat template writes; empty: the day on which training starts
     data.exclude = ()  # evaluation sets: training comparisons with one of their prompts, or a similar one, are left out
@@ -134,6 +102,7 @@ def default() -> ml_collections.ConfigDict:
     lora.rank = 0  # rank of an adapter; 0: no adapters
     lora.alpha = 32.0  # an adapter's product is multiplied by alpha / rank
     lora.rslora = False  # multiply by alpha / sqrt(rank) instead (rsLoRA)
+    lora.dora = False  # also train the norm of each column of the sum of matrix and adapter (DoRA)
     lora.targets = ""  # regex of the matrices with adapters, such as `attention/query`; empty: all
 
     config.optimizer = optimizer = ml_collections.ConfigDict()  # Optimizer and learning rate schedule.
@@ -160,11 +129,15 @@ def default() -> ml_collections.ConfigDict:
     # parameters to train: all, head, lora (adapters and head), or a regex of their paths; the others are stored in
     # `model.param_dtype`. Empty: lora if `lora.rank` is set, else all
     train.trainable = ""
+    # if only the head is trained: compute what it reads of the decoder once, and keep it in the cache directory for
+    # later runs too (docs/training.md); False: compute the decoder in every step
+    train.cache_features = True
     train.steps = 0  # optimizer steps; 0: no limit. With `epochs` set too, the run ends at whichever comes first
     train.epochs = 0.0  # passes over the training data; 0: no limit
     train.batch_size = 64  # comparisons per step, over all devices
     train.rows_per_device = 8  # rows of a microbatch on each device; bounds memory, does not change results
     train.seed = 0  # random seed of initialization and data order
+    train.skip_non_finite = 0  # steps whose loss or gradient is not finite that a run leaves out; the next one ends it
     train.log_every = 1  # steps between training lines in metrics.jsonl
     train.profile = ""  # steps to trace, `first:last` (from 1), for TensorBoard or Perfetto; written to workdir/profile
 
@@ -218,53 +191,6 @@ def check_argument(argument: str, *known: str) -> None:
         raise InputError(f"unknown argument {argument!r} after the colon; {expected}")
 
 
-def check_choice(name: str, value: str, choices: Sequence[str] = ()) -> None:
-    """Raises InputError naming the key if `value` is not one of `choices`, by default those of the key `name`."""
-    if value not in (choices := choices or _CHOICES[name]):
-        raise InputError(f"config.{name} is {value!r}; choose one of {', '.join(choices)}")
-
-
-def check_date(date: str) -> str:
-    """Returns a value of `data.template_date` in the form YYYY-MM-DD; raises InputError if it has another form."""
-    try:
-        return datetime.datetime.strptime(date, "%Y-%m-%d").date().isoformat()
-    except ValueError as error:
-        raise InputError(f"config.data.template_date is {date!r}; expected a date as YYYY-MM-DD") from error
-
-
-def check(config: ml_collections.ConfigDict) -> None:
-    """Raises InputError for missing and invalid values, naming the key, the value and the valid values."""
-    values = dict(leaves(config))
-    if missing := [key for key, value in values.items() if value in (REQUIRED, (REQUIRED,))]:
-        flags = " ".join(f"--config.{key}={'DIR' if key == 'model.path' else 'FILE'}" for key in missing)
-        raise InputError(
-            f"{', '.join(f'config.{key}' for key in missing)}: required by this configuration and not set; on the "
-            f"command line: {flags} (hub names are accepted too)"
-        )
-    for section, (positive, not_negative) in BOUNDS.items():
-        for key in positive + not_negative:
-            if config[section][key] < (minimum := int(key in positive)):
-                raise InputError(f"config.{section}.{key} is {config[section][key]}; expected at least {minimum}")
-    for kind, keys in ELEMENTS.items():
-        for key in keys:
-            for entry in values[key]:
-                if not isinstance(entry, str if kind is str else int | float):
-                    expected = "texts" if kind is str else "numbers"
-                    raise InputError(f"config.{key} holds {entry!r}; expected {expected}")
-    for key in _CHOICES:
-        check_choice(key, values[key])
-    if config.data.template_date:
-        check_date(config.data.template_date)
-    if not 0.5 <= config.data.similarity <= 1:
-        raise InputError(f"config.data.similarity is {config.data.similarity}; expected 0.5 to 1")
-    if config.objective.label_smoothing >= 0.5:
-        raise InputError(f"config.objective.label_smoothing is {config.objective.label_smoothing}; expected below 0.5")
-    if not 0 < config.optimizer.layer_decay <= 1:
-        raise InputError(f"config.optimizer.layer_decay is {config.optimizer.layer_decay}; expected above 0, up to 1")
-    if not (config.train.steps or config.train.epochs):
-        raise InputError("config.train.steps and config.train.epochs are 0; set one of them, or both")
-
-
 def selection_metric(metrics: dict[str, float], best: str) -> str:
     """Returns the name of the validation metric by which `checkpoint.best` compares checkpoints.
 
@@ -278,37 +204,34 @@ def selection_metric(metrics: dict[str, float], best: str) -> str:
 
 
 def selection_score(metrics: dict[str, float], best: str) -> float:
-    """Returns the value of `selection_metric`, negated if lower is better."""
+    """Returns the value of `selection_metric`, negated if lower is better; -inf if it or the loss is not finite."""
     name = selection_metric(metrics, best)
+    if not (math.isfinite(metrics[name]) and math.isfinite(metrics.get("loss", 0.0))):
+        return -math.inf
     lower_is_better = any(part in ("loss", "mse") for part in name.split("/"))
     return -metrics[name] if lower_is_better else metrics[name]
 
 
 def save(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
     """Writes the resolved configuration as JSON."""
-    write_atomic(path, json.dumps(config.to_dict(), indent=2) + "\n")
+    write_atomic(path, to_text(config))
+
+
+def to_text(config: ml_collections.ConfigDict) -> str:
+    """Returns what `save` writes."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"
 
 
 def load(path: pathlib.Path) -> ml_collections.ConfigDict:
-    """Returns the configuration that `save` wrote; raises InputError if the file is damaged or has other keys."""
+    """Returns the configuration that `save` wrote.
+
+    Raises:
+      InputError: the file is missing or damaged, or has other keys.
+    """
     config = default()
+    values = read_json(path)
     try:
-        config.update(json.loads(path.read_text()))
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        config.update(values)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: not a configuration of this version of rmjax ({error})") from error
     return config
-
-
-def check_same_run(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
-    """Raises InputError naming each key of `config` that would change the results of the run saved in `path`."""
-    old = dict(leaves(load(path)))
-    changed = [
-        f"{key}: {old.get(key)!r} there, {value!r} here"
-        for key, value in leaves(config)
-        if value != old.get(key) and not key.startswith(CHANGEABLE_ON_RESUME) and (key, value) != _FROM_RUN
-    ]
-    if changed:
-        raise InputError(
-            f"{path.parent} holds a run with another configuration ({'; '.join(changed)}). "
-            "Resume it with the same values, or choose another workdir."
-        )

@@ -58,8 +58,8 @@ def check_override(config: ml_collections.ConfigDict, key: str) -> None:
     Traceback (most recent call last):
       ...
     rmjax.core.errors.InputError: --config.train.global_batch_size: no such key; nearest: train.batch_size, \
-evaluation.batch_size; the keys of train: batch_size, epochs, log_every, profile, rows_per_device, seed, steps, \
-trainable
+evaluation.batch_size; the keys of train: batch_size, cache_features, epochs, log_every, profile, \
+rows_per_device, seed, skip_non_finite, steps, trainable
     """
     keys = [key for key, _ in configs.leaves(config)]
     if key in keys:

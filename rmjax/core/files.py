@@ -1,12 +1,16 @@
 """Atomic writes, reading of JSON files, and recognition of files that are given by mistake."""
 
 import codecs
-import json
+import contextlib
 import os
 import pathlib
+import shutil
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rmjax.core import os_errors
 from rmjax.core.errors import InputError
+from rmjax.core.json_text import DuplicateKey, parse
 
 _HEAD = 64  # bytes of a file that are compared
 _HTML = ("an HTML page", "download the file itself; the address may be that of a page about it")
@@ -99,36 +103,66 @@ def _head(path: pathlib.Path) -> bytes:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
 
 
+def cache_directory() -> pathlib.Path:
+    """Returns $RMJAX_CACHE or ~/.cache/rmjax."""
+    return pathlib.Path(os.environ.get("RMJAX_CACHE", pathlib.Path.home() / ".cache" / "rmjax"))
+
+
 def write_atomic(path: pathlib.Path, text: str) -> None:
-    """Writes to a temporary file beside `path` and renames it, so that no reader sees an incomplete file."""
-    partial = path.with_suffix(".part")
-    partial.write_text(text)
-    os.replace(partial, path)
+    """Writes to a temporary file beside `path` and renames it, so that no reader sees an incomplete file.
+
+    Raises:
+      OSError: it cannot be written; names `path`, and leaves no temporary file.
+    """
+    with os_errors.writing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_together(directory: pathlib.Path, texts: Mapping[str, str]) -> None:
+    """Writes the files {name: text}, of which the first one marks that all are there.
+
+    It is removed before the others are replaced. So a failed write leaves the former files, and a killed process leaves
+    these, or no first one.
+
+    Raises:
+      OSError: as `write_atomic`.
+    """
+    with contextlib.ExitStack() as stack:
+        for name, text in texts.items():
+            stack.enter_context(os_errors.writing(directory / name)).write_text(text, encoding="utf-8")
+        (directory / next(iter(texts))).unlink(missing_ok=True)
+        # The stack replaces the last file first.
+
+
+@contextlib.contextmanager
+def new_directory(path: pathlib.Path, partial: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields the new directory `partial`, which becomes `path` at the end, or is removed after an error.
+
+    Args:
+      path: does not exist, or is an empty directory.
+      partial: beside it; what a killed program left there is removed.
+    """
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        yield partial
+        if path.exists():
+            path.rmdir()
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """Returns the JSON object in a file; raises InputError naming the file."""
     try:
-        value = json.loads(path.read_text())
+        value = parse(path.read_text())
     except FileNotFoundError as error:
         raise InputError(f"{path}: missing; a model directory must have it") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except DuplicateKey as error:
+        raise InputError(f"{path}: {error}") from error
+    except ValueError as error:  # not JSON, or not Unicode
         raise InputError(f"{path}: {identify(path) or f'not valid JSON ({error}); copy the file again'}") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: the JSON value is a {type(value).__name__}; expected an object")
     return value
-
-
-def check_writable(directory: pathlib.Path, name: str) -> None:
-    """Raises InputError, with the option's `name`, unless files can be written to a directory, which may not exist yet.
-
-    >>> check_writable(pathlib.Path("/dev/null/results"), "--output")
-    Traceback (most recent call last):
-      ...
-    rmjax.core.errors.InputError: --output=/dev/null/results: /dev/null is a file; choose another directory
-    """
-    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise InputError(f"{name}={directory}: {existing} is a file; choose another directory")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"{name}={directory}: {existing} is not writable; choose another directory")

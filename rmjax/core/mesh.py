@@ -46,6 +46,25 @@ def make_mesh(sizes: Sequence[int] = (1, 1, 1, 1), devices: Sequence[jax.Device]
     return Mesh(np.asarray(devices[: math.prod(shape)]).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def parse_sizes(text: str) -> tuple[int, ...]:
+    """Returns the sizes of the axes `AXES` from a text such as `tensor=4,fsdp=2`; `data` takes the rest by default.
+
+    >>> parse_sizes(""), parse_sizes("tensor=4,fsdp=-1,data=1")
+    ((-1, 1, 1, 1), (1, -1, 4, 1))
+
+    Raises:
+      InputError: the text has another form.
+    """
+    sizes: dict[str, int] = {}
+    for entry in filter(None, text.split(",")):
+        name, _, value = entry.partition("=")
+        if name not in AXES or name in sizes or not value.removeprefix("-").isdecimal():
+            raise InputError(f"mesh is {text!r}; expected sizes of {', '.join(AXES)}, such as tensor=4,fsdp=2")
+        sizes[name] = int(value)
+    defaults = dict.fromkeys(AXES, 1) | {"data": 1 if -1 in sizes.values() else -1}
+    return tuple((defaults | sizes).values())
+
+
 def row_shards(mesh: Mesh) -> int:
     """Returns the number of shards into which the rows of a batch are split."""
     return math.prod(mesh.shape[axis] for axis in ROWS)

@@ -4,9 +4,10 @@ import re
 from collections.abc import Mapping
 
 from rmjax.core import config as configs
+from rmjax.core import config_checks
 
 _DEFAULTS = dict(configs.leaves(configs.default()))
-_KEY = re.compile(rf"(?<![\w./=-])(?:config\.)?((?:{'|'.join(configs.BOUNDS)}|mesh)\.\w+)(?![\w/]|\.\w)( = )?")
+_KEY = re.compile(rf"(?<![\w./=-])(?:config\.)?((?:{'|'.join(config_checks.BOUNDS)}|mesh)\.\w+)(?![\w/]|\.\w)( = )?")
 
 
 def rename_options(message: str, options: Mapping[str, str]) -> str:

@@ -4,19 +4,30 @@ import functools
 import io
 import os
 import re
+import select
+import signal
 import sys
+import time
+import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from rmjax.core import config as configs
-from rmjax.core import config_file
+from rmjax.core import config_checks, config_file, os_errors, peers, stopping
 from rmjax.core.errors import InputError
+from rmjax.core.memory import MemoryWarning
 from rmjax.core.option_names import rename_options
+from rmjax.core.state_files import StateWarning
 
 TEMPLATE_DATE_HELP = "Date that a chat template writes, YYYY-MM-DD; default: that of training, or 2024-07-26."
+MESH_HELP = (
+    "Sizes of the device mesh's axes, such as tensor=4,fsdp=2, over which parameters and rows are sharded; default: "
+    "each device has all parameters."
+)
+_WARN = warnings.showwarning
 _HELP_FLAGS = {"-h", "-?", "--help", "-help", "--helpshort", "--helpfull", "--helpxml"}
 # What absl says of values that cannot be parsed, and what the programs say.
 _PARSE_ERRORS = {
@@ -78,7 +89,7 @@ def _with_tuple(argument: str) -> str:
     "--config.data.columns=('question=prompt', 'id=_')"
     """
     match = re.fullmatch(r"(--?config\.([\w.]+)=)([^'\"(\[].*,.*)", argument, re.DOTALL)
-    if match is None or match[2] not in configs.ELEMENTS[str]:
+    if match is None or match[2] not in config_checks.ELEMENTS[str]:
         return argument
     return match[1] + repr(tuple(match[3].split(",")))
 
@@ -101,7 +112,9 @@ def run(
     options: Mapping[str, str] | None = None,
     more_help: Callable[[], str] = lambda: "",
 ) -> None:
-    """Runs `main` with flags parsed; wrong flags and InputError print one line to standard error and exit with 2.
+    """Runs `main` with flags parsed; wrong flags, InputError and OSError print one line to stderr and exit with 2.
+
+    A signal exits with 128 + its number (`stopping`). Of several processes, the others are told (`peers`).
 
     Args:
       main: is called with the program's name; positional arguments are refused.
@@ -123,20 +136,52 @@ def run(
         flags.FLAGS(argv[:1])  # libraries read absl's own flags
         return arguments
 
+    warnings.showwarning = _show_warning
+
     def checked_main(arguments: Sequence[str]) -> None:
         if len(arguments) > 1:
             _fail(f"unexpected argument {arguments[1]!r}; see --help")
+        stopping.start()
         try:
             main(arguments)
         except InputError as error:
             _fail(rename_options(str(error), options or {}))
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(130)  # the interpreter's own shutdown can crash while JAX compiles in other threads
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            _fail(os_errors.describe(error))
+        except stopping.Stopped as stopped:
+            peers.fail(str(stopped), 128 + stopped.number)
+            stopping.exit_at_once(stopped.number)
+        except KeyboardInterrupt:  # of another handler
+            stopping.exit_at_once(signal.SIGINT)
+        except Exception as error:
+            if peers.PEERS is None:
+                raise
+            message, status = peers.PEERS.failure(error)
+            if message:  # which is why a collective operation failed here
+                _fail(f"{message}; this process ends too", status)
+            traceback.print_exc()
+            peers.fail(f"{type(error).__name__}: {error}", 1)
+            os._exit(1)  # the interpreter's shutdown would wait for the others
+        finally:
+            if peers.PEERS is not None:
+                peers.PEERS.close()
 
-    app.run(checked_main, flags_parser=parse)
+    try:
+        app.run(checked_main, flags_parser=parse)
+    except BrokenPipeError:
+        _end_closed_output()
+        raise
+
+
+def _end_closed_output() -> None:
+    """Exits as SIGPIPE would if the reader of standard output has ended (`| head`); returns if another pipe broke."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # errors are reported whatever the mask is
+    if poll.poll(0):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def _help(program_flags: Flags) -> str:
@@ -175,7 +220,7 @@ def initialize_distributed() -> None:
     variables = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")  # not set: the scheduler's values
     try:
         count, index = (int(os.environ[name]) if name in os.environ else None for name in variables)
-        jax.distributed.initialize(num_processes=count, process_id=index)
+        peers.connect(address, count, index)
     except (ValueError, RuntimeError) as error:
         raise InputError(
             f"JAX_COORDINATOR_ADDRESS is {address!r}, but the processes could not connect ({error}); check it, "
@@ -185,7 +230,27 @@ def initialize_distributed() -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
 
 
-def _fail(message: str) -> NoReturn:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    if issubclass(category, StateWarning | MemoryWarning):
+        print(f"warning: {message}", file=file or sys.stderr)
+    else:
+        _WARN(message, category, filename, lineno, file, line)
+
+
+def _fail(message: str, status: int = 2) -> NoReturn:
     line = re.sub(r"\s*\n\s*", " ", message)
+    if peers.PEERS is not None and peers.PEERS.leaving:  # the line that another process has failed was printed
+        time.sleep(60)
     print(f"error: {line}", file=sys.stderr)
-    sys.exit(2)
+    peers.fail(line, status)
+    if peers.PEERS is not None:
+        sys.stderr.flush()
+        os._exit(status)  # the interpreter's shutdown would wait for the others
+    sys.exit(status)

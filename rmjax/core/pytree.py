@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 
 from rmjax.core.errors import InputError
 
@@ -23,6 +24,20 @@ def flatten(tree: Any) -> dict[str, Any]:
     {'head/bias': 0.0, 'head/kernel': 1.0}
     """
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+@jax.jit
+def _finite_leaves(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), tree)
+
+
+def non_finite_paths(tree: Any) -> list[str]:
+    """Returns the paths of the arrays that have a non-finite element; one pass over them on their devices.
+
+    >>> non_finite_paths({"head": {"kernel": jnp.array([1.0, jnp.nan]), "bias": jnp.zeros(1)}})
+    ['head/kernel']
+    """
+    return [path for path, finite in flatten(jax.device_get(_finite_leaves(tree))).items() if not finite]
 
 
 def map_with_path(function: Callable[[str, Any], Any], tree: Any) -> Any:

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -166,17 +166,16 @@ def _hash(conversation: Conversation) -> str:
 def render(tree: Tree, tokenizer: Tokenizer) -> list[str]:
     """Returns a tree as lines: the prefix, then each branch, tokens separated by ¦, readouts in ⟦ ⟧."""
 
-    def join(tokens: np.ndarray, readouts: Iterable[int] = ()) -> str:
+    def join(tokens: np.ndarray, read: np.ndarray) -> str:
         texts = [text.replace("\n", "⏎") for text in tokenizer.token_strings(tokens)]
-        for index in readouts:
-            texts[index] = f"⟦{texts[index]}⟧"
+        texts = [f"⟦{text}⟧" if marked else text for text, marked in zip(texts, read, strict=True)]
         if len(texts) <= _MAX_TOKENS:
             return "¦".join(texts)
         shown = [*texts[: _MAX_TOKENS // 2], "…", *texts[-_MAX_TOKENS // 2 :]]
         return "¦".join(shown) + f" … {len(texts) - _MAX_TOKENS} more"
 
-    lines = [f"  shared ({len(tree.prefix)}): {join(tree.prefix)}"]
-    for k, tokens in enumerate(tree.branches):
-        readouts = {index for branch, index in tree.readouts if branch == k}
-        lines.append(f"  response {k} ({len(tokens)}): {join(tokens, readouts)}")
+    shared, *responses = tree.read()
+    lines = [f"  shared ({len(tree.prefix)}): {join(tree.prefix, shared)}"]
+    for k, (tokens, read) in enumerate(zip(tree.branches, responses, strict=True)):
+        lines.append(f"  response {k} ({len(tokens)}): {join(tokens, read)}")
     return lines

@@ -73,8 +73,10 @@ class Tree:
       prefix: int32 [S], S >= 0.
       branches: K arrays int32 [length_k], length_k >= 1.
       readouts: [R], (branch k, index in the branch) of each token at which a reward is read; by default the last token
-        of each branch, so that readout k is the reward of response k.
+        of each branch, so that readout k is the reward of response k. A negative index is in the prefix, -1 its end.
       edges, labels: as in `Comparison`, over the readouts.
+      spans: [R], numbers of tokens whose hidden states are averaged: those of the conversation that end with the
+        readout; empty: 1 each.
     """
 
     prefix: np.ndarray
@@ -82,6 +84,7 @@ class Tree:
     readouts: tuple[tuple[int, int], ...]
     edges: tuple[Edge, ...] = ()
     labels: np.ndarray | None = None
+    spans: tuple[int, ...] = ()
 
     @property
     def length(self) -> int:
@@ -93,6 +96,16 @@ class Tree:
         """Number of tokens of the longest conversation (prefix and branch), which `max_length` bounds."""
         return len(self.prefix) + max(map(len, self.branches))
 
+    def read(self) -> list[np.ndarray]:
+        """Returns whether a reward is read at each token: bool [S] of the prefix, then one array for each branch."""
+        found = [np.zeros(len(part), bool) for part in (self.prefix, *self.branches)]
+        for (k, index), span in zip(self.readouts, self.spans or [1] * len(self.readouts), strict=True):
+            end = len(self.prefix) + index + 1
+            path = np.arange(end - span, end)
+            found[0][path[path < len(self.prefix)]] = True
+            found[k + 1][path[path >= len(self.prefix)] - len(self.prefix)] = True
+        return found
+
 
 PER_TOKEN = ("tokens", "group", "branch", "position")  # the arrays [B, T] of a packed batch
 
@@ -102,8 +115,9 @@ def packed_spec(rows: int, row_length: int, readouts: int, edges: int, attribute
 
     `group` is the number of a comparison in its row, from 1; 0 on padding. `branch` is 0 on a prefix, k + 1 on response
     k; `position` continues from the prefix in every branch. The readout and edge tables are per row: `readout_index`
-    [B, R] refers to tokens of the row, `edge_winner` and `edge_loser` [B, E] to entries of the row's readout table.
-    Unused readouts have `readout_group` 0, unused edges `edge_weight` 0; missing labels are NaN.
+    [B, R] refers to tokens of the row, `edge_winner` and `edge_loser` [B, E] to entries of the row's readout table;
+    `readout_span` is as `Tree.spans`. Unused readouts have `readout_group` 0, unused edges `edge_weight` 0; missing
+    labels are NaN.
     """
     return {
         "tokens": ((rows, row_length), np.int32, 0),
@@ -112,6 +126,7 @@ def packed_spec(rows: int, row_length: int, readouts: int, edges: int, attribute
         "position": ((rows, row_length), np.int32, 0),
         "readout_index": ((rows, readouts), np.int32, 0),
         "readout_group": ((rows, readouts), np.int32, 0),
+        "readout_span": ((rows, readouts), np.int32, 1),
         "labels": ((rows, readouts, attributes), np.float32, np.nan),
         "edge_winner": ((rows, edges), np.int32, 0),
         "edge_loser": ((rows, edges), np.int32, 0),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rmjax.core.errors import InputError
+from rmjax.core.files import write_together
 from rmjax.core.progress import progress_bar
 from rmjax.core.text import count_of
 from rmjax.data.records.formats import Item
@@ -81,15 +82,16 @@ class Evaluation:
         return rows
 
     def save(self, directory: pathlib.Path | str) -> None:
-        """Writes metrics.json, predictions.jsonl and report.html to `directory`, which is created if missing."""
+        """Writes metrics.json, predictions.jsonl and report.html to `directory`, which is created if missing.
+
+        Without metrics.json the others are incomplete: the program was killed.
+        """
         path = pathlib.Path(directory)
         path.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self.predictions)
-        (path / "predictions.jsonl").write_text(lines, encoding="utf-8")
-        (path / "metrics.json").write_text(json.dumps(self.metrics, indent=2) + "\n")
-        (path / "report.html").write_text(
-            report.render(self.title, self.headline, self.edges, self.notes), encoding="utf-8"
-        )
+        page = report.render(self.title, self.headline, self.edges, self.notes)
+        metrics = json.dumps(self.metrics, indent=2) + "\n"
+        write_together(path, {"metrics.json": metrics, "predictions.jsonl": lines, "report.html": page})
 
     def __repr__(self) -> str:
         width = max(len(name) for name, _ in self.headline)

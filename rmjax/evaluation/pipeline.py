@@ -10,18 +10,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from rmjax.core.config import check_date
+from rmjax.core.config_checks import check_date
 from rmjax.core.errors import InputError, non_finite_error
-from rmjax.core.mesh import make_mesh, row_shards
+from rmjax.core.mesh import make_mesh, parse_sizes, row_shards
 from rmjax.core.option_names import rename_options
 from rmjax.core.processes import all_equal
 from rmjax.data.records.formats import Item
 from rmjax.data.records.options import ReadOptions
 from rmjax.data.schema import Comparison, Tree
-from rmjax.data.tokens.rendering import make_trees
+from rmjax.data.tokens.rendering import Overlong, make_trees
 from rmjax.data.tokens.templates import TemplateReport
 from rmjax.data.tokens.tokenizer import Tokenizer
 from rmjax.evaluation.scoring import Scorer
+from rmjax.models.int8 import quantize
 from rmjax.models.loading import load_model
 
 CHUNK_SIZE = 256  # records that are tokenized, scored and written together
@@ -75,17 +76,20 @@ class RewardPipeline:
         `report` counts what the chat template leaves out.
         """
         comparisons = [item for item in items if isinstance(item, Comparison)]
-        made = iter(make_trees(comparisons, self.tokenizer, report=report))
+        made = iter(make_trees(comparisons, self.tokenizer, report=report, max_length=self.max_length))
         trees = [next(made) if isinstance(item, Comparison) else item.reason for item in items]
         usable = [tree for tree in trees if isinstance(tree, Tree) and tree.longest <= self.max_length]
         _check_same_input(self.scorer, usable)
         scored = iter(self.scorer.score(usable))
 
-        def result(tree: Tree | str) -> np.ndarray | str:
+        def result(tree: Tree | Overlong | str) -> np.ndarray | str:
             if isinstance(tree, str):
                 return rename_options(tree, self.option_names)
+            fix = "raise --max_length or shorten it"
+            if isinstance(tree, Overlong):
+                return f"{tree.characters:,} characters exceed max_length = {self.max_length} tokens; {fix}"
             if tree.longest > self.max_length:
-                return f"{tree.longest} tokens exceed max_length = {self.max_length}; raise --max_length or shorten it"
+                return f"{tree.longest} tokens exceed max_length = {self.max_length}; {fix}"
             rewards = next(scored)
             return non_finite_error("rewards", rewards, "check the model's weights, or score in float32") or rewards
 
@@ -100,6 +104,7 @@ def _check_same_input(scorer: Scorer, trees: Sequence[Tree]) -> None:
     for tree in trees:
         for part in (tree.prefix, *tree.branches):
             digest.update(part.tobytes() + b"|")
+        digest.update(repr((tree.readouts, tree.spans)).encode())
     if not all_equal(digest.digest()):
         raise InputError(
             "the processes score different records or use different models or flags; give each process the same "
@@ -108,45 +113,64 @@ def _check_same_input(scorer: Scorer, trees: Sequence[Tree]) -> None:
 
 
 def load_pipeline(
-    path: str, *, max_length: int = 0, rows_per_device: int = 0, dtype: str = "float32", template_date: str = ""
+    path: str,
+    *,
+    max_length: int = 0,
+    rows_per_device: int = 0,
+    dtype: str = "float32",
+    int8: bool = False,
+    template_date: str = "",
+    mesh: str = "",
+    progress: bool = False,
 ) -> RewardPipeline:
-    """Returns the pipeline of a model, whose parameters are placed on all devices.
+    """Returns the pipeline of a model.
 
     Args:
       path: artifact, Hugging Face directory with a reward head, or workdir.
       max_length: in tokens; 0: the model's.
       rows_per_device: rows of a batch; 0: chosen by platform.
+      int8: store the layers' matrices as int8 (`rmjax.models.int8`).
       template_date: date that the chat template writes; empty: that of training, or `templates.DEFAULT_DATE`.
+      mesh: sizes of the device mesh's axes, as `core.mesh.parse_sizes` reads them, over which parameters and rows are
+        sharded; empty: all devices have all parameters, and share the rows.
+      progress: show a progress bar while the parameters are loaded.
 
     Raises:
       InputError: there is no usable model, or max_length exceeds its positions.
     """
     if template_date:
         check_date(template_date)  # before the weights are read
-    mesh = make_mesh((-1, 1, 1, 1))
-    with jax.set_mesh(mesh):
-        loaded = load_model(path, mesh=mesh, dtype=dtype, max_length=max_length)
+    try:
+        device_mesh = make_mesh(parse_sizes(mesh))
+        with jax.set_mesh(device_mesh):
+            loaded = load_model(path, mesh=device_mesh, dtype=dtype, max_length=max_length, progress=progress)
+            params = quantize(loaded.params) if int8 else loaded.params
+    except InputError as error:
+        raise InputError(str(error).replace("config.mesh", "mesh")) from error
     positions = loaded.model.decoder.max_positions
     if not 0 <= max_length <= positions:
         raise InputError(f"max_length is {max_length}; the model {path} supports 1 to {positions} positions")
-    tokenizer = Tokenizer.load(str(loaded.directory), template_date or loaded.metadata.get("template_date") or "")
+    date = template_date or loaded.metadata.get("template_date") or ""
+    tokenizer = Tokenizer.load(str(loaded.directory), date, loaded.metadata["pooling"])
     tokenizer.check_vocabulary(loaded.model.decoder.vocab_size)
-    rows = rows_per_device or (1 if mesh.devices.flat[0].platform == "cpu" else _ACCELERATOR_ROWS)
+    rows = rows_per_device or (1 if device_mesh.devices.flat[0].platform == "cpu" else _ACCELERATOR_ROWS)
     max_length = max_length or loaded.max_length
-    scorer = Scorer(loaded.model, loaded.params, mesh, max_length, rows * row_shards(mesh))
+    scorer = Scorer(loaded.model, params, device_mesh, max_length, rows * row_shards(device_mesh))
     options = ReadOptions(**loaded.metadata.get("data_options", {}))
     return RewardPipeline(scorer, tokenizer, max_length, options, loaded.metadata)
 
 
 def describe_model(path: str, pipeline: RewardPipeline) -> str:
-    """Returns a line about the model that was loaded from a path: artifact or workdir, and the checkpoint's step."""
-    metadata = pipeline.metadata
+    """Returns a line about the model that was loaded from a path: artifact or workdir, the checkpoint's step, …"""
+    metadata, scaling = pipeline.metadata, pipeline.scorer.model.decoder.describe_scaling()
     step = metadata.get("source_step")
-    if "format_version" not in metadata:
-        if step is not None:
-            return f"model: {path}, its best checkpoint (step {step})"
-        return f"model: {path}, a Hugging Face model; reward head: {metadata.get('reward_head')}"
-    return f"model: {path}, an artifact" + (f" of the checkpoint at step {step}" if step is not None else "")
+    if "format_version" in metadata:
+        line = f"model: {path}, an artifact" + (f" of the checkpoint at step {step}" if step is not None else "")
+    elif step is not None:
+        line = f"model: {path}, its best checkpoint (step {step})"
+    else:
+        line = f"model: {path}, a Hugging Face model; reward head: {metadata.get('reward_head')}"
+    return f"{line}; {scaling}" if scaling else line
 
 
 def score_chunks(

@@ -6,13 +6,15 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from rmjax.core import os_errors
 from rmjax.core.errors import InputError
+from rmjax.core.json_text import parse
 from rmjax.core.processes import synchronized_errors
 from rmjax.core.progress import progress_bar
 from rmjax.core.text import count_of
@@ -20,6 +22,8 @@ from rmjax.data.records.formats import Item, parse_sources
 from rmjax.data.records.report import ReadReport
 from rmjax.data.schema import Comparison
 from rmjax.data.tokens.templates import TemplateReport
+from rmjax.evaluation import pipeline as reward_pipeline
+from rmjax.evaluation import score_record
 from rmjax.evaluation.pipeline import RewardPipeline, json_record, prediction_line, score_chunks, template_lines
 
 
@@ -46,26 +50,33 @@ def score_file(
     output: pathlib.Path,
     *,
     best_of: bool = False,
+    shard: tuple[int, int] = (0, 1),
     log: Callable[[str], object] = print,
 ) -> tuple[int, int]:
     """Writes a JSON line per record of `source` to `output`, after existing ones; returns (lines, lines with `error`).
+
+    What determines the rewards is written to OUTPUT.run.json. A file that was left incomplete is continued from the
+    beginning of a chunk, whose lines are scored again: batches, and so float rounding, are those of a whole run.
 
     In a multi-process run all processes score, and only the first reads and writes `output`.
 
     Args:
       best_of: add `best` to records with several responses: the index of the first with the highest merged reward.
+      shard: (i, n): score only every n-th record, from the i-th on, counted from 0.
       log: is called with lines about existing lines, the use of the records' fields, what the chat template adds and
         leaves out, the first error, and a `best_of` without effect.
 
     Raises:
-      InputError: the input cannot be read, or `output` has lines of another input or of another `best_of`.
+      InputError: the input cannot be read, or `output` has lines of another input, model, options or `best_of`.
     """
     read = ReadReport()
     items = parse_sources(source, dataclasses.replace(pipeline.options, labeled=False), read)
+    items = itertools.islice(items, shard[0], None, shard[1])
     first = jax.process_index() == 0
+    record = score_record.describe(pipeline) | {"shard": "{}/{}".format(*shard)}
     with synchronized_errors():
-        counts = _skip_scored(items, output, best_of) if first else _Counts()
-        file = _open(output) if first else open(os.devnull, "a")  # noqa: SIM115 (closed below)
+        counts, items = _skip_scored(items, output, best_of, record) if first else (_Counts(), items)
+        file = _open(output, record) if first else open(os.devnull, "a")  # noqa: SIM115 (closed below)
     done, counts.errors = map(int, multihost_utils.broadcast_one_to_all(np.array([counts.lines, counts.errors])))
     counts.lines = done
     with synchronized_errors():  # raises if the input cannot be read
@@ -96,25 +107,50 @@ def _has_alternatives(item: Item) -> bool:
     return isinstance(item, Comparison) and len(item.conversations) > 1
 
 
-def _skip_scored(items: Iterator[Item], output: pathlib.Path, best_of: bool) -> _Counts:
-    """Takes the items that `output` has lines of from the iterator; returns the counts of these lines."""
-    counts = _Counts()
-    for number, line in enumerate(_existing_lines(output), 1):
-        _check_line(f"{output}:{number}", line, next(items, None), best_of)
+def _skip_scored(
+    items: Iterator[Item], output: pathlib.Path, best_of: bool, record: dict[str, Any]
+) -> tuple[_Counts, Iterator[Item]]:
+    """Returns the counts of the lines of `output` that stay, and the items after theirs.
+
+    Lines of an incomplete chunk are removed if there are more items.
+    """
+    if _has_lines(output):
+        score_record.check(output, record)
+    counts, whole = _Counts(), _Counts()
+    size = 0  # bytes of the lines of whole chunks
+    chunk: list[Item] = []  # items of the lines after them
+    for number, (line, end) in enumerate(_existing_lines(output), 1):
+        item = next(items, None)
+        _check_line(f"{output}:{number}", line, item, best_of)
         counts.add(line)
-    return counts
+        chunk.append(cast(Item, item))
+        if len(chunk) == reward_pipeline.CHUNK_SIZE:
+            whole, size, chunk = dataclasses.replace(counts), end, []
+    more = list(itertools.islice(items, 1))
+    if not (chunk and more):
+        return counts, itertools.chain(more, items)
+    os.truncate(output, size)
+    return whole, itertools.chain(chunk, more, items)
 
 
-def _open(output: pathlib.Path) -> TextIO:
-    try:
+def _has_lines(output: pathlib.Path) -> bool:
+    return output.is_file() and output.stat().st_size > 0
+
+
+def _open(output: pathlib.Path, record: dict[str, Any]) -> TextIO:
+    """Returns the file, open for appending; if it has no lines yet, after writing the record of what will write it."""
+    with os_errors.reported(output):
         output.parent.mkdir(parents=True, exist_ok=True)
+        if not _has_lines(output):
+            score_record.save(output, record)
         return open(output, "a", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--output={output} cannot be written ({error.strerror})") from error
 
 
-def _existing_lines(output: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """Yields the lines of an earlier run, then removes a last line that is incomplete because the run was killed."""
+def _existing_lines(output: pathlib.Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yields the lines of an earlier run, and where each ends in the file.
+
+    Then a last line that is incomplete because the run was killed is removed.
+    """
     if not output.is_file():
         return
     with open(output, "rb+") as file:
@@ -124,12 +160,12 @@ def _existing_lines(output: pathlib.Path) -> Iterator[dict[str, Any]]:
                 break
             complete += len(text)
             try:
-                line = json.loads(text)
+                line = parse(text)
             except ValueError as error:
                 raise InputError(f"{output}:{number}: not a JSON line ({error}); choose another --output") from error
             if not isinstance(line, dict):
                 raise InputError(f"{output}:{number}: expected an object, found {line!r:.40}; choose another --output")
-            yield line
+            yield line, complete
         file.truncate(complete)
 
 

@@ -28,7 +28,8 @@ class Scorer:
 
     Args:
       params: parameters on `mesh`; the attribute may be reassigned between calls (offloaded to host memory and back).
-      row_length: T of the longest row, hence the longest conversation, in tokens.
+      row_length: T of the longest row, hence the longest conversation, in tokens; made a multiple of the mesh's axis
+        `sequence`.
       rows: B, a multiple of the mesh's row shards.
     """
 
@@ -37,10 +38,11 @@ class Scorer:
             raise InputError(f"scoring batch of {rows} rows; expected a multiple of the {row_shards(mesh)} row shards")
         if row_length < 1:
             raise InputError(f"max_length is {row_length}; expected at least 1 token")
-        self.model, self.row_length, self.rows = model, row_length, rows
+        shards = mesh.shape["sequence"]
+        self.model, self.row_length, self.rows = model, -(-row_length // shards) * shards, rows
         self.params, self._mesh = params, mesh
-        lengths = [row_length]
-        while (shorter := 1 << ((lengths[-1] - 1).bit_length() - 1)) >= _MIN_ROW_LENGTH:
+        lengths = [self.row_length]
+        while (shorter := 1 << ((lengths[-1] - 1).bit_length() - 1)) >= _MIN_ROW_LENGTH and shorter % shards == 0:
             lengths.append(shorter)
         self.row_lengths = tuple(reversed(lengths))  # the powers of two below row_length, and row_length
         self._programs: dict[int, jax.stages.Compiled] = {}
@@ -137,6 +139,7 @@ def _responses(tree: Tree) -> list[Tree]:
             tree.prefix[:0],
             (np.concatenate([tree.prefix, branch]),),
             tuple((0, len(tree.prefix) + index) for at, index in tree.readouts if at == k),
+            spans=tuple(span for (at, _), span in zip(tree.readouts, tree.spans, strict=False) if at == k),
         )
         for k, branch in enumerate(tree.branches)
     ]

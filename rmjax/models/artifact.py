@@ -8,10 +8,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from rmjax.core import safetensors
+from rmjax.core import readouts, safetensors, state_files
 from rmjax.core.errors import InputError
-from rmjax.core.files import read_json
-from rmjax.models import weights
+from rmjax.models import peft, weights
 from rmjax.models.decoder import Params, RewardModel
 from rmjax.models.families import FAMILIES
 
@@ -38,7 +37,7 @@ def write(
     model, params = fold_scale(model, params)
     attributes, family = model.head.attributes, FAMILIES[model.family]
     config = family.write_config(model.decoder) | {
-        **({"architectures": [family.classifier]} if family.classifier else {}),
+        **({"architectures": [classifier]} if (classifier := transformers_class(model)) else {}),
         "num_labels": len(attributes),
         "id2label": {str(i): name for i, name in enumerate(attributes)},
         "label2id": {name: i for i, name in enumerate(attributes)},
@@ -58,13 +57,21 @@ def write_metadata(directory: pathlib.Path, model: RewardModel, metadata: dict[s
       model: its head has no scale (`fold_scale`).
       metadata: as in `write`.
     """
-    checksums = {path.name: _sha256(path) for path in sorted(directory.iterdir()) if path.name != METADATA_FILE}
-    fixed = {"format_version": FORMAT_VERSION, "head": "linear", "pooling": "last_token"}
-    fixed |= {"transformers_class": FAMILIES[model.family].classifier}  # None: transformers has no such classifier
+    without = (METADATA_FILE, peft.CONFIG_FILE)  # the latter has the path of the base model, which may move
+    checksums = {path.name: _sha256(path) for path in sorted(directory.iterdir()) if path.name not in without}
+    head = "linear_relu_linear" if model.head.hidden else "linear"
+    pooling = metadata.get("pooling", readouts.LAST_TOKEN)
+    fixed = {"format_version": FORMAT_VERSION, "head": head, "pooling": pooling}
+    fixed |= {"transformers_class": transformers_class(model)}
     shift = {"transformers_shift": list(model.head.shift) or [0.0] * len(model.head.attributes)}
     metadata = metadata | fixed | model.head.to_json() | shift | {"sha256": checksums}
-    (directory / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n")
+    (directory / METADATA_FILE).write_text(json.dumps(state_files.seal(metadata), indent=2) + "\n")
     return metadata
+
+
+def transformers_class(model: RewardModel) -> str | None:
+    """Returns the class of transformers that computes the model; None if there is none."""
+    return None if model.head.hidden or model.mean_readout else FAMILIES[model.family].classifier
 
 
 def fold_scale(model: RewardModel, params: Params) -> tuple[RewardModel, Params]:
@@ -73,21 +80,22 @@ def fold_scale(model: RewardModel, params: Params) -> tuple[RewardModel, Params]
         return model, params
     kernel = params["head"]["kernel"] * jnp.asarray(model.head.scale, jnp.float32)
     head = dataclasses.replace(model.head, scale=())
-    return dataclasses.replace(model, head=head), params | {"head": {"kernel": kernel}}
+    return dataclasses.replace(model, head=head), params | {"head": params["head"] | {"kernel": kernel}}
 
 
 def read_metadata(directory: pathlib.Path, *, verify: bool = True) -> dict[str, Any]:
     """Returns an artifact's rmjax.json, after verifying the checksums; {} for another Hugging Face directory.
 
     Raises:
-      InputError: a file is missing or altered, or the format version is not supported.
+      InputError: a file is missing or altered, or the format version or the readout is not supported.
     """
     file = directory / METADATA_FILE
     if not file.exists():
         return {}
-    metadata = read_json(file)
-    if (version := metadata.get("format_version")) != FORMAT_VERSION:
+    metadata = state_files.read_sealed(file, {"format_version": int, "sha256": dict})
+    if (version := metadata["format_version"]) != FORMAT_VERSION:
         raise InputError(f"{file}: format_version is {version!r}; this version of rmjax reads {FORMAT_VERSION}")
+    readouts.check(metadata.setdefault("pooling", readouts.LAST_TOKEN), f"{file}: pooling")
     for name, expected in metadata["sha256"].items() if verify else ():
         path = directory / name
         if not path.is_file():

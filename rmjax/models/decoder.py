@@ -14,10 +14,11 @@ from flax import nnx
 
 from rmjax.core import pytree
 from rmjax.core.mesh import ROWS, constrain
-from rmjax.models import lora
-from rmjax.models.architecture import DecoderConfig, HeadConfig, LayerGroup, LayerKind
-from rmjax.models.attention import SAVED, choose_kernel, make_mask
-from rmjax.models.layers import Block, RMSNorm, Rope
+from rmjax.models import int8, lora
+from rmjax.models.architecture import DecoderConfig, HeadConfig, LayerKind
+from rmjax.models.attention import SAVED, Mask, choose_kernel, make_mask
+from rmjax.models.experts import RoutedMLP
+from rmjax.models.layers import MLP, Block, Norm, Rope, make_norm
 from rmjax.models.lora import LoraConfig
 from rmjax.models.rope import rope_frequencies, rope_tables
 
@@ -42,6 +43,8 @@ class RewardModel:
     remat: str = "small"
     scan_layers: bool = True  # run the layers by one `lax.scan`; False: unroll them
     family: str = "llama"  # a key of `rmjax.models.families.FAMILIES`; determines the file formats only
+    frozen_dtype: str = ""  # of the layers' matrices that are not trained: "int8", or "" for `param_dtype`
+    mean_readout: bool = False  # the head reads the mean over the tokens of `readout_span`, not the last one's alone
     lora: LoraConfig | None = None  # adapters, which are added to the parameters; None: none
 
     def init(self, key: jax.Array) -> Params:
@@ -51,40 +54,44 @@ class RewardModel:
         embedding_key = nnx.Rngs(embedding_key).params()  # the key that an NNX module would draw
         embedding = jax.random.normal(embedding_key, (config.vocab_size, config.hidden_size), self.param_dtype)
         layers = jax.vmap(lambda key: _parameters(self._block(key)))(jax.random.split(layers_key, config.num_layers))
-        head = jax.random.normal(head_key, (config.hidden_size, len(self.head.attributes)), jnp.float32)
         decoder = {
             "embedding": {"weight": config.initializer_range * embedding},
             "layers": layers,
             "norm": _parameters(self._norm()),
         }
-        params = {"decoder": decoder, "head": {"kernel": self.head.init * head}}
+        if config.learned_positions:
+            shape = (config.max_positions + config.position_offset, config.hidden_size)
+            positions = jax.random.normal(jax.random.fold_in(embedding_key, 1), shape, self.param_dtype)
+            decoder["position_embedding"] = {"weight": config.initializer_range * positions}
+        params = {"decoder": decoder, "head": self.init_head(head_key)}
         return params if self.lora is None else pytree.merge(params, lora.init(params, self.lora, key))
 
     def hidden(self, params: Params, batch: dict[str, jax.Array]) -> jax.Array:
         """Returns the final norm's output [B, T, D] for `tokens`, `group`, `branch`, `position`, int32 [B, T] each."""
         decoder, config = params["decoder"], self.decoder
-        kernel = choose_kernel(self.attention, batch["tokens"].shape[1])
-        kinds = set(config.kinds)
-        mask = lambda window: make_mask(batch["group"], batch["branch"], batch["position"], kernel, window)
-        masks = {window: mask(window) for window in sorted({kind.window for kind in kinds})}
-        ropes = {kind: self._rope(kind, batch["position"]) for kind in sorted(kinds, key=str)}
+        shared, chosen = self._shared(batch)
         embedded = self._round(decoder["embedding"]["weight"][batch["tokens"]])
         x = embedded.astype(self.dtype)  # cast last: gradients add in float32
         if config.embedding_scale != 1.0:
             x = x * jnp.asarray(config.embedding_scale, x.dtype)
+        if config.learned_positions:
+            row = batch["position"] + config.position_offset
+            x = x + self._round(decoder["position_embedding"]["weight"][row]).astype(self.dtype)
         x = constrain(x, ROWS, "sequence", None)
 
-        def layer(x: jax.Array, layer_params: Params, kind: LayerKind) -> jax.Array:
+        def layer(x: jax.Array, layer_params: Params, kind: jax.Array | None) -> jax.Array:
             adapters, weights = pytree.split(layer_params, lora.is_adapter)  # adapters stay float32
             block = _bind(lambda: self._block(jax.random.key(0)), self._round(weights))
             lora.attach(block, adapters, self.lora.scale if self.lora else 1.0)
-            return block(x, masks[kind.window], ropes[kind])
+            select = lambda leaf: leaf if kind is None else jax.lax.dynamic_index_in_dim(leaf, kind, keepdims=False)
+            return block(x, *jax.tree.map(select, shared))
 
         if self.remat != "none":
             policy = jax.checkpoint_policies.save_only_these_names(*(() if self.remat == "layer" else (SAVED,)))
-            layer = jax.checkpoint(layer, policy=policy, static_argnums=2)
-        for group in config.layer_groups():
-            x = self._scan(layer, x, decoder["layers"], group)
+            layer = jax.checkpoint(layer, policy=policy)
+        step = lambda x, scanned: (layer(x, *scanned), None)
+        unroll = 1 if self.scan_layers else config.num_layers
+        x, _ = jax.lax.scan(step, x, (decoder["layers"], chosen), length=config.num_layers, unroll=unroll)
         return _bind(self._norm, self._round(decoder["norm"]))(x)
 
     def rewards(self, params: Params, batch: dict[str, jax.Array]) -> jax.Array:
@@ -92,61 +99,107 @@ class RewardModel:
 
         Values at unused readouts are undefined; mask with `readout_group > 0`.
         """
+        return self.head_rewards(params, self.features(params, batch))
+
+    def features(self, params: Params, batch: dict[str, jax.Array]) -> jax.Array:
+        """Returns what the head reads of the decoder, [B, R, D] in `dtype`.
+
+        It is the hidden state at each readout; with `mean_readout`, the mean over the `readout_span` tokens of its
+        conversation that end there.
+        """
         hidden = self.hidden(params, batch)
-        read = jnp.take_along_axis(hidden, batch["readout_index"][..., None], axis=1).astype(jnp.float32)
-        kernel = params["head"]["kernel"]
+        if not self.mean_readout:
+            return jnp.take_along_axis(hidden, batch["readout_index"][..., None], axis=1)
+        group, branch, position = (batch[name][:, None] for name in ("group", "branch", "position"))  # [B, 1, T]
+        at = lambda name: jnp.take_along_axis(batch[name], batch["readout_index"], axis=1)[..., None]  # [B, R, 1]
+        span = batch["readout_span"][..., None]
+        same = (group == at("group")) & ((branch == 0) | (branch == at("branch")))
+        inside = same & (position <= at("position")) & (position > at("position") - span)
+        weights = inside / span.astype(jnp.float32)  # [B, R, T]
+        return jnp.einsum("brt,btd->brd", weights, hidden, precision=jax.lax.Precision.HIGHEST).astype(self.dtype)
+
+    @property
+    def features_identity(self) -> tuple[str, ...]:
+        """What `features` depends on besides parameters and batch, up to float rounding; it names stored features."""
+        mean = ("mean",) if self.mean_readout else ()
+        return repr(self.decoder), self.dtype, self.param_dtype, *mean
+
+    def head_rewards(self, params: Params, features: jax.Array) -> jax.Array:
+        """Returns the rewards float32 [B, R, A] of `features`; of the parameters, only `head` is used."""
+        read, kernel = features.astype(jnp.float32), params["head"]["kernel"]
+        if self.head.hidden:
+            hidden = params["head"]["hidden"]
+            read = jnp.einsum("brd,dh->brh", read, hidden["kernel"], precision=jax.lax.Precision.HIGHEST)
+            read = jax.nn.relu(read + hidden["bias"])
         # Highest precision: on TPU the default would round the float32 operands to bfloat16.
         rewards = jnp.einsum("brd,da->bra", read, kernel, precision=jax.lax.Precision.HIGHEST)
         if self.head.scale:
             rewards = rewards * jnp.asarray(self.head.scale, jnp.float32)
         return rewards + jnp.asarray(self.head.shift, jnp.float32) if self.head.shift else rewards
 
+    def init_head(self, key: jax.Array) -> Params:
+        """Returns random parameters of the head."""
+        size, hidden = self.decoder.hidden_size, self.head.hidden
+        kernel = jax.random.normal(key, (hidden or size, len(self.head.attributes)), jnp.float32)
+        params: Params = {"kernel": self.head.init * kernel}
+        if hidden:
+            first = size**-0.5 * jax.random.normal(jax.random.fold_in(key, 1), (size, hidden), jnp.float32)
+            params["hidden"] = {"kernel": first, "bias": jnp.zeros(hidden, jnp.float32)}
+        return params
+
+    def _shared(self, batch: dict[str, jax.Array]) -> tuple[tuple[Mask, Rope], jax.Array | None]:
+        """Returns what layers share, mask and rotation, and which of them each layer uses, int32 [L].
+
+        Of several kinds of layers, the arrays are stacked, so that one loop runs all layers: slices of the stacked
+        parameters for a loop over a pattern of layers would be copies of them. Of one kind, the second is None.
+        """
+        row_length, position = batch["tokens"].shape[1], batch["position"]
+        kernel, kinds = choose_kernel(self.attention, row_length), self.decoder.layer_kinds(row_length)
+        distinct, window = sorted(set(kinds), key=str), max(kind.window for kind in kinds)
+        rotary = any(kind.rotary for kind in kinds)
+
+        def share(kind: LayerKind) -> tuple[Mask, Rope]:
+            # Between tokens at the same position, a window hides nothing.
+            seen_at = position if kind.window == window else jnp.zeros_like(position)
+            mask = make_mask(batch["group"], batch["branch"], seen_at, kernel, window)
+            return mask, self._rope(kind, position) if rotary else None
+
+        found = [share(kind) for kind in distinct]
+        if len(found) == 1:
+            return found[0], None
+        chosen = jnp.array([distinct.index(kind) for kind in kinds], jnp.int32)
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found), chosen
+
     def _rope(self, kind: LayerKind, position: jax.Array) -> Rope:
-        """Returns cos and sin of the rotation in layers of a kind; None if there is none."""
+        """Returns cos and sin of the rotation in layers of a kind; without rotation, by angles of 0."""
         config, own = self.decoder, kind.rope_theta
-        if not kind.rotary:
-            return None
         theta, scaling = (own, None) if own else (config.rope_theta, config.rope_scaling)
+        if not kind.rotary:
+            position, scaling = jnp.zeros_like(position), None
         length = config.rope_length or config.max_positions
         return rope_tables(position, *rope_frequencies(config.rotary_dim or config.head_dim, theta, scaling, length))
-
-    def _scan(self, layer: Callable[..., jax.Array], x: jax.Array, stacked: Params, group: LayerGroup) -> jax.Array:
-        """Returns x after the layers of a group; `stacked` has the parameters of all layers."""
-        period = len(group.kinds)
-        end = group.start + group.repeats * period
-        split = lambda leaf: leaf[group.start : end].reshape(group.repeats, period, *leaf.shape[1:])
-
-        unroll = 1 if self.scan_layers else group.repeats
-        if group.repeats == self.decoder.num_layers:  # as they are: XLA copies reshaped arrays before the loop
-            return jax.lax.scan(lambda x, params: (layer(x, params, group.kinds[0]), None), x, stacked, unroll=unroll)[
-                0
-            ]
-
-        def step(x: jax.Array, params: Params) -> tuple[jax.Array, None]:
-            for i, kind in enumerate(group.kinds):
-                x = layer(x, jax.tree.map(lambda leaf, i=i: leaf[i], params), kind)
-            return x, None
-
-        return jax.lax.scan(step, x, jax.tree.map(split, stacked), unroll=unroll)[0]
 
     def _round(self, params: Any) -> Any:
         """Returns parameters rounded to `param_dtype`, in their own dtype; gradients pass unchanged."""
         stored = jnp.finfo(self.param_dtype)
 
-        def round_one(x: jax.Array) -> jax.Array:
+        def round_one(path: str, x: jax.Array) -> jax.Array:
+            if int8.is_part(path):
+                return x
             if stored.bits >= min(jnp.finfo(self.dtype).bits, jnp.finfo(x.dtype).bits):
                 return x  # every use casts it to `dtype`, which rounds as much
             # XLA would remove a cast to bfloat16 and back.
             rounded = jax.lax.reduce_precision(x, stored.nexp, stored.nmant)
             return x + jax.lax.stop_gradient(rounded - x)  # exactly `rounded`
 
-        return jax.tree.map(round_one, params)
+        return pytree.map_with_path(round_one, params)
 
     def _block(self, key: jax.Array) -> Block:
-        return Block(self.decoder, jnp.dtype(self.param_dtype), nnx.Rngs(key))
+        mlp = RoutedMLP if self.decoder.num_experts else MLP
+        return Block(self.decoder, jnp.dtype(self.param_dtype), nnx.Rngs(key), mlp)
 
-    def _norm(self) -> RMSNorm:
-        return RMSNorm(self.decoder.hidden_size, self.decoder, jnp.dtype(self.param_dtype))
+    def _norm(self) -> Norm:
+        return make_norm(self.decoder.hidden_size, self.decoder, jnp.dtype(self.param_dtype))
 
 
 def _parameters(module: nnx.Module) -> Params:
@@ -156,4 +209,4 @@ def _parameters(module: nnx.Module) -> Params:
 def _bind(make_module: Callable[[], Any], params: Params) -> Any:
     """Returns the module of `make_module` with the parameters `params`; its own are never computed."""
     graph = nnx.graphdef(nnx.eval_shape(make_module))
-    return nnx.merge(graph, nnx.State(jax.tree.map(nnx.Param, params)))
+    return nnx.merge(graph, nnx.State(jax.tree.map(nnx.Param, params, is_leaf=int8.is_matrix)))

@@ -4,13 +4,16 @@ Axis letters: D model, A attributes.
 """
 
 import dataclasses
+import json
 import pathlib
 import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from rmjax.core import readouts
 from rmjax.core.errors import InputError
 from rmjax.core.files import read_json
 from rmjax.core.safetensors import TensorDirectory
@@ -23,9 +26,16 @@ _MODULE = (
     r"(?:\.summary)?"
 )
 _TENSOR = re.compile(rf"({_MODULE})\.(weight|bias)")
+_LAYER_TENSOR = re.compile(rf"({_MODULE})\.([02]\.(?:weight|bias))")  # of torch.nn.Sequential(Linear, ReLU, Linear)
 _DEEP_TENSOR = re.compile(rf"({_MODULE})\..+")
 SEPARATE_FILES = "*head*.safetensors"  # with the head alone: LLaMA-Factory writes value_head.safetensors
+# Parts of published heads that are not implemented: regex of their tensors, and what they are.
+_OTHER_HEADS = {
+    r"gating\..+|reward_transform_matrix": "a gating network over the rewards of several objectives (ArmoRM; with "
+    "quantiles QRM, with means and spreads URM), which reads a second hidden state at the end of the prompt"
+}
 _TORCH_FILES = ("*head*.bin", "*head*.pt", "*head*.pth")
+_STEP_TOKEN = "<extra_0>"  # Qwen2.5-Math-PRM's, after each step
 _PLACEHOLDER = re.compile(r"LABEL_\d+")  # transformers' name of a label without one
 
 
@@ -34,10 +44,11 @@ class Head:
     """A reward head that was read from files.
 
     Attributes:
-      kernel: float32 [D, A].
+      kernel: float32 [D, A]; [H, A] after a hidden layer.
       tensors: names of the tensors that it was read from.
       description: its tensors, and what is computed from their output.
       statistics: `reward_mean` and `reward_std` in config.json that are stored, not applied; may be empty.
+      hidden: `kernel` float32 [D, H] and `bias` float32 [H] of a hidden layer with ReLU before the kernel; None: none.
     """
 
     config: HeadConfig
@@ -45,6 +56,12 @@ class Head:
     tensors: frozenset[str]
     description: str
     statistics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    hidden: Mapping[str, np.ndarray] | None = None
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters of the head, as those of `RewardModel.init_head`."""
+        return {"kernel": self.kernel} | ({"hidden": dict(self.hidden)} if self.hidden else {})
 
 
 def read(files: TensorDirectory, decoder: DecoderConfig, metadata: Mapping[str, Any]) -> Head | None:
@@ -67,13 +84,17 @@ def read(files: TensorDirectory, decoder: DecoderConfig, metadata: Mapping[str, 
         _refuse_torch_files(where)
         return None
     module, tensors = found
-    kernel, bias = _read_tensors(files, module, tensors, decoder.hidden_size)
+    names, hidden = frozenset(tensors.values()), None
+    if any(name[0] in "02" for name in tensors):
+        hidden, module, tensors = _read_hidden(files, module, tensors, decoder.hidden_size)
+    size = hidden["bias"].size if hidden else decoder.hidden_size
+    kernel, bias = _read_tensors(files, module, tensors, size)
     description = f"{module} {list(kernel.T.shape)}" + (" with bias" if "bias" in tensors else "")
-    names = frozenset(tensors.values())
+    description += f" after a hidden layer of {size} with ReLU" if hidden else ""
     if metadata:
         config = HeadConfig.from_json(dict(metadata))
         _check_count(where / "rmjax.json", config.attributes, module, kernel)
-        return Head(config, kernel, names, description)
+        return Head(config, kernel, names, description, hidden=hidden)
     values = read_json(files.config_file)
     attributes = _attributes(files.config_file, values, module, kernel)
     if name := _two_classes(values, attributes):
@@ -81,18 +102,39 @@ def read(files: TensorDirectory, decoder: DecoderConfig, metadata: Mapping[str, 
         description += ", two classes: the reward is the difference of their logits"
     normalization = _normalization(files.config_file, values, len(attributes))
     if normalization is None:
-        return Head(_head_config(attributes, (), bias), kernel, names, description)
+        return Head(
+            _head_config(attributes, (), bias, size if hidden else 0), kernel, names, description, hidden=hidden
+        )
     mean, std = normalization
     if values.get("normalize_reward") is False:
         statistics = {"reward_mean": float(mean[0]), "reward_std": float(std[0])} if len(attributes) == 1 else {}
-        return Head(_head_config(attributes, (), bias), kernel, names, description, statistics)
-    description += f", normalized by config.json's mean {mean.tolist()} and std {std.tolist()}"
-    return Head(_head_config(attributes, tuple((1 / std).tolist()), (bias - mean) / std), kernel, names, description)
+        scale = ()
+    else:
+        description += f", normalized by config.json's mean {mean.tolist()} and std {std.tolist()}"
+        statistics, scale, bias = {}, tuple((1 / std).tolist()), (bias - mean) / std
+    config = _head_config(attributes, scale, bias, size if hidden else 0)
+    return Head(config, kernel, names, description, statistics, hidden)
 
 
 def data_options(values: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the data options of a model by its config.json: TRL's token classifiers are read at separators."""
+    """Returns the data options of a model by its config.json.
+
+    TRL's token classifiers are read at the separators after the steps, and Qwen2.5-Math-PRM at a token of its own.
+    """
+    if any("ForProcessRewardModel" in str(name) for name in values.get("architectures") or ()):
+        return {"step_readout": "separator", "step_separator": _STEP_TOKEN}
     return {"step_readout": "separator"} if _is_token_classifier(values) else {}
+
+
+def readout(values: Mapping[str, Any]) -> str:
+    """Returns where a model's rewards are read by its config.json, a value of `config.data.readout`.
+
+    OpenAssistant's models have `pooling`, and InternLM2's add the token `reward_token_id` to the conversation.
+    """
+    if values.get("pooling") == "mean":
+        return readouts.CONVERSATION_MEAN
+    token = values.get("reward_token_id")
+    return readouts.LAST_TOKEN if token is None else f"{readouts.TOKEN_ID}{token}"
 
 
 def suggest_name(files: TensorDirectory, size: int) -> str:
@@ -109,16 +151,26 @@ def is_placeholder(attribute: str) -> bool:
 
 
 def _find(files: TensorDirectory, decoder: DecoderConfig) -> tuple[str, dict[str, str]] | None:
-    """Returns the module's name and its tensors {"weight": name, "bias": name} of the one linear head, if any."""
+    """Returns the module's name and its tensors {"weight": name, "bias": name} of the one head, if any.
+
+    The tensors of a head of two layers are `0.weight`, `0.bias`, `2.weight` and `2.bias`.
+    """
     modules: dict[str, dict[str, str]] = {}
     for name, shape in files.shapes.items():
+        if kind := next((kind for pattern, kind in _OTHER_HEADS.items() if re.fullmatch(pattern, name)), ""):
+            raise InputError(
+                f"{files.directory}: the tensor {name!r} {shape} is of {kind}; such a head is not implemented: "
+                "train a new one on the decoder alone (remove the head's tensors), or use a model with a linear head"
+            )
         if match := _TENSOR.fullmatch(name):
             if match[1] != "lm_head" or shape[0] < decoder.hidden_size:  # not a row per token
                 modules.setdefault(match[1], {})[match[2]] = name
+        elif match := _LAYER_TENSOR.fullmatch(name):
+            modules.setdefault(match[1], {})[match[2]] = name
         elif (match := _DEEP_TENSOR.fullmatch(name)) and match[1] != "lm_head":
             raise InputError(
-                f"{files.directory}: the reward head {match[1]!r} is not one linear layer (tensor {name!r} {shape}); "
-                "nothing else is implemented"
+                f"{files.directory}: the reward head {match[1]!r} is not one linear layer, or two with ReLU between "
+                f"({match[1]}.0 and {match[1]}.2), which are implemented (tensor {name!r} {shape})"
             )
     if len(modules) > 1:
         names = ", ".join(sorted(name for tensors in modules.values() for name in tensors.values()))
@@ -128,11 +180,19 @@ def _find(files: TensorDirectory, decoder: DecoderConfig) -> tuple[str, dict[str
 
 def _refuse_torch_files(directory: pathlib.Path) -> None:
     if found := sorted(path.name for pattern in _TORCH_FILES for path in directory.glob(pattern)):
-        converted = pathlib.Path(found[0]).with_suffix(".safetensors").name
-        raise InputError(
-            f"{directory / found[0]}: the reward head is in PyTorch's format; convert it: python -c \"import torch, "
-            f"safetensors.torch as s; s.save_file(torch.load('{found[0]}'), '{converted}')\""
-        )
+        path = directory / found[0]
+        names = json.dumps(str(path)), json.dumps(str(path.with_suffix(".safetensors")))
+        code = f"import torch, safetensors.torch as s; s.save_file(torch.load({names[0]}), {names[1]})"
+        raise InputError(f"{path}: the reward head is in PyTorch's format; convert it: python -c {shlex.quote(code)}")
+
+
+def _read_hidden(
+    files: TensorDirectory, module: str, tensors: Mapping[str, str], size: int
+) -> tuple[dict[str, np.ndarray], str, dict[str, str]]:
+    """Returns the hidden layer of a head of two layers; and name and tensors of its last layer."""
+    part = lambda layer: {name[2:]: tensor for name, tensor in tensors.items() if name.startswith(layer)}
+    kernel, bias = _read_tensors(files, f"{module}.0", part("0."), size)
+    return {"kernel": kernel, "bias": bias}, f"{module}.2", part("2.")
 
 
 def _read_tensors(
@@ -199,7 +259,7 @@ def _two_classes(values: Mapping[str, Any], attributes: tuple[str, ...]) -> str:
     """Returns the name of the reward that two classes without names make; empty for other labels."""
     if len(attributes) != 2 or not all(map(is_placeholder, attributes)):
         return ""
-    if _is_token_classifier(values):
+    if _is_token_classifier(values) or "step_separator" in data_options(values):
         return "correct"  # as in process data
     return "reward" if values.get("problem_type") == "single_label_classification" else ""
 
@@ -229,5 +289,5 @@ def _normalization(
     return mean, std
 
 
-def _head_config(attributes: tuple[str, ...], scale: tuple[float, ...], shift: np.ndarray) -> HeadConfig:
-    return HeadConfig(attributes, scale=scale, shift=tuple(shift.tolist()) if shift.any() else ())
+def _head_config(attributes: tuple[str, ...], scale: tuple[float, ...], shift: np.ndarray, hidden: int) -> HeadConfig:
+    return HeadConfig(attributes, hidden=hidden, scale=scale, shift=tuple(shift.tolist()) if shift.any() else ())

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import pathlib
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,17 +14,19 @@ from jax.sharding import Mesh
 from rmjax.core import pytree
 from rmjax.core.config import Config
 from rmjax.core.errors import InputError
-from rmjax.core.files import identify, read_json
-from rmjax.core.safetensors import TensorDirectory
-from rmjax.models import artifact, heads, lora, partition, peft, weights
+from rmjax.core.files import read_json
+from rmjax.core.readouts import is_mean
+from rmjax.models import artifact, head_tokens, heads, int8, lora, memory, partition, paths, weights
 from rmjax.models.architecture import DecoderConfig, HeadConfig
+from rmjax.models.continued import StartAdapters
 from rmjax.models.decoder import Params, RewardModel
 from rmjax.models.families import read_config
 from rmjax.models.lora import LoraConfig
-from rmjax.models.sharding import state_shardings
+from rmjax.models.sharding import check_heads, state_shardings
 from rmjax.models.workdir import Workdir
 
 _DEFAULT_HEAD = HeadConfig()
+_NO_ADAPTERS = StartAdapters()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,76 +40,14 @@ class LoadedModel:
     metadata: dict[str, Any]  # contents of rmjax.json; of a workdir: what export would write; else `reward_head`
 
 
-def resolve_path(path: str) -> pathlib.Path:
-    """Returns the local directory of a path or hub name.
-
-    Raises:
-      InputError: `path` is neither a directory nor a name that can be downloaded from the hub.
-    """
-    directory = pathlib.Path(path).expanduser()
-    if not peft.is_adapter(directory) and (what := identify(directory)):
-        raise InputError(f"model {path!r}: {what}")
-    if directory.is_dir():
-        return directory
-    if directory.exists() or path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise InputError(f"model {path!r}: no such directory; give a Hugging Face directory, an artifact or a workdir")
-    import huggingface_hub  # slow to import, and only needed for hub names
-
-    try:
-        return pathlib.Path(huggingface_hub.snapshot_download(path))
-    except Exception as error:  # the client raises whatever its transport raises
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"model {path!r}: no such directory, and the hub download failed ({reason})") from error
-
-
-def is_composed(path: str) -> bool:
-    """Returns whether PATH is a workdir or an adapter rather than a whole Hugging Face directory."""
-    directory = resolve_path(path)
-    return Workdir(directory).is_workdir or peft.is_adapter(directory)
-
-
-def tokenizer_directory(path: str) -> str:
-    """Returns the directory with the tokenizer of the model at PATH."""
-    workdir = Workdir(resolve_path(path))
-    if workdir.is_workdir:
-        return str(workdir.tokenizer_directory)
-    if peft.is_adapter(workdir.path) and not any(workdir.path.glob("tokenizer*")):
-        return str(_base_directory(workdir.path))
-    return str(workdir.path)
-
-
-def tokenizer_of(config: Config) -> str:
-    """Returns the directory or hub name of a run's tokenizer; empty for the built-in one."""
-    return config.data.tokenizer or (config.model.path and tokenizer_directory(config.model.path))
-
-
-def data_options(path: str) -> tuple[dict[str, Any], int]:
-    """Returns the data options of the model at PATH and its maximum length in tokens; ({}, 0) if not stored."""
-    workdir = Workdir(resolve_path(path))
-    if workdir.is_workdir:
-        return workdir.data_options()
-    if metadata := artifact.read_metadata(workdir.path):
-        return metadata.get("data_options", {}), metadata.get("max_length", 0)
-    file = _config_file(workdir.path)  # missing where there is only a tokenizer
-    return heads.data_options(read_json(file)) if file.exists() else {}, 0
-
-
-def template_date(path: str) -> str:
-    """Returns the date that the chat template of the model at PATH writes; empty if none is stored."""
-    workdir = Workdir(resolve_path(path))
-    if workdir.is_workdir:
-        return workdir.config().data.template_date
-    file = workdir.path / artifact.METADATA_FILE
-    return (read_json(file).get("template_date") if file.exists() else None) or ""
-
-
 def make_model(config: Config, vocab_size: int, head: HeadConfig = _DEFAULT_HEAD) -> RewardModel:
     """Returns the model of the section `config.model`: of its path, or with its sizes and `vocab_size`."""
     head = dataclasses.replace(head, init=config.head_init)
-    options = {key: config[key] for key in ("dtype", "param_dtype", "attention", "remat", "scan_layers")}
+    keys = ("dtype", "param_dtype", "frozen_dtype", "attention", "remat", "scan_layers")
+    options = {key: config[key] for key in keys}
     if config.path:
-        workdir = Workdir(resolve_path(config.path))
-        file = workdir.model_file if workdir.is_workdir else _config_file(workdir.path)
+        workdir = Workdir(paths.resolve_path(config.path))
+        file = workdir.checked(workdir.model_file) if workdir.is_workdir else paths.config_file(workdir.path)
         family, decoder = read_config(file)
         return RewardModel(decoder, head, family=family, **options)
     sizes = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "rope_theta")
@@ -124,19 +66,67 @@ def make_model(config: Config, vocab_size: int, head: HeadConfig = _DEFAULT_HEAD
     return RewardModel(decoder, head, **options)
 
 
-def start_params(config: Config, model: RewardModel, mesh: Mesh) -> Params:
-    """Returns the parameters at the start of the run of `config`, float32 where they are trained."""
+def start_params(
+    config: Config, model: RewardModel, mesh: Mesh, adapters: StartAdapters = _NO_ADAPTERS, progress: bool = False
+) -> Params:
+    """Returns the parameters at the start of the run of `config`, float32 where they are trained.
+
+    Args:
+      adapters: from `continued.find`.
+      progress: show a progress bar.
+    """
     if not partition.is_float32(partition.trainable_pattern(config), model):
         model = dataclasses.replace(model, param_dtype="float32")
-    return initial_params(config.model, model, mesh, jax.random.key(config.train.seed))
+    if adapters.base:
+        return _continue_adapters(config, model, mesh, adapters)
+    return initial_params(config.model, model, mesh, jax.random.key(config.train.seed), progress)
 
 
-def frozen_params(config: Config, model: RewardModel, mesh: Mesh) -> Params:
-    """Returns the parameters that the run of `config` does not train, in the dtypes of the model."""
-    pattern = partition.trainable_pattern(config)
-    if not jax.tree.leaves(partition.split(jax.eval_shape(model.init, jax.random.key(0)), pattern)[1]):
+def _continue_adapters(config: Config, model: RewardModel, mesh: Mesh, adapters: StartAdapters) -> Params:
+    """Returns the parameters of the base model with the adapters and the head of the model at `config.model.path`."""
+    params, workdir = _base_params(config, model, mesh, adapters.base), Workdir(paths.resolve_path(config.model.path))
+    if workdir.is_workdir:
+        run, head = workdir.config().model, workdir.head()
+        options = {"param_dtype": run.param_dtype, "lora": LoraConfig.from_config(workdir.config().lora)}
+        trained = pytree.flatten(restore(workdir, dataclasses.replace(model, head=head, **options), mesh))
+        trained = {path: leaf for path, leaf in trained.items() if re.search(partition.FEW, path)}
+    else:
+        found = heads.read(paths.tensors(workdir.path), model.decoder, artifact.read_metadata(workdir.path))
+        head, trained = (found.config if found else model.head), dict(adapters.leaves)
+        if found:
+            trained |= pytree.flatten({"head": found.params})
+    _check_head(workdir.path, head, model.head)
+    leaves = pytree.flatten(params)
+    for path, value in trained.items():
+        if not isinstance(value, jax.Array):
+            value = jax.make_array_from_callback(value.shape, leaves[path].sharding, value.__getitem__)
+        leaves[path] = value
+    return _rescale(pytree.unflatten(leaves), head, model.head)
+
+
+def _base_params(config: Config, model: RewardModel, mesh: Mesh, path: str) -> Params:
+    """Returns the parameters at the start of a run from the model at `path`; adapters are new.
+
+    If the head is trained, it is as it is there, whatever the run expects of a head: it will be replaced.
+    """
+    config = config.copy_and_resolve_references()
+    config.model.path = path
+    if path and re.search(partition.trainable_pattern(config), "head/kernel"):
+        model = dataclasses.replace(model, head=_find_head(path) or model.head)
+    return start_params(config, model, mesh)
+
+
+def frozen_params(config: Config, model: RewardModel, mesh: Mesh, workdir: Workdir) -> Params:
+    """Returns the parameters that the run of `config` in `workdir` does not train, in the dtypes of the model."""
+    if not _has_frozen(config, model):
         return {}
-    return partition.store(start_params(config, model, mesh), pattern, model)[1]
+    pattern = partition.trainable_pattern(config)
+    return partition.store(_base_params(config, model, mesh, workdir.frozen_path()), pattern, model)[1]
+
+
+def _has_frozen(config: Config, model: RewardModel) -> bool:
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return bool(jax.tree.leaves(partition.split(shapes, partition.trainable_pattern(config))[1]))
 
 
 def restore(workdir: Workdir, model: RewardModel, mesh: Mesh) -> Params:
@@ -149,18 +139,18 @@ def restore(workdir: Workdir, model: RewardModel, mesh: Mesh) -> Params:
       InputError: there is no checkpoint, it is damaged, or the frozen parameters cannot be read or have changed.
     """
     trained, config = workdir.restore_params(model, mesh), workdir.config()
-    if workdir.frozen_file.exists():
-        config.model.path = workdir.frozen_path()
+    if _has_frozen(config, model):
+        model = dataclasses.replace(model, head=workdir.head())
         try:
-            frozen = frozen_params(config, dataclasses.replace(model, head=workdir.head()), mesh)
+            frozen = frozen_params(config, model, mesh, workdir)
         except InputError as error:
             raise InputError(f"{workdir}: the parameters that were not trained cannot be read: {error}") from error
-        workdir.check_frozen(frozen)
+        workdir.check_frozen(partition.checksum(frozen))
         return pytree.merge(trained, frozen)
     return trained
 
 
-def initial_params(config: Config, model: RewardModel, mesh: Mesh, key: jax.Array) -> Params:
+def initial_params(config: Config, model: RewardModel, mesh: Mesh, key: jax.Array, progress: bool = False) -> Params:
     """Returns the parameters at the start of training: of `config.path` if it is set, and random where it has none.
 
     Adapters of the model at `config.path` are merged; those of `model` are new.
@@ -169,73 +159,56 @@ def initial_params(config: Config, model: RewardModel, mesh: Mesh, key: jax.Arra
       InputError: the pretrained head has other attributes, or another shift, than the model's.
     """
     if model.lora:
-        params = initial_params(config, dataclasses.replace(model, lora=None), mesh, key)
-        init = functools.partial(lora.init, jax.eval_shape(lambda: params), model.lora, key)
-        shardings = state_shardings(mesh, jax.eval_shape(init))
-        return pytree.merge(params, jax.jit(init, out_shardings=shardings)())
+        params = initial_params(config, dataclasses.replace(model, lora=None), mesh, key, progress)
+        init = functools.partial(lora.init, config=model.lora, key=key)
+        shardings = state_shardings(mesh, jax.eval_shape(init, params))
+        return pytree.merge(params, jax.jit(init, out_shardings=shardings)(params))
     if not config.path:
         shardings = state_shardings(mesh, jax.eval_shape(model.init, key))
         return jax.jit(model.init, out_shardings=shardings)(key)
-    workdir = Workdir(resolve_path(config.path))
+    workdir = Workdir(paths.resolve_path(config.path))
     if workdir.is_workdir:
         _check_head(workdir.path, workdir.head(), model.head)
         return _rescale(restore_merged(workdir, model, mesh), workdir.head(), model.head)
-    files = _tensors(workdir.path)
+    files = paths.tensors(workdir.path)
     found = heads.read(files, model.decoder, artifact.read_metadata(workdir.path))
     if found is None:
-        shape = (model.decoder.hidden_size, len(model.head.attributes))
-        return weights.load(files, model, mesh, model.head.init * jax.random.normal(key, shape, "float32"))
+        return weights.load(files, model, mesh, model.init_head(key), progress=progress)
     _check_head(workdir.path, found.config, model.head)
-    params = weights.load(files, model, mesh, found.kernel, found.tensors)
+    params = weights.load(files, model, mesh, found.params, found.tensors, progress)
     return _rescale(params, found.config, model.head)
 
 
 def continue_head(config: Config, head: HeadConfig) -> HeadConfig:
-    """Returns `head` with the shift (a bias, a normalization) of the head at `config.path`, unless it has its own."""
-    if not config.path or head.shift:
+    """Returns `head` with the hidden layer of the head at `config.path`, and its shift (a bias, a normalization).
+
+    A shift of its own is kept.
+    """
+    found = (_find_head(config.path) if config.path else None) or head
+    if len(found.attributes) != len(head.attributes):
         return head
-    workdir = Workdir(resolve_path(config.path))
+    return dataclasses.replace(head, hidden=found.hidden, shift=head.shift or found.shift)
+
+
+def _find_head(path: str) -> HeadConfig | None:
+    """Returns the configuration of the head of the model at a path; None if it has none."""
+    workdir = Workdir(paths.resolve_path(path))
     if workdir.is_workdir:
-        found = workdir.head()
-    else:
-        decoder, metadata = (
-            read_config(_config_file(workdir.path))[1],
-            artifact.read_metadata(workdir.path, verify=False),
-        )
-        read = heads.read(_tensors(workdir.path), decoder, metadata)
-        found = read.config if read else head
-    return dataclasses.replace(head, shift=found.shift) if len(found.attributes) == len(head.attributes) else head
+        return workdir.head()
+    _, decoder = read_config(paths.config_file(workdir.path))
+    found = heads.read(paths.tensors(workdir.path), decoder, artifact.read_metadata(workdir.path, verify=False))
+    return found.config if found else None
 
 
 def restore_merged(workdir: Workdir, model: RewardModel, mesh: Mesh) -> Params:
-    """Returns the parameters that `restore` returns, with the adapters added to the matrices."""
-    adapters = LoraConfig.from_config(workdir.config().lora)
-    params = restore(workdir, dataclasses.replace(model, lora=adapters), mesh)
-    return lora.merge(params, adapters) if adapters else params
-
-
-def _tensors(directory: pathlib.Path) -> TensorDirectory:
-    if peft.is_adapter(directory):
-        return peft.MergedTensors(directory, _tensors(_base_directory(directory)))
-    return TensorDirectory(directory, heads.SEPARATE_FILES)
-
-
-def _config_file(directory: pathlib.Path) -> pathlib.Path:
-    """Returns the path of a Hugging Face directory's config.json; of an adapter: of its base model's."""
-    return (_base_directory(directory) if peft.is_adapter(directory) else directory) / "config.json"
-
-
-def _base_directory(adapter: pathlib.Path) -> pathlib.Path:
-    """Returns the directory of the base model of an adapter; raises InputError if it is no Hugging Face directory."""
-    name = peft.base_model(adapter)
-    where = f"{adapter / peft.CONFIG_FILE}: base_model_name_or_path"
-    try:
-        directory = resolve_path(name)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-    if is_composed(name):
-        raise InputError(f"{where} is {name!r}, a workdir or an adapter; expected a whole model: export it first")
-    return directory
+    """Returns the parameters that `restore` returns, in the dtypes of the model, with adapters added to matrices."""
+    config = workdir.config()
+    options = {"lora": LoraConfig.from_config(config.lora), "param_dtype": config.model.param_dtype}
+    saved = dataclasses.replace(model, frozen_dtype=config.model.frozen_dtype, **options)
+    params = int8.dequantize(restore(workdir, saved, mesh), config.model.param_dtype)
+    params = lora.merge(params, saved.lora) if saved.lora else params
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, shapes)
 
 
 def _check_head(directory: pathlib.Path, found: HeadConfig, expected: HeadConfig) -> None:
@@ -263,44 +236,70 @@ def _rescale(params: Params, found: HeadConfig, expected: HeadConfig) -> Params:
         return params
     ones = (1.0,) * len(expected.attributes)
     ratio = jnp.asarray(found.scale or ones, jnp.float32) / jnp.asarray(expected.scale or ones, jnp.float32)
-    return params | {"head": {"kernel": params["head"]["kernel"] * ratio}}
+    return params | {"head": params["head"] | {"kernel": params["head"]["kernel"] * ratio}}
 
 
 def load_model(
-    path: str, *, mesh: Mesh, dtype: str = "float32", attention: str = "auto", max_length: int = 0
+    path: str,
+    *,
+    mesh: Mesh,
+    dtype: str = "float32",
+    attention: str = "auto",
+    max_length: int = 0,
+    progress: bool = False,
+    tokens: Sequence[int] = (),
+    attribute: str = "reward",
 ) -> LoadedModel:
     """Returns a trained reward model: an artifact, a Hugging Face classifier, or a workdir's best checkpoint.
 
     Args:
       max_length: of a conversation, for a model that stores none; it matters to LongRoPE alone. 0: all its positions.
+      progress: show a progress bar.
+      tokens, attribute: of a head made of rows of the language modeling head, see `head_tokens.read`.
 
     Raises:
-      InputError: PATH has no model, a file is damaged, or there is no reward head.
+      InputError: PATH has no model, a file is damaged, there is no reward head, or the parameters do not fit in memory.
     """
-    directory = resolve_path(path)
+    directory = paths.resolve_path(path)
     workdir = Workdir(directory)
     if workdir.is_workdir:
-        family, decoder = read_config(workdir.model_file)
+        family, decoder = read_config(workdir.checked(workdir.model_file))
         param_dtype = workdir.config().model.param_dtype
         model = RewardModel(decoder, workdir.head(), dtype, param_dtype, attention, family=family)
         metadata = workdir.metadata()
-        model = dataclasses.replace(model, decoder=decoder.for_length(metadata["max_length"]))
+        decoder = decoder.for_length(metadata["max_length"])
+        model = dataclasses.replace(model, decoder=decoder, mean_readout=is_mean(metadata["pooling"]))
+        check_heads(decoder, mesh)
+        memory.check_parameters(model, mesh, path)
         params = restore_merged(workdir, model, mesh)
-        return LoadedModel(model, params, workdir.tokenizer_directory, metadata["max_length"], metadata)
+        tokenizer = workdir.checked(workdir.tokenizer_directory)
+        return LoadedModel(model, params, tokenizer, metadata["max_length"], metadata)
     metadata = artifact.read_metadata(directory)
-    family, decoder = read_config(_config_file(directory))
-    files = _tensors(directory)
-    if (head := heads.read(files, decoder, metadata)) is None:
+    family, decoder = read_config(paths.config_file(directory))
+    files = paths.tensors(directory)
+    head = heads.read(files, decoder, metadata)
+    if tokens:
+        if head:
+            raise InputError(f"{directory}: there is a reward head already ({head.description}); give no --head_tokens")
+        head = head_tokens.read(files, family, tokens, attribute)
+    if head is None:
         fix = heads.suggest_name(files, decoder.hidden_size)
         raise InputError(
             f"{directory}: there is no reward head among the tensors (such as score.weight or v_head.summary.weight); "
-            + (fix or "train one with this directory as config.model.path, or give a reward model")
+            + (
+                fix
+                or "train one with this directory as config.model.path, give a reward model, or name the tokens whose "
+                "logits are the reward (rmjax.export --head_tokens)"
+            )
         )
-    decoder = decoder.for_length(metadata.get("max_length", max_length))
-    model = RewardModel(decoder, head.config, dtype, attention=attention, family=family)
-    params = weights.load(files, model, mesh, head.kernel, head.tensors)
     if not metadata:
-        options = heads.data_options(read_json(files.config_file))
-        metadata = {"reward_head": head.description, "data_options": options, **head.statistics}
-    directory = pathlib.Path(tokenizer_directory(path))
+        values = read_json(files.config_file)
+        options, pooling = heads.data_options(values), heads.readout(values)
+        metadata = {"reward_head": head.description, "data_options": options, "pooling": pooling, **head.statistics}
+    decoder, mean = decoder.for_length(metadata.get("max_length", max_length)), is_mean(metadata["pooling"])
+    model = RewardModel(decoder, head.config, dtype, attention=attention, family=family, mean_readout=mean)
+    check_heads(decoder, mesh)
+    memory.check_parameters(model, mesh, path)
+    params = weights.load(files, model, mesh, head.params, head.tensors, progress)
+    directory = pathlib.Path(paths.tokenizer_directory(path))
     return LoadedModel(model, params, directory, metadata.get("max_length", decoder.max_positions), metadata)

@@ -72,7 +72,9 @@ def _backward_on_cpu(residuals, dy: jax.Array):
     x, dy = lax.optimization_barrier((x, dy))
     dx = _contract(dy, w.astype(x.dtype), 1, 1).astype(x.dtype)
     # XLA's fast bfloat16 product contracts the last axis of the left operand; otherwise both are cast to float32.
-    dw = _contract(_transpose(x), dy, 1, 0) if x.dtype == jnp.bfloat16 else _contract(x, dy, 0, 0)
+    # With rows sharded, the copy's loop would gather them.
+    copied = x.dtype == jnp.bfloat16 and jax.sharding.get_abstract_mesh().size <= 1
+    dw = _contract(_transpose(x), dy, 1, 0) if copied else _contract(x, dy, 0, 0)
     return dx, dw.astype(w.dtype)
 
 

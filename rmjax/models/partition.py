@@ -14,11 +14,13 @@ import jax.numpy as jnp
 from rmjax.core import pytree
 from rmjax.core.config import Config
 from rmjax.core.errors import InputError
-from rmjax.models import lora
+from rmjax.models import int8, lora
 from rmjax.models.decoder import Params, RewardModel
+from rmjax.models.feature_model import FeatureModel
 
 _NAMES = {"all": "", "head": r"^head/", "lora": rf"^head/|{lora.PATTERN}"}
-_FEW = _NAMES["lora"]  # matches the parameters that are float32 whatever `model.param_dtype` is
+ADAPTERS_ONLY = ("", "lora")  # values of `train.trainable` with which a run with adapters trains them and the head
+FEW = _NAMES["lora"]  # matches the parameters that are float32 whatever `model.param_dtype` is
 
 
 def trainable_pattern(config: Config) -> str:
@@ -52,6 +54,11 @@ def check(config: Config, model: RewardModel) -> None:
             f"config.lora.rank is {model.lora.rank} and config.train.trainable is {rule!r}, which leaves the adapters "
             "untrained; set it to 'lora', or the rank to 0"
         )
+    if model.frozen_dtype and not any(map(int8.is_part, pytree.flatten(_frozen_shapes(pattern, model)))):
+        raise InputError(
+            f"config.model.frozen_dtype is {model.frozen_dtype!r} and config.train.trainable is {rule!r}, which trains "
+            "all matrices of the layers; set it to 'head' or 'lora' (with config.lora.rank), or remove frozen_dtype"
+        )
 
 
 def split(params: Params, pattern: str) -> tuple[Params, Params]:
@@ -59,8 +66,14 @@ def split(params: Params, pattern: str) -> tuple[Params, Params]:
     return pytree.split(params, lambda path: re.search(pattern, path) is not None)
 
 
-def store(params: Params, pattern: str, model: RewardModel) -> tuple[Params, Params]:
-    """Returns the trained parameters in float32, and the frozen ones in the dtypes of the model.
+def trains_head_only(pattern: str, model: RewardModel) -> bool:
+    """Returns whether all trained parameters are the head's."""
+    paths = pytree.flatten(jax.eval_shape(model.init, jax.random.key(0)))
+    return all(path.startswith("head/") for path in paths if re.search(pattern, path))
+
+
+def store(params: Params, pattern: str, model: RewardModel | FeatureModel) -> tuple[Params, Params]:
+    """Returns the trained parameters in float32, and the frozen ones in the dtypes of the model, or as int8.
 
     In bfloat16, updates below 1/256 of a parameter would be lost, and AdamW's second moment would not change.
     """
@@ -68,13 +81,18 @@ def store(params: Params, pattern: str, model: RewardModel) -> tuple[Params, Par
     dtypes = jax.eval_shape(model.init, jax.random.key(0))
     trained, frozen = split(params, pattern)
     trained = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trained)
-    return trained, jax.tree.map(cast, frozen, split(dtypes, pattern)[1])
+    frozen = jax.tree.map(cast, frozen, split(dtypes, pattern)[1])
+    return trained, int8.quantize(frozen) if model.frozen_dtype == "int8" else frozen
+
+
+def _frozen_shapes(pattern: str, model: RewardModel) -> Params:
+    return jax.eval_shape(lambda: store(model.init(jax.random.key(0)), pattern, model)[1])
 
 
 def is_float32(pattern: str, model: RewardModel) -> bool:
     """Returns whether all trained parameters are float32 in the dtypes of the model."""
     paths = pytree.flatten(jax.eval_shape(model.init, jax.random.key(0)))
-    return all(re.search(_FEW, path) for path in paths if re.search(pattern, path))
+    return all(re.search(FEW, path) for path in paths if re.search(pattern, path))
 
 
 def checksum(params: Any) -> str:
@@ -92,7 +110,8 @@ def checksum(params: Any) -> str:
 @jax.jit
 def _sum_bits(x: jax.Array) -> jax.Array:
     """Returns the sum, modulo 2^32, of the elements' bits, each times an odd number that depends on its index."""
-    bits = jax.lax.bitcast_convert_type(x, {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]).astype(jnp.uint32)
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
     index = jnp.zeros(x.shape, jnp.uint32)
     for axis, size in enumerate(x.shape):
         index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)

@@ -1,35 +1,34 @@
-"""Adapters in directories of the PEFT library: read as the tensors of the model that they make, and written.
+"""Adapters in directories of the PEFT library, read as the tensors of the model that they make.
 
 Axis letters: I inputs, O outputs of a linear map, R rank.
 """
 
-import functools
-import json
 import math
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
+import ml_dtypes
 import numpy as np
+import xxhash
 
-from rmjax.core import pytree, safetensors
 from rmjax.core.errors import InputError
 from rmjax.core.files import read_json
 from rmjax.core.safetensors import TensorDirectory
-from rmjax.models import lora, weights
-from rmjax.models.decoder import Params, RewardModel
-from rmjax.models.families import FAMILIES
+from rmjax.models import lora
 
 CONFIG_FILE = "adapter_config.json"
-_WEIGHTS_FILE = "adapter_model.safetensors"
-_PREFIX = "base_model.model."
+WEIGHTS_FILE = "adapter_model.safetensors"
+BASE_SUM, OPTIONS = "base_sum", "adapter_config"  # keys of rmjax.json
+_BASE_PATH = "base_model_name_or_path"
+PREFIX = "base_model.model."  # of the names in `WEIGHTS_FILE`
+_MAGNITUDE = ".lora_magnitude_vector"  # of DoRA, [O]
 _MATRIX = re.compile(r"(.+)\.lora_([AB])\.weight")
 # Options that change what an adapter computes; any value but these is refused.
 _OFF: tuple[Any, ...] = (None, False, 0, "", [], {})
 _UNSUPPORTED = (
-    *("use_dora", "lora_bias", "layer_replication", "target_parameters", "trainable_token_indices", "use_qalora"),
+    *("lora_bias", "layer_replication", "target_parameters", "trainable_token_indices", "use_qalora"),
     *("alora_invocation_tokens", "megatron_config", "use_bdlora", "arrow_config", "kasa_config", "velora_config"),
     "monteclora_config",
 )
@@ -64,6 +63,8 @@ def base_model(directory: pathlib.Path) -> str:
 class MergedTensors(TensorDirectory):
     """The tensors of a base model with an adapter: W + scale · B · A in float32 in place of each W [O, I] with A and B.
 
+    With DoRA, each row of the sum is divided by its norm and multiplied by the adapter's magnitude.
+
     Tensors that the adapter holds whole, such as the head, precede those of the base model.
 
     Args:
@@ -77,21 +78,49 @@ class MergedTensors(TensorDirectory):
     def __init__(self, directory: pathlib.Path, base: TensorDirectory):
         self.directory, self.config_file = directory, base.config_file
         self._base, self._files = base, {}
-        self._adapter = TensorDirectory(directory, single=_WEIGHTS_FILE)
-        self._options = read_json(directory / CONFIG_FILE)
+        self._adapter = TensorDirectory(directory, single=WEIGHTS_FILE)
+        self._options = options(directory)
         self._whole: dict[str, str] = {}  # name in the base model: name in the adapter's file
         self._scales: dict[str, float] = {}  # name of a matrix in the base model: the scale of its adapter
         self.shapes = dict(base.shapes)
         for name in self._adapter.shapes:
-            module = name.removeprefix(_PREFIX)
+            module = name.removeprefix(PREFIX)
             if match := _MATRIX.fullmatch(module):
                 if match[2] == "A":
                     self._scales[match[1] + ".weight"] = self._check(match[1])
+            elif module.endswith(_MAGNITUDE) and self._options.get("use_dora"):
+                pass  # read with the matrices
             elif ".lora_" in module:
                 raise InputError(f"{directory}: the tensor {name!r} is not implemented; merge the adapter with PEFT")
             else:
                 self._whole[module.replace(".base_layer.", ".")] = name
-        self.shapes |= {name: self._adapter.shapes[stored] for name, stored in self._whole.items()}
+        for name, stored in self._whole.items():
+            shape = self._adapter.shapes[stored]
+            if len(shape) == 2 and "embed" in name and shape[0] != self.shapes.get(name, shape)[0]:
+                raise InputError(
+                    f"{directory}: the adapter's {name!r} has {shape[0]} tokens, that of the base model "
+                    f"{base.directory} {self.shapes[name][0]}: the vocabulary was changed in training; merge the "
+                    "adapter with PEFT into the model that it was trained on"
+                )
+            self.shapes[name] = shape
+        self._check_base()
+
+    def _check_base(self) -> None:
+        """Raises InputError if the base model or the options are not those that the adapter was trained with."""
+        file = self.directory / "rmjax.json"  # written by rmjax alone
+        metadata = read_json(file) if file.exists() else {}
+        for key, expected in metadata.get(OPTIONS, {}).items():
+            if key != _BASE_PATH and (found := self._options.get(key)) != expected:
+                raise InputError(
+                    f"{self.directory / CONFIG_FILE}: {key} is {found!r}; the adapter was trained with {expected!r} "
+                    f"({file.name}): restore it"
+                )
+        if BASE_SUM in metadata and metadata[BASE_SUM] != base_sum(self._base, self._scales):
+            raise InputError(
+                f"{self.directory}: the adapter is of another base model: the matrices in {self._base.directory} have "
+                f"the right shapes, and other values than those that it was trained on; correct "
+                f"base_model_name_or_path in {CONFIG_FILE}"
+            )
 
     def _check(self, module: str) -> float:
         """Returns the scale of the adapter of a module; raises InputError unless it fits the base model's matrix."""
@@ -107,27 +136,41 @@ class MergedTensors(TensorDirectory):
                 f"a matrix {(outputs, inputs)}, and {module}.weight {has} in {self._base.directory}; correct "
                 f"base_model_name_or_path in {CONFIG_FILE}"
             )
-        alpha = _select(self._options.get("alpha_pattern") or {}, module, self._options.get("lora_alpha", 8))
-        return alpha / (math.sqrt(a[0]) if self._options.get("use_rslora") else a[0])
+        magnitude = self._adapter.shapes.get(PREFIX + module + _MAGNITUDE)
+        if self._options.get("use_dora") and magnitude != (outputs,):
+            raise InputError(
+                f"{self.directory}: use_dora is True, and the magnitude of {module!r} has the shape {magnitude}; "
+                f"expected {(outputs,)}"
+            )
+        return scale(self._options, module, a[0])
 
     def _names(self, module: str) -> tuple[str, ...]:
-        return tuple(_PREFIX + name for name, _ in _matrices(module))
+        return tuple(PREFIX + name for name, _ in tensor_names(module)[:2])
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
         """Returns tensor `name`, or its slice at `index`: float32 if an adapter is added, else in the file's dtype."""
         if name in self._whole:
             return self._adapter.read(self._whole[name], index)
-        values = self._base.read(name, index)
         if name not in self._scales:
-            return values
+            return self._base.read(name, index)
         rows, columns = (*index, slice(None), slice(None))[:2]
-        if transposed := self._options.get("fan_in_fan_out"):
+        transposed, dora = (bool(self._options.get(key)) for key in ("fan_in_fan_out", "use_dora"))
+        if transposed:
             rows, columns = columns, rows
+        total = self._sum(name, rows, slice(None) if dora else columns, transposed)
+        if dora:
+            magnitude = self._adapter.read(PREFIX + name.removesuffix(".weight") + _MAGNITUDE, (rows,))
+            total = total * (magnitude.astype(np.float32) / np.linalg.norm(total, axis=1))[:, None]
+            total = total[:, columns]
+        return total.T if transposed else total
+
+    def _sum(self, name: str, rows: slice, columns: slice, transposed: bool) -> np.ndarray:
+        """Returns a part of W + scale · B · A, float32 [O, I]."""
         a, b = self._names(name.removesuffix(".weight"))
-        product = self._adapter.read(b, (rows,)).astype(np.float32) @ self._adapter.read(
-            a, (slice(None), columns)
-        ).astype(np.float32)
-        return values.astype(np.float32) + np.float32(self._scales[name]) * (product.T if transposed else product)
+        read_float32 = lambda name, *index: self._adapter.read(name, index).astype(np.float32)
+        values = self._base.read(name, (columns, rows) if transposed else (rows, columns)).astype(np.float32)
+        product = read_float32(b, rows) @ read_float32(a, slice(None), columns)
+        return (values.T if transposed else values) + np.float32(self._scales[name]) * product
 
 
 def _select(patterns: Mapping[str, float], module: str, default: float) -> float:
@@ -135,58 +178,29 @@ def _select(patterns: Mapping[str, float], module: str, default: float) -> float
     return next((value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", module)), default)
 
 
-def write(directory: pathlib.Path, model: RewardModel, params: Params, base: str) -> None:
-    """Writes the adapters and the head, as PEFT does for a sequence classifier.
+def base_sum(files: TensorDirectory, names: Iterable[str]) -> str:
+    """Returns a checksum of the first row of each of some matrices, which tells base models apart.
 
-    Args:
-      model: with adapters, and a head without scale.
-      params: at least the adapters and the head.
-      base: path or hub name of the base model.
+    The values are rounded to bfloat16, so that it is the same for a copy of the model in another dtype.
     """
-    assert model.lora is not None
-    leaves = pytree.flatten(params)
-    rows = (row for row in FAMILIES[model.family].tensors if row.path.endswith("/kernel"))
-    modules = {row.path.removesuffix("kernel"): row.name.removesuffix(".weight") for row in rows}
-    modules = {path: module for path, module in modules.items() if path + lora.A in leaves}
-    names = list(modules.values())
-    if fused := {name.rpartition(".")[2] for name in names if names.count(name) > 1}:
-        raise InputError(
-            f"the family {model.family} stores several matrices in one tensor ({', '.join(sorted(fused))}), and their "
-            "adapters here are apart, which PEFT cannot represent; export the merged model, without --peft"
-        )
-    config = {
-        "peft_type": "LORA",
-        "task_type": "SEQ_CLS",
-        "base_model_name_or_path": base,
-        "r": model.lora.rank,
-        "lora_alpha": model.lora.alpha,
-        "use_rslora": model.lora.rslora,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "target_modules": sorted({re.sub(r"^.*\{\}\.", "", module) for module in modules.values()}),
-        "modules_to_save": ["classifier", "score"],
-        "inference_mode": True,
-    }
-    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
-    tensors = [*_named_adapters(modules, leaves), *weights.named_tensors(model, {"head": params["head"]})]
-    safetensors.write(directory, [(_PREFIX + name, make, size) for name, make, size in tensors], single=_WEIGHTS_FILE)
+    digest = xxhash.xxh3_128()
+    for name in sorted(names):
+        row = files.read(name, (slice(0, 1),)).astype(ml_dtypes.bfloat16)
+        digest.update(f"{files.shapes[name]}".encode() + row.tobytes())
+    return digest.hexdigest()
 
 
-def _named_adapters(
-    modules: Mapping[str, str], leaves: Mapping[str, jax.Array]
-) -> Iterator[tuple[str, Callable[[], np.ndarray], int]]:
-    """Yields what `weights.named_tensors` yields, for adapters; `modules`: {path of parameters: name of the module}."""
-    for path, module in modules.items():
-        for name, part in _matrices(module):
-            leaf = leaves[path + part]
-            for layer in range(len(leaf)):
-                yield name.format(layer), functools.partial(_transpose, leaf, layer), leaf.nbytes // len(leaf)
+def tensor_names(module: str) -> tuple[tuple[str, str], ...]:
+    """Returns the names of an adapter's tensors, without `PREFIX`, and their names in the parameter tree."""
+    return (f"{module}.lora_A.weight", lora.A), (f"{module}.lora_B.weight", lora.B), (module + _MAGNITUDE, lora.M)
 
 
-def _matrices(module: str) -> tuple[tuple[str, str], ...]:
-    return (f"{module}.lora_A.weight", lora.A), (f"{module}.lora_B.weight", lora.B)
+def options(directory: pathlib.Path) -> dict[str, Any]:
+    """Returns the contents of adapter_config.json."""
+    return read_json(directory / CONFIG_FILE)
 
 
-def _transpose(leaf: jax.Array, layer: int) -> np.ndarray:
-    return np.asarray(leaf[layer]).T
+def scale(options: Mapping[str, Any], module: str, rank: int) -> float:
+    """Returns the factor of B · A of a module whose adapter has the rank `rank`, by PEFT's rules."""
+    alpha = _select(options.get("alpha_pattern") or {}, module, options.get("lora_alpha", 8))
+    return alpha / (math.sqrt(rank) if options.get("use_rslora") else rank)

@@ -10,27 +10,37 @@ from jax.sharding import PartitionSpec as P
 
 from rmjax.core import pytree
 from rmjax.core.errors import InputError
-from rmjax.models import lora
+from rmjax.models import int8, lora
+from rmjax.models.architecture import DecoderConfig
 
 # (path regex, PartitionSpec) for the whole train state: parameters, and the optimizer's moments, whose paths have the
-# same endings. An adapter's matrices have the axes of the kernel beside them, and the rank, which is not sharded. The
-# axis L of the stacked layers is never sharded because `lax.scan` iterates over it.
+# same endings. An adapter's matrices have the axes of the kernel beside them, and the rank, which is not sharded; int8
+# values have those of the kernel that they represent, and their scales its last one. The axis L of the stacked layers
+# is never sharded because `lax.scan` iterates over it.
 STATE_RULES: tuple[tuple[str, P], ...] = (
-    (r"embedding/weight$", P(None, ("fsdp", "tensor"))),  # [V, D]; V is often odd
-    (r"(query|key|value|gate|up)/kernel$", P(None, "fsdp", "tensor")),  # [L, D, heads * P] or [L, D, F]
+    (r"embedding/weight$", P(None, ("fsdp", "tensor"))),  # [V, D] or [positions, D]; V is often odd
+    (r"(?<!experts/)(query|key|value|gate|up)/kernel$", P(None, "fsdp", "tensor")),  # [L, D, heads * P] or [L, D, F]
+    (r"experts/(gate|up)/kernel$", P(None, "tensor", "fsdp", None)),  # [L, E, D, F]
+    (r"experts/down/kernel$", P(None, "tensor", None, "fsdp")),  # [L, E, F, D]
+    (r"(router|shared_weight)/kernel$", P()),  # [L, D, E] or [L, D, 1]
     (r"(query|key|value|gate|up)/bias$", P(None, "tensor")),  # [L, heads * P] or [L, F]
-    (r"(output|down)/kernel$", P(None, "tensor", "fsdp")),  # [L, N * P, D] or [L, F, D]
+    (r"(?<!experts/)(output|down)/kernel$", P(None, "tensor", "fsdp")),  # [L, N * P, D] or [L, F, D]
     (r"(output|down)/bias$", P(None, None)),  # [L, D]
-    (r"norm/scale$", P()),  # [L, D] or [D]
-    (r"head/kernel$", P()),  # [D, A]
+    (r"norm/(scale|bias)$", P()),  # [L, D] or [D]
+    (r"head/(kernel|hidden/kernel|hidden/bias)$", P()),  # [D, A]; with a hidden layer [H, A], [D, H], [H]
     (r"(^|/)(step|count|ns_coeffs)$", P()),  # counters, and constants of Muon
 )
 
 
 def _partition_spec(path: str, shape: tuple[int, ...]) -> P:
-    spec = pytree.match_one(STATE_RULES, re.sub(lora.PATTERN, "/kernel", path), "sharding")
+    kernel = re.sub(f"{lora.PATTERN}|{int8.PATTERN}", "/kernel", path)
+    spec = pytree.match_one(STATE_RULES, kernel, "sharding")
+    if path.endswith(lora.M) and len(shape) == 2 and shape[-1] > 1:
+        return P(spec[0], spec[-1])
     if len(spec) > len(shape) or (len(shape) > 0 and shape[-1] == 1):
         return P()  # Adafactor's sums of rows and columns, and its placeholders
+    if int8.is_part(path) and shape[-2] == 1:  # scales
+        return P(*spec[:-2], None, spec[-1])
     if path.endswith(lora.A):
         return P(*spec[:-1], None)
     return P(*spec[:-2], None, spec[-1]) if path.endswith(lora.B) else spec
@@ -62,6 +72,23 @@ def sharded_shapes(mesh: Mesh, abstract_state: Any) -> Any:
     """Returns `abstract_state` with the shardings of `state_shardings`: what a checkpoint is restored onto."""
     add = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
     return jax.tree.map(add, abstract_state, state_shardings(mesh, abstract_state))
+
+
+def check_heads(decoder: DecoderConfig, mesh: Mesh) -> None:
+    """Raises InputError if the axis `tensor` of a mesh does not divide the model's heads."""
+    tensor = mesh.shape["tensor"]
+    for kind, count in (("query", decoder.num_heads), ("key/value", decoder.num_kv_heads)):
+        if count % tensor:
+            raise InputError(
+                f"config.mesh.tensor is {tensor}, which does not divide the model's {count} {kind} heads; choose a "
+                "common divisor of the numbers of query and key/value heads"
+            )
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Returns the bytes on one device of the leaves of a tree, which have shardings."""
+    shard = lambda leaf: math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    return sum(map(shard, jax.tree.leaves(tree)))
 
 
 def mesh_platform() -> str:

@@ -1,8 +1,9 @@
 """Reading and writing of parameters as Hugging Face tensors, by the tensor names of the model family."""
 
 import functools
+import math
 import re
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from typing import Any
 
 import jax
@@ -11,12 +12,19 @@ from jax.sharding import Mesh
 
 from rmjax.core import pytree, safetensors
 from rmjax.core.errors import InputError
+from rmjax.core.progress import progress_bar
 from rmjax.models.decoder import Params, RewardModel
 from rmjax.models.families import FAMILIES, Family, TensorName
 from rmjax.models.heads import suggest_name
+from rmjax.models.placement import from_tensors, num_reads
 from rmjax.models.sharding import state_shardings
 
-_HEAD = "head/kernel"
+# Names of the tensors of a head with a hidden layer.
+_TWO_LAYERS = (
+    TensorName("head/hidden/kernel", "score.0.weight", True),
+    TensorName("head/hidden/bias", "score.0.bias", False),
+    TensorName("head/kernel", "score.2.weight", True),
+)
 _CHECK_CONFIG = "check that config.json belongs to these weights"
 
 
@@ -24,58 +32,69 @@ def load(
     files: safetensors.TensorDirectory,
     model: RewardModel,
     mesh: Mesh,
-    head: np.ndarray | jax.Array,
+    head: Mapping[str, Any],
     head_tensors: Set[str] = frozenset(),
+    progress: bool = False,
 ) -> Params:
     """Returns the parameters of `model` from a Hugging Face directory; each device reads only its shards.
 
     Args:
       files: of a causal LM, or of a model with a reward head.
-      head: float32 [D, A], the head's weights (`rmjax.models.heads`).
+      head: float32, the head's parameters (`RewardModel.init_head`).
       head_tensors: names of the tensors that they were read from.
+      progress: show a progress bar.
 
     Raises:
       InputError: a tensor is missing, unknown or has another shape; names the tensor.
     """
     path, family = files.directory, FAMILIES[model.family]
     abstract = jax.eval_shape(model.init, jax.random.key(0))
-    table, parts = _tables(family, abstract)
-    used, names = set(head_tensors), {re.sub(f"^{family.prefix}", "model.", name): name for name in files.shapes}
+    used, names = set(head_tensors), {re.sub(f"^{family.prefix}", family.base, name): name for name in files.shapes}
+    table, parts = _tables(_choose_names(family, names), abstract)
+
+    head_leaves = pytree.flatten({"head": dict(head)})
 
     def read(parameter: str, leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.Array:
-        _, tensor, transposed = table[parameter]
-        if parameter == _HEAD:
-            return jax.make_array_from_callback(leaf.shape, sharding, np.asarray(head).__getitem__)
-        stacked = "{}" in tensor
-        shape = leaf.shape[1:] if stacked else leaf.shape
+        if (given := head_leaves.get(parameter)) is not None:
+            return jax.make_array_from_callback(leaf.shape, sharding, np.asarray(given).__getitem__)
+        _, tensor, transposed, by_head = table[parameter]
+        stacked = tensor.count("{}")  # the number of leading axes that the names of tensors stand for
         outputs = [part.shape[-1] for part in parts[tensor].values()]
-        start = sum(outputs[: list(parts[tensor]).index(parameter)])
-        if len(outputs) > 1:
-            shape = (*shape[:-1], sum(outputs))
-        tensors = [tensor.format(i) for i in range(leaf.shape[0])] if stacked else [tensor]
-        for i, name in enumerate(tensors):
-            if name not in names:
+        which = list(parts[tensor]).index(parameter)
+        shape = (*leaf.shape[stacked:-1], sum(outputs))
+        tensors = np.empty(leaf.shape[:stacked], object)
+        for at in np.ndindex(tensors.shape):
+            if (name := tensor.format(*at)) not in names:
                 raise InputError(f"{path}: the tensor {name!r} is missing; {_CHECK_CONFIG}")
-            tensors[i] = name = names[name]
+            tensors[at] = name = names[name]
             used.add(name)
-            if files.shapes[name] != (expected := shape[::-1] if transposed else shape):
+            if files.shapes[name] != (expected := _swapped(shape) if transposed else shape):
                 found = files.shapes[name]
                 raise InputError(f"{path}: the tensor {name!r} has shape {found}; expected {expected} by config.json")
 
-        def shard(index: tuple[slice, ...] | None) -> np.ndarray:
-            assert index is not None  # only in the type stub
-            layers, index = (tensors[index[0]], index[1:]) if stacked else (tensors, index)
-            if len(outputs) > 1:
-                first, last, _ = index[-1].indices(leaf.shape[-1])
-                index = (*index[:-1], slice(start + first, start + last))
-            arrays = [files.read(name, index[::-1] if transposed else index).astype(leaf.dtype) for name in layers]
-            arrays = [array.T if transposed else array for array in arrays]
-            return np.stack(arrays) if stacked else arrays[0]
+        def read_one(name: str, index: tuple[slice, ...]) -> np.ndarray:
+            rest, columns = index[:-1], slice(*index[-1].indices(leaf.shape[-1]))
+            if by_head:
+                wanted = slice(None)
+            else:
+                wanted = slice(*(sum(outputs[:which]) + end for end in (columns.start, columns.stop)))
+            array = files.read(name, _swapped((*rest, wanted)) if transposed else (*rest, wanted))
+            bar.update(1)
+            array = np.swapaxes(array, -1, -2) if transposed else array
+            return _take_part(array, outputs, which, model.decoder.num_kv_heads)[..., columns] if by_head else array
 
-        return jax.make_array_from_callback(leaf.shape, sharding, shard)
+        return from_tensors(leaf, sharding, stacked, lambda at, index: read_one(tensors[at], index))
 
     paths = pytree.map_with_path(lambda path, _: path, abstract)
-    params = jax.tree.map(read, paths, abstract, state_shardings(mesh, abstract))
+    shardings = state_shardings(mesh, abstract)
+    placed = pytree.flatten(shardings)
+    count = sum(
+        num_reads(leaf, placed[name], table[name].name.count("{}"))
+        for name, leaf in pytree.flatten(abstract).items()
+        if name not in head_leaves
+    )
+    with progress_bar(count, f"loading {path}", "tensor", disable=not progress) as bar:
+        params = jax.tree.map(read, paths, abstract, shardings)
     unused = lambda name: re.fullmatch(family.unused_tensors, name) is not None
     if unknown := sorted(name for name in files.shapes.keys() - used if not unused(name)):
         fix = "" if head_tensors else suggest_name(files, model.decoder.hidden_size)
@@ -88,28 +107,51 @@ def load(
 
 def named_tensors(model: RewardModel, params: Params) -> Iterator[tuple[str, Callable[[], np.ndarray], int]]:
     """Yields (Hugging Face's name, function that returns the numpy array, size in bytes) for every tensor."""
-    table, parts = _tables(FAMILIES[model.family], params)
+    rows: Iterable[TensorName] = FAMILIES[model.family].tensors
+    if model.head.hidden:
+        rows = [*(row for row in rows if not row.path.startswith("head/")), *_TWO_LAYERS]
+    table, parts = _tables(rows, params)
     for name, leaves in parts.items():
-        transposed, arrays = table[next(iter(leaves))].transposed, list(leaves.values())
-        size = sum(leaf.nbytes for leaf in arrays)
-        if "{}" not in name:
-            yield name, functools.partial(_to_numpy, arrays, transposed), size
-            continue
-        for layer in range(len(arrays[0])):
-            yield name.format(layer), functools.partial(_to_numpy, arrays, transposed, layer), size // len(arrays[0])
+        row, arrays = table[next(iter(leaves))], list(leaves.values())
+        stack = arrays[0].shape[: name.count("{}")]
+        size = sum(leaf.nbytes for leaf in arrays) // math.prod(stack)
+        heads = model.decoder.num_kv_heads if row.by_head else 1
+        for at in np.ndindex(stack):
+            yield name.format(*at), functools.partial(_to_numpy, arrays, row.transposed, at, heads), size
 
 
-def _tables(family: Family, params: Params) -> tuple[dict[str, TensorName], dict[str, dict[str, Any]]]:
-    """Returns {path: names} of all parameters of a family, and {tensor: {path: leaf}} of those in `params`."""
-    flat, parts = pytree.flatten(params), dict[str, dict[str, Any]]()
-    for row in family.tensors:
-        if row.path in flat:
-            parts.setdefault(row.name, {})[row.path] = flat[row.path]
-    return {row.path: row for row in family.tensors}, parts
+def _choose_names(family: Family, names: Collection[str]) -> list[TensorName]:
+    """Returns the table of a family, with its other names of parameters where files have these `names`."""
+    others = {row.path: row for row in family.other_tensors if row.name.format(0, 0) in names}
+    return [others.get(row.path, row) for row in family.tensors]
 
 
-def _to_numpy(arrays: list[jax.Array], transposed: bool, layer: int | None = None) -> np.ndarray:
-    """Returns the tensor whose rows are those of `arrays`, one after another."""
-    parts = [np.asarray(array if layer is None else array[layer]) for array in arrays]
-    parts = [part.T if transposed else part for part in parts]
-    return np.concatenate(parts) if len(parts) > 1 else parts[0]
+def _tables(rows: Iterable[TensorName], params: Params) -> tuple[dict[str, TensorName], dict[str, dict[str, Any]]]:
+    """Returns {path: names} of all parameters of a table, and {tensor: {path: leaf}} of those in `params`."""
+    table, flat, parts = {row.path: row for row in rows}, pytree.flatten(params), dict[str, dict[str, Any]]()
+    for path, row in table.items():
+        if path in flat:
+            parts.setdefault(row.name, {})[path] = flat[path]
+    return table, parts
+
+
+def _to_numpy(arrays: list[jax.Array], transposed: bool, at: tuple[int, ...], heads: int) -> np.ndarray:
+    """Returns the tensor whose outputs are those of `arrays`: all of the first, of the second, …, for each head."""
+    parts = [np.asarray(array[at] if at else array) for array in arrays]
+    whole = parts[0]
+    if len(parts) > 1:
+        split = [part.reshape(*part.shape[:-1], heads, -1) for part in parts]
+        whole = np.concatenate(split, axis=-1).reshape(*whole.shape[:-1], -1)
+    return np.swapaxes(whole, -1, -2) if transposed else whole
+
+
+def _take_part(array: np.ndarray, outputs: list[int], which: int, heads: int) -> np.ndarray:
+    """Returns the outputs of one array of the tensor that `_to_numpy` makes of several."""
+    start, size = sum(outputs[:which]) // heads, outputs[which] // heads
+    split = array.reshape(*array.shape[:-1], heads, -1)
+    return split[..., start : start + size].reshape(*array.shape[:-1], -1)
+
+
+def _swapped(axes: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Returns what belongs to each axis of the transposed matrices."""
+    return (*axes[:-2], axes[-1], axes[-2])

@@ -99,10 +99,11 @@ def make_reward_service(
       queue_size, queue_tokens: maximum numbers of queued sequences and tokens.
       truncate: truncate sequences that are too long, instead of rejecting them.
     """
-    scorer = pipeline.scorer
+    scorer, readout = pipeline.scorer, pipeline.tokenizer.readout_place
+    score = lambda trees: scorer.score([readout.place(tree) for tree in trees])
     on_device = memory.resident(memory.register(scorer, "params", metrics))
     engine = Engine(
-        on_device(scorer.score),
+        on_device(score),
         on_device(scorer.warm_up),
         max_length=pipeline.max_length,
         batch_tokens=scorer.rows * scorer.row_length,

@@ -21,8 +21,7 @@ from rmjax.serving.conversations import Conversation, Conversations, join
 _LENGTH_HEADER = "inference-header-content-length"
 _RETRIED = (502, 503, 504)  # statuses of a server or proxy after which the same request may succeed
 _MAX_BACKOFF, _MAX_POLL = 10.0, 1.0  # seconds between two attempts, in general and for a server that is starting
-_CONNECT_SECONDS = 10.0
-_WARN_SECONDS = 5.0  # of retries, before the warning
+_CONNECT_SECONDS, _WARN_SECONDS = 10.0, 5.0  # of an attempt to connect; of retries, before the warning
 _TIMEOUTS = (httpx2.ReadTimeout, httpx2.WriteTimeout, httpx2.PoolTimeout)  # of servers that can be reached
 _START = "python -m rmjax.serve --model=PATH --http_port=PORT"
 
@@ -259,11 +258,17 @@ class Client:
         return self._run(self._client.models())
 
     def close(self) -> None:
-        """Closes the connections."""
-        self._run(self._client.close())
+        """Closes the connections; calls that other threads wait for raise CancelledError."""
+        self._run(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    async def _close(self) -> None:
+        for task in (tasks := asyncio.all_tasks() - {asyncio.current_task()}):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._client.close()
 
     def _run(self, coroutine: Coroutine) -> Any:
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
@@ -296,8 +301,8 @@ def _failure(error: Exception) -> tuple[str, str]:
     if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
         fix = f"Start it with {_START}, or pass wait=SECONDS for one that is starting"
         return f"the connection failed {reason}", f"; is the server running? {fix}"
-    fix = "use the server's HTTP port, not its gRPC port, and https:// for a server with TLS"
-    return f"the server ended the connection without an HTTP response {reason}", f"; {fix}"
+    fix = "; use the server's HTTP port, not its gRPC port, and https:// for a server with TLS"
+    return f"the server ended the connection without an HTTP response {reason}", fix
 
 
 def _seconds(header: str) -> float:

@@ -4,6 +4,7 @@ Messages are sent to the client: they name the tensor or field, never a path or 
 """
 
 import dataclasses
+import functools
 
 from absl import logging
 
@@ -27,6 +28,7 @@ class InputName:
         return self.row_format.format(row) or self.text
 
 
+@functools.lru_cache(64)
 def tensor_name(name: str) -> InputName:
     """Returns the name of an input tensor.
 

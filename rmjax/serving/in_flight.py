@@ -1,25 +1,21 @@
 """A counter of requests in flight."""
 
 import asyncio
-import contextlib
-from collections.abc import Iterator
 
 
 class InFlight:
-    """Counts requests in flight; the event `idle` is set while there are none."""
+    """Counts requests in flight, each of which is a `with` block; the event `idle` is set while there are none."""
 
     def __init__(self):
         self._count, self.idle = 0, asyncio.Event()
         self.idle.set()
 
-    @contextlib.contextmanager
-    def track(self) -> Iterator[None]:
-        """Counts one more request until the context ends."""
+    def __enter__(self) -> None:
         self._count += 1
-        self.idle.clear()
-        try:
-            yield
-        finally:
-            self._count -= 1
-            if not self._count:
-                self.idle.set()
+        if self._count == 1:
+            self.idle.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self._count -= 1
+        if not self._count:
+            self.idle.set()

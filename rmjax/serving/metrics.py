@@ -1,9 +1,7 @@
 """Prometheus metrics of the server and of each model."""
 
-import contextlib
 import threading
 import time
-from collections.abc import Iterator
 
 import jax
 import prometheus_client
@@ -67,15 +65,11 @@ class ModelMetrics:
         self.host_bytes: Gauge = metrics.host_bytes.labels(model)
         self.latency: Histogram = metrics.latency.labels(model)
 
-    @contextlib.contextmanager
-    def request(self) -> Iterator[None]:
-        """Counts one request: answered, or refused with the exception that ends the context."""
-        began = time.monotonic()
-        try:
-            yield
-        except BaseException as error:  # includes cancellation
+    def count_request(self, began: float, error: BaseException | None) -> None:
+        """Counts a request that began at this time of `time.monotonic`: answered, or refused with an error."""
+        if error is not None:
             self._refused.labels(self.model, getattr(error, "metric_label", type(error).__name__)).inc()
-            raise
+            return
         self.requests.inc()
         self.latency.observe(time.monotonic() - began)
 

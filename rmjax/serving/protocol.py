@@ -44,7 +44,7 @@ class Tensor:
     shape: tuple[int, ...]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(slots=True)
 class Call:
     """Client, deadline and text options of a request.
 

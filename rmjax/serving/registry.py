@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -81,9 +82,16 @@ class ModelRegistry:
         Raises:
           NotFound: the model or the version does not exist.
         """
-        loaded = self._find(name, version)
-        with loaded.requests.track(), loaded.model.metrics.request() if counted else contextlib.nullcontext():
-            yield loaded.model
+        loaded, began, failure = self._find(name, version), time.monotonic(), None
+        with loaded.requests:
+            try:
+                yield loaded.model
+            except BaseException as error:  # includes cancellation
+                failure = error
+                raise
+            finally:
+                if counted:
+                    loaded.model.metrics.count_request(began, failure)
 
     def index(self, only_ready: bool = False) -> list[dict[str, Any]]:
         """Returns the models and their states as the protocol's JSON."""

@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 from collections.abc import Callable, Mapping, Sequence
 
+from rmjax.core import readouts
 from rmjax.core.config import Config
 from rmjax.core.errors import InputError
 from rmjax.core.processes import of_first
@@ -17,7 +18,7 @@ from rmjax.data.tokens.dataset import TokenizedDataset, concatenate
 from rmjax.data.tokens.load import load_dataset
 from rmjax.data.tokens.tokenize import DatasetOptions
 from rmjax.data.tokens.tokenizer import Tokenizer
-from rmjax.models import loading
+from rmjax.models import paths
 from rmjax.models.workdir import Workdir
 
 Mixture = tuple[tuple[int, int], ...]  # see `BatchPlan.mixture`
@@ -28,15 +29,17 @@ SPLITS = ("train", "validation")
 def load_tokenizer(config: Config, workdir: Workdir | None = None) -> Tokenizer:
     """Returns the tokenizer of a run, with the date that its chat template writes.
 
-    The date is the one of `config`, else that of the run in `workdir`, else the first process' present date.
+    The date is the one of `config`, else that of the run in `workdir`, else the first process' present date; where
+    rewards are read: that of `config`, else of the run in `workdir`, else of the model at `config.model.path`.
 
     Raises:
       InputError: the tokenizer cannot be loaded.
     """
-    date = config.data.template_date
-    if not date and workdir is not None and workdir.created:
-        date = workdir.config().data.template_date
-    tokenizer = Tokenizer.load(loading.tokenizer_of(config), date)
+    date, readout = config.data.template_date, config.data.readout
+    if workdir is not None and workdir.created:
+        saved = workdir.config().data
+        date, readout = date or saved.template_date, readout or saved.readout or readouts.LAST_TOKEN
+    tokenizer = Tokenizer.load(paths.tokenizer_of(config), date, readout or paths.readout_of(config))
     if date or not tokenizer.writes_date:
         return tokenizer
     today = datetime.date.fromordinal(of_first(templates.today().toordinal()))

@@ -1,26 +1,29 @@
 """Export of a model to a serving artifact."""
 
+import contextlib
 import dataclasses
 import pathlib
-import shutil
-import tempfile
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from rmjax.core import locks, os_errors, pytree, readouts
 from rmjax.core.errors import InputError
+from rmjax.core.files import new_directory
 from rmjax.core.mesh import make_mesh
 from rmjax.data.tokens.tokenizer import ADDED_PAD, Tokenizer
-from rmjax.models import artifact, loading, partition
+from rmjax.models import artifact, loading, partition, paths, peft_adapters
 from rmjax.models import peft as peft_format
 from rmjax.models.architecture import HeadConfig
 from rmjax.models.decoder import RewardModel
-from rmjax.models.families import read_config
+from rmjax.models.families import FAMILIES, read_config
 from rmjax.models.lora import LoraConfig
 from rmjax.models.workdir import Workdir
+from rmjax.training import token_head
 
 
 def export(
@@ -30,6 +33,8 @@ def export(
     merge: Sequence[str] = (),
     standardize: bool = False,
     peft: bool = False,
+    head_tokens: Sequence[str] = (),
+    step_separator: str = "",
 ) -> dict[str, Any]:
     """Writes the artifact of a model; `output` appears only when it is complete.
 
@@ -39,26 +44,38 @@ def export(
       standardize: rewards become (reward - mean) / std, with mean and std over the validation data. transformers'
         logits then differ from them by a constant, see `artifact.write`.
       peft: write the adapters and the head alone, for the PEFT library.
+      head_tokens: `model` is a causal language model, and the reward the logit of this token, or that of the first
+        minus that of the second.
+      step_separator: with `head_tokens`: the model judges steps, and is read at this text after each.
 
     Returns:
       the contents of rmjax.json.
 
     Raises:
-      InputError: `model` cannot be loaded, `output` is in use, or an option does not fit the head.
+      InputError: `model` cannot be loaded, `output` is in use or cannot be written, or an option does not fit the
+        head.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output}: exists and is not an empty directory; choose another --output or remove it")
     mesh = make_mesh()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with jax.set_mesh(mesh), tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
-        incomplete = pathlib.Path(temporary) / "artifact"
-        incomplete.mkdir()
-        loaded = _load_adapters(model, mesh) if peft else loading.load_model(str(model), mesh=mesh)
+    with (
+        locks.hold(output, "--output", directory=False),
+        os_errors.reported(output),
+        jax.set_mesh(mesh),
+        _new_directory(output) as incomplete,
+    ):
+        if head_tokens:
+            loaded = token_head.load(str(model), mesh, head_tokens, step_separator)
+        else:
+            loaded = _load_adapters(model, mesh) if peft else loading.load_model(str(model), mesh=mesh)
+        if wrong := pytree.non_finite_paths(loaded.params):
+            raise InputError(
+                f"{model}: {wrong[0]} is not finite, so the model is not exported; train again with a lower "
+                "config.optimizer.learning_rate, or restore the weights"
+            )
         if merge:
             loaded = _merge_attributes(loaded, merge)
         if standardize:
             loaded = _standardize_rewards(loaded)
-        tokenizer = Tokenizer.load(str(loaded.directory))
+        tokenizer = Tokenizer.load(str(loaded.directory), readout=loaded.metadata["pooling"])
         padded = tokenizer.with_separate_pad()
         if peft:  # the base model's embedding stays as it is
             fits = padded.base.pad_token_id < loaded.model.decoder.vocab_size
@@ -68,10 +85,16 @@ def export(
             loaded = _cover_padding(loaded, padded)
             pad = padded.base.pad_token_id
             metadata = artifact.write(incomplete, loaded.model, loaded.params, pad, loaded.metadata)
-        if output.exists():
-            output.rmdir()
-        shutil.move(incomplete, output)
     return metadata
+
+
+@contextlib.contextmanager
+def _new_directory(output: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a temporary directory beside `output`, which must be new or empty, and replaces it at the end."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output}: exists and is not an empty directory; choose another --output or remove it")
+    with new_directory(output, output.with_name(f".{output.name}.part")) as partial:
+        yield partial
 
 
 def _load_adapters(path: pathlib.Path | str, mesh: Mesh) -> loading.LoadedModel:
@@ -85,9 +108,11 @@ def _load_adapters(path: pathlib.Path | str, mesh: Mesh) -> loading.LoadedModel:
     if config is None or not config.lora.rank:
         found = "trained no adapters (config.lora.rank is 0)" if config else "is not a workdir"
         raise InputError(f"--peft: {path} {found}; export it without --peft")
-    family, decoder = read_config(workdir.model_file)
+    family, decoder = read_config(workdir.checked(workdir.model_file))
     adapters = LoraConfig.from_config(config.lora)
-    model = RewardModel(decoder, workdir.head(), param_dtype=config.model.param_dtype, family=family, lora=adapters)
+    mean = readouts.is_mean(config.data.readout)
+    options = {"param_dtype": config.model.param_dtype, "family": family}
+    model = RewardModel(decoder, workdir.head(), lora=adapters, mean_readout=mean, **options)
     pattern = partition.trainable_pattern(config)
     if not partition.is_float32(pattern, model):
         rule = config.train.trainable
@@ -101,7 +126,8 @@ def _load_adapters(path: pathlib.Path | str, mesh: Mesh) -> loading.LoadedModel:
             "--peft: the run did not train the head, which has to be in the adapter; export without --peft"
         )
     metadata = workdir.metadata()
-    return loading.LoadedModel(model, params, workdir.tokenizer_directory, metadata["max_length"], metadata)
+    tokenizer = workdir.checked(workdir.tokenizer_directory)
+    return loading.LoadedModel(model, params, tokenizer, metadata["max_length"], metadata)
 
 
 def _write_adapters(
@@ -109,7 +135,7 @@ def _write_adapters(
 ) -> dict[str, Any]:
     """Writes PEFT's files, the tokenizer and rmjax.json, and returns the contents of the latter."""
     base = Workdir(pathlib.Path(path)).frozen_path()
-    if not base or loading.is_composed(base):
+    if not base or paths.is_composed(base):
         kind = "a workdir or an adapter" if base else "not saved (config.model.path is empty)"
         raise InputError(
             f"--peft: the base model {base or 'of the run'} is {kind}, and PEFT needs a whole model: export it without "
@@ -117,8 +143,12 @@ def _write_adapters(
         )
     tokenizer.save(directory)
     model, params = artifact.fold_scale(loaded.model, loaded.params)
-    peft_format.write(directory, model, params, base)
-    return artifact.write_metadata(directory, model, loaded.metadata)
+    peft_adapters.write(directory, model, params, base)
+    files, family = paths.tensors(paths.resolve_path(base)), FAMILIES[model.family]
+    names = {re.sub(f"^{family.prefix}", family.base, name): name for name in files.shapes}
+    checksum = peft_format.base_sum(files, [names[name] for name in peft_adapters.matrices(model)])
+    identity = {peft_format.BASE_SUM: checksum, peft_format.OPTIONS: peft_format.options(directory)}
+    return artifact.write_metadata(directory, model, loaded.metadata | identity)
 
 
 def _cover_padding(loaded: loading.LoadedModel, tokenizer: Tokenizer) -> loading.LoadedModel:
@@ -153,8 +183,9 @@ def _merge_attributes(loaded: loading.LoadedModel, merge: Sequence[str]) -> load
     metadata = loaded.metadata | {"merged": weights}
     if tuple(weights.values()) != head.merge:  # the stored statistics are of another reward
         metadata |= {"reward_mean": None, "reward_std": None}
-    model = dataclasses.replace(loaded.model, head=HeadConfig(shift=(shift,) if shift else ()))
-    params = loaded.params | {"head": {"kernel": kernel}}
+    head = HeadConfig(hidden=head.hidden, shift=(shift,) if shift else ())
+    model = dataclasses.replace(loaded.model, head=head)
+    params = loaded.params | {"head": loaded.params["head"] | {"kernel": kernel}}
     return dataclasses.replace(loaded, model=model, params=params, metadata=metadata)
 
 

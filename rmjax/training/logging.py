@@ -10,6 +10,7 @@ import tensorboardX
 
 from rmjax.core.files import write_atomic
 from rmjax.core.progress import progress_bar, write_line
+from rmjax.core.state_files import read_lines
 from rmjax.models.workdir import Workdir
 from rmjax.training import figures
 
@@ -19,11 +20,11 @@ class MetricsWriter:
 
     To add a backend, write a subclass whose constructor takes (workdir, step), and add it to `WRITERS` or pass it to
     `experiment.train(..., writers=[...])`. A run resumes after `step` steps and repeats later ones, so metrics of later
-    steps that an earlier process wrote are stale.
+    steps that an earlier process wrote are stale. If `step` is 0, all are: the validation at step 0 is repeated too.
     """
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
-        """Adds the metrics of a step; `split` is train or validation."""
+        """Adds the metrics of a step; `split` is train, validation, or skipped (`count`, so far in the run)."""
         raise NotImplementedError
 
     def flush(self) -> None:
@@ -34,19 +35,22 @@ class MetricsWriter:
 
 
 def read_metrics(path: pathlib.Path, last_step: int) -> list[dict[str, Any]]:
-    """Returns the lines of metrics.jsonl up to `last_step`; an incomplete line (the process was killed) ends it."""
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else ():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return [line for line in lines if line["step"] <= last_step]
+    """Returns the lines of metrics.jsonl up to `last_step`, without an incomplete last line (the process was killed).
+
+    Raises:
+      InputError: another line is damaged.
+    """
+    return [line for line in read_lines(path, {"step": int, "split": str}) if line["step"] <= last_step]
+
+
+def kept_metrics(path: pathlib.Path, step: int) -> list[dict[str, Any]]:
+    """Returns the lines of metrics.jsonl that a run which resumes at `step` keeps."""
+    return read_metrics(path, step) if step else []
 
 
 def latest_validation(path: pathlib.Path, last_step: int) -> dict[str, float]:
     """Returns the metrics of the last validation up to `last_step` in metrics.jsonl; {} if there is none."""
-    lines = [line for line in read_metrics(path, last_step) if line["split"] == "validation"]
+    lines = [line for line in kept_metrics(path, last_step) if line["split"] == "validation"]
     return {name: value for name, value in lines[-1].items() if name not in ("step", "split")} if lines else {}
 
 
@@ -54,7 +58,7 @@ class JsonlWriter(MetricsWriter):
     """metrics.jsonl: a JSON object with `step`, `split` and the metrics per line; stale lines are removed."""
 
     def __init__(self, workdir: Workdir, step: int):
-        lines = read_metrics(workdir.metrics_file, step)
+        lines = kept_metrics(workdir.metrics_file, step)
         write_atomic(workdir.metrics_file, "".join(json.dumps(line) + "\n" for line in lines))
         self._file = open(workdir.metrics_file, "a")  # noqa: SIM115 (closed by close)
 
@@ -73,7 +77,7 @@ class TensorBoardWriter(MetricsWriter):
     """Event files with a scalar `SPLIT/METRIC` per metric; stale steps are purged by TensorBoard."""
 
     def __init__(self, workdir: Workdir, step: int):
-        purge_step = step + 1 if step else None
+        purge_step = step + 1 if step else 0
         self._board = tensorboardX.SummaryWriter(str(workdir.tensorboard_directory), purge_step=purge_step)
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
@@ -94,7 +98,7 @@ class LearningCurve(MetricsWriter):
         self._path = workdir.learning_curve_file
         self._series: figures.Series = {}
         self._drawn = False
-        for line in read_metrics(workdir.metrics_file, step):
+        for line in kept_metrics(workdir.metrics_file, step):
             self.write(line["step"], line["split"], line)
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:

@@ -2,10 +2,8 @@
 
 import contextlib
 import dataclasses
-import signal
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -13,13 +11,23 @@ import jax
 import numpy as np
 
 from rmjax.core.config import Config, selection_score
-from rmjax.core.errors import InputError
+from rmjax.core.peers import stop_signal
+from rmjax.core.stopping import StopRequest
 from rmjax.data.packing.pipeline import materialize
 from rmjax.data.packing.plan import BatchPlan
 from rmjax.data.tokens.dataset import TokenizedDataset
 from rmjax.models.workdir import Workdir
 from rmjax.training.checkpoints import Checkpoints
-from rmjax.training.logging import WRITERS, CompositeWriter, MetricsWriter, OpenWriter, ProgressBar, latest_validation
+from rmjax.training.logging import (
+    WRITERS,
+    CompositeWriter,
+    MetricsWriter,
+    OpenWriter,
+    ProgressBar,
+    kept_metrics,
+    latest_validation,
+)
+from rmjax.training.non_finite import NonFiniteSteps
 from rmjax.training.objectives import Objective
 from rmjax.training.profiling import Profiler, parse_steps
 from rmjax.training.step import State, Trainer, shard_batch
@@ -37,79 +45,62 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingResult:
-    """The last completed step, the latest validation metrics, and whether a signal stopped the run before its end."""
+    """The result of a run.
+
+    Attributes:
+      step: the last completed step.
+      validation: the latest validation metrics.
+      stopped: whether a signal stopped the run before its end.
+      signal: the signal that was received, also during the last step; 0: none.
+    """
 
     step: int
     validation: dict[str, float]
     stopped: bool
-
-
-class StopRequest:
-    """Context manager that turns SIGTERM and the first SIGINT into a flag, which the loop reads between steps.
-
-    Only the main thread can handle signals; in another thread nothing is changed.
-
-    The processes of a multi-process run must stop at the same step: there `Checkpoints.preempted` reports SIGTERM,
-    which JAX handles, and SIGINT interrupts at once.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopRequest":
-        handles = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
-        for number in (signal.SIGTERM, signal.SIGINT) if handles else ():
-            self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def _handle(self, number: int, frame: Any) -> None:
-        self.requested = True
-        signal.signal(number, self._previous[number])  # a second signal interrupts at once
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+    signal: int = 0
 
 
 class StepLogger:
     """Logs a step's metrics after the next step is dispatched, so that the devices never wait for the host."""
 
     def __init__(
-        self, objective: Objective, training: Split, log_every: int, writer: MetricsWriter, progress: ProgressBar
+        self,
+        objective: Objective,
+        training: Split,
+        log_every: int,
+        writer: MetricsWriter,
+        progress: ProgressBar,
+        non_finite: NonFiniteSteps,
     ):
         self._objective, self._training, self._log_every = objective, training, log_every
-        self._writer, self._progress = writer, progress
-        self._pending: tuple[int, dict[str, Any]] | None = None
+        self._writer, self._progress, self._non_finite = writer, progress, non_finite
+        self._pending: tuple[int, dict[str, Any], Mapping[str, np.ndarray]] | None = None
         self.restart_clock()
 
     def restart_clock(self) -> None:
         """Starts the time of the next step now, so that it excludes validation."""
         self._clock = time.perf_counter()
 
-    def add(self, step: int, outputs: dict[str, Any]) -> None:
+    def add(self, step: int, outputs: dict[str, Any], batch: Mapping[str, np.ndarray]) -> None:
         """Logs the previous step (see `flush`) and keeps the outputs of `step`, which may not be computed yet."""
         self.flush()
-        self._pending = (step, outputs)
+        self._pending = (step, outputs, batch)
 
     def flush(self) -> None:
-        """Waits for the latest step and logs it; raises InputError if its loss or gradient is not finite."""
+        """Waits for the latest step and logs it; raises InputError as `NonFiniteSteps.check`."""
         if self._pending is None:
             return
-        (step, outputs), self._pending = self._pending, None
+        (step, outputs, batch), self._pending = self._pending, None
         outputs = jax.device_get(outputs)
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         metrics = self._objective.metrics(outputs["sums"]) | {"grad_norm": float(outputs["grad_norm"])}
         plan, dataset = self._training.plan, self._training.dataset
         comparisons = plan.comparisons(step - 1)
-        for name in ("loss", "grad_norm"):
-            if not np.isfinite(metrics[name]):
-                raise InputError(
-                    f"step {step}: {name} is {metrics[name]}, not finite; the step's comparisons: "
-                    f"{', '.join(dataset.where(i) for i in comparisons[:8])}{', …' if len(comparisons) > 8 else ''}; "
-                    "lower config.optimizer.learning_rate or check these records. Earlier checkpoints are not affected"
-                )
+        if warning := self._non_finite.check(step, metrics, [dataset.where(i) for i in comparisons], batch):
+            self._progress.print(warning)
+            self._writer.write(step, "skipped", {"count": self._non_finite.count})
+            return
         metrics |= {
             "learning_rate": float(outputs["learning_rate"]),
             "tokens_per_second": float(dataset.lengths[comparisons].sum()) / seconds,
@@ -119,6 +110,12 @@ class StepLogger:
         if step % self._log_every == 0 or step == plan.num_steps:
             self._writer.write(step, "train", metrics)
         self._progress.update(metrics)
+
+
+def intervals(config: Config, num_steps: int) -> tuple[int, int]:
+    """Returns the numbers of steps between two validations and between two checkpoints of a run."""
+    validate_every = config.evaluation.every or max(1, num_steps // 10)
+    return validate_every, config.checkpoint.every or validate_every
 
 
 def run(
@@ -137,19 +134,30 @@ def run(
     """Trains from `state['step']`, where `iterator` is, to the end of the training plan or until a signal stops it.
 
     `state` is donated; `writers` are used in addition to `logging.WRITERS`; `progress` is closed. Raises InputError if
-    a step's loss or gradient is not finite; no checkpoint is saved after that step.
+    a step's loss or gradient is not finite and is not skipped; no checkpoint is saved after that step.
     """
     step, last = int(state["step"]), training.plan.num_steps
-    validate_every = config.evaluation.every or max(1, last // 10)
-    save_every = config.checkpoint.every or validate_every
+    validate_every, save_every = intervals(config, last)
     metrics = latest_validation(workdir.metrics_file, step)
     writer = CompositeWriter(workdir, step, () if jax.process_index() > 0 else (*WRITERS, *writers))
-    logger = StepLogger(trainer.objective, training, config.train.log_every, writer, progress)
+    skipped = sum(line["split"] == "skipped" for line in kept_metrics(workdir.metrics_file, step))
+    non_finite = NonFiniteSteps(workdir, config.train.skip_non_finite, skipped)
+    logger = StepLogger(trainer.objective, training, config.train.log_every, writer, progress, non_finite)
     train_step, evaluate = trainer.compile_step(training.plan.short_length), trainer.compile_evaluation()
     profiler = Profiler(parse_steps(config.train.profile), workdir.path / "profile")
 
-    def validate() -> dict[str, float]:
-        metrics = run_validation(trainer, evaluate, trainer.params(state), validation)
+    received = 0  # the signal for which the run stops
+
+    def stopping() -> int:
+        nonlocal received
+        received = received or stop_signal(stop)
+        return received
+
+    def validate() -> dict[str, float] | None:
+        """Returns the metrics; None if the run has to stop, at once, since a validation can be long."""
+        metrics = None if received else run_validation(trainer, evaluate, trainer.params(state), validation, stopping)
+        if metrics is None:
+            return None
         logger.restart_clock()
         writer.write(step, "validation", metrics)
         progress.print(f"step {step}: validation {summarize(metrics)}")
@@ -158,8 +166,12 @@ def run(
     closing = contextlib.closing
     with closing(checkpoints), closing(progress), closing(writer), closing(profiler):
         if step == 0:
-            metrics = validate()
+            metrics = validate() or {}
             selection_score(metrics, config.checkpoint.best)  # raises if the validation data does not give this metric
+        elif (step % validate_every == 0 or step == last) and workdir.validation_metrics(step) is None:
+            # A signal came before or during the validation of this checkpoint.
+            metrics = validate() or {}
+            checkpoints.add_metrics(step, metrics)
         while step < last:
             item = next(iterator)
             profiler.before(step + 1)
@@ -167,23 +179,32 @@ def run(
             state, outputs = train_step(state, batch, item["microbatches"])
             step += 1
             profiler.after(step, outputs)
-            logger.add(step, outputs)
-            stopping = stop.requested or checkpoints.preempted(step)
+            logger.add(step, outputs, item["batch"])
+            stop.arm()  # from now on a signal stops the run after a step and saves it
+            checkpoints.check()
             validating = step % validate_every == 0 or step == last
-            if validating or stopping or step % save_every == 0:
+            if stopping() or validating or step % save_every == 0:
                 logger.flush()
-                metrics = validate() if validating else metrics
+                found = validate() if validating else None
+                metrics = found or metrics
                 writer.flush()
-                checkpoints.save(step, state, iterator, metrics if validating else None)
-            if stopping:
+                checkpoints.save(step, state, found)
+            if received:
                 break
-    return TrainingResult(step, metrics, stopped=step < last)
+    return TrainingResult(step, metrics, stopped=step < last, signal=received or stop.number)
 
 
-def run_validation(trainer: Trainer, evaluate: Any, params: Any, split: Split) -> dict[str, float]:
-    """Returns the metrics of `params` over the whole split; `evaluate` is from `Trainer.compile_evaluation`."""
+def run_validation(
+    trainer: Trainer, evaluate: Any, params: Any, split: Split, stopping: Callable[[], int]
+) -> dict[str, float] | None:
+    """Returns the metrics of `params` over the whole split; None if `stopping()` became true, before a batch.
+
+    `evaluate` is from `Trainer.compile_evaluation`.
+    """
     validation = Validation(split.dataset, split.plan, trainer.objective)
     for step in range(split.plan.num_steps):
+        if stopping():
+            return None
         item = materialize(split.dataset, split.plan, step, split.rows)
         batch = shard_batch(trainer.mesh, item["batch"], split.plan.microbatch_rows, split.rows)
         sums, rewards = evaluate(params, batch, item["microbatches"])

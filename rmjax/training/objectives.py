@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rmjax.core.config import Config, check_choice, default
+from rmjax.core.config import Config, default
+from rmjax.core.config_checks import check_choice
 from rmjax.core.errors import InputError
 from rmjax.core.text import count_of
 from rmjax.data.tokens.dataset import TokenizedDataset

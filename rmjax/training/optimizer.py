@@ -9,7 +9,8 @@ import optax
 from optax import contrib
 
 from rmjax.core import pytree
-from rmjax.core.config import Config, check_choice
+from rmjax.core.config import Config
+from rmjax.core.config_checks import check_choice
 
 # Weight decay applies to the layers' matrices and their adapters alone; norms, biases, embeddings and the reward head
 # have no reason to shrink towards zero.
@@ -73,7 +74,7 @@ def _muon(config: Config, schedule: optax.Schedule) -> optax.GradientTransformat
 
     Its updates have the root mean square of AdamW's (arXiv 2502.16982), so both take the same learning rate.
     """
-    matrix = contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)  # the axis of layers is a batch axis
+    matrix = contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)  # others: a batch
     of_matrices = contrib.muon(
         schedule,
         weight_decay=config.weight_decay,
@@ -89,9 +90,20 @@ _OPTIMIZERS = {"adamw": _adamw, "lion": _lion, "adafactor": _adafactor, "muon": 
 
 
 def _by_layer(transform: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Returns `transform` applied to each layer of the stacked parameters by itself, and to all others as they are."""
-    split = lambda tree: dict(zip(("layers", "rest"), pytree.split(tree, _is_layer), strict=True))
-    over = lambda part, function: jax.vmap(function) if part == "layers" else function
+    """Returns `transform` applied to each layer, and each expert, of the stacked parameters by itself.
+
+    It is applied to all others as they are.
+    """
+
+    def split(tree: Any) -> dict[str, Any]:
+        layers, rest = pytree.split(tree, _is_layer)
+        experts, layers = pytree.split(layers, lambda path: "/experts/" in path)
+        return {"experts": experts, "layers": layers, "rest": rest}
+
+    def over(part: str, function: Any) -> Any:
+        return {"experts": lambda: jax.vmap(jax.vmap(function)), "layers": lambda: jax.vmap(function)}.get(
+            part, lambda: function
+        )()
 
     def init(params: Any) -> Any:
         return {part: over(part, transform.init)(tree) for part, tree in split(params).items() if tree}

@@ -20,6 +20,7 @@ from rmjax.core.mesh import ROWS, replicated
 from rmjax.data.schema import PER_TOKEN
 from rmjax.models import partition
 from rmjax.models.decoder import Params, RewardModel
+from rmjax.models.feature_model import FeatureModel
 from rmjax.models.sharding import sharded_shapes
 from rmjax.training.losses import Batch
 from rmjax.training.objectives import Objective, Sums
@@ -31,13 +32,14 @@ State = dict[str, Any]  # step: int32 [], params (the trained ones), frozen (the
 class Trainer:
     """Model, objective, optimizer and mesh of the train step; `schedule` only reports the learning rate."""
 
-    model: RewardModel
+    model: RewardModel | FeatureModel
     objective: Objective
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     grad_clip: float  # maximum global norm; 0: no clipping
     mesh: Mesh
     trainable: str = ""  # regex of the paths of the parameters that are trained; the others are constants
+    skip_non_finite: bool = False  # leave out updates by losses or gradients that are not finite
 
     def init(self, params: Params) -> State:
         """Returns the state before the first step; see `rmjax.models.partition.store` for its dtypes."""
@@ -77,13 +79,13 @@ class Trainer:
 
         def evaluate(params: Params, batch: Batch, microbatches: jax.Array) -> tuple[Sums, jax.Array]:
             def body(i: Any, carry: tuple[Sums, jax.Array]) -> tuple[Sums, jax.Array]:
-                rows = _microbatch(batch, i)
+                rows = microbatch(batch, i)
                 rewards = self.model.rewards(params, rows)
                 sums = jax.tree.map(jnp.add, carry[0], self.objective(rewards, rows))
                 return sums, carry[1].at[i].set(rewards)
 
             rewards = jnp.zeros(batch["labels"].shape, jnp.float32)
-            sums = _zeros_like_result(self.objective, rewards[0], _microbatch(batch, 0))
+            sums = _zeros_like_result(self.objective, rewards[0], microbatch(batch, 0))
             return jax.lax.fori_loop(0, microbatches[1], body, (sums, rewards))
 
         return jax.jit(evaluate, out_shardings=replicated(self.mesh))
@@ -105,7 +107,7 @@ class Trainer:
             return sums, jax.lax.with_sharding_constraint(gradients, shardings)
 
         if next(iter(batch.values())).shape[0] == 1:  # without accumulation: one set of gradients in memory, not two
-            sums, gradients = sums_and_gradients(_microbatch(batch, 0))
+            sums, gradients = sums_and_gradients(microbatch(batch, 0))
         else:
             sums, gradients = _accumulate(sums_and_gradients, batch, microbatches, short_length)
         grad_norm = optax.tree.norm(gradients)
@@ -114,6 +116,10 @@ class Trainer:
             gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
         updates, opt_state = self.optimizer.update(gradients, state["opt_state"], params)
         changed = {"step": state["step"] + 1, "params": optax.apply_updates(params, updates), "opt_state": opt_state}
+        if self.skip_non_finite:
+            finite = jnp.isfinite(grad_norm) & jnp.all(jnp.stack([jnp.isfinite(x) for x in jax.tree.leaves(sums)]))
+            keep = lambda name: jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed[name], state[name])
+            changed |= {name: keep(name) for name in ("params", "opt_state")}
         state = state | changed
         outputs = {"sums": sums, "grad_norm": grad_norm, "learning_rate": self.schedule(state["step"] - 1)}
         return state, outputs
@@ -124,14 +130,15 @@ def _accumulate(function: Callable[[Batch], Any], batch: Batch, microbatches: ja
     truncate = lambda rows: {name: leaf[:, :short_length] if name in PER_TOKEN else leaf for name, leaf in rows.items()}
     add = lambda rows, total: jax.tree.map(jnp.add, total, function(rows))
     full, used = microbatches[0], microbatches[1]
-    total = _zeros_like_result(function, _microbatch(batch, 0))
-    total = jax.lax.fori_loop(0, full, lambda i, total: add(_microbatch(batch, i), total), total)
+    total = _zeros_like_result(function, microbatch(batch, 0))
+    total = jax.lax.fori_loop(0, full, lambda i, total: add(microbatch(batch, i), total), total)
     if not short_length:
         return total
-    return jax.lax.fori_loop(full, used, lambda i, total: add(truncate(_microbatch(batch, i)), total), total)
+    return jax.lax.fori_loop(full, used, lambda i, total: add(truncate(microbatch(batch, i)), total), total)
 
 
-def _microbatch(batch: Batch, i: Any) -> Batch:
+def microbatch(batch: Batch, i: Any) -> Batch:
+    """Returns microbatch i of a batch [M, B, ...]."""
     return {name: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False) for name, leaf in batch.items()}
 
 

@@ -9,34 +9,43 @@ from rmjax.core.config import Config, selection_metric
 from rmjax.core.text import count_of
 from rmjax.data.records.read import SYNTHETIC
 from rmjax.data.records.sources import Source
+from rmjax.models.decoder import RewardModel
 from rmjax.models.workdir import Workdir
 from rmjax.training import loop
 from rmjax.training.step import Trainer
 
 
 def start_lines(
-    config: Config, trainer: Trainer, splits: Sequence[loop.Split], workdir: Workdir, step: int
+    config: Config, model: RewardModel, trainer: Trainer, splits: Sequence[loop.Split], workdir: Workdir, step: int
 ) -> list[str]:
-    """Returns the lines about the model, its attributes and the plan of a run that is at `step`."""
-    plan, mesh, head = splits[0].plan, trainer.mesh, trainer.model.head
-    state = trainer.abstract_state()
-    trained, frozen = (sum(leaf.size for leaf in jax.tree.leaves(state[part])) for part in ("params", "frozen"))
-    share = f" ({trained:,} trained)" if frozen else ""
+    """Returns the lines about the model, its attributes and the plan of a run that is at `step`.
+
+    Args:
+      model: the whole one, also where `trainer` trains the head on features.
+    """
+    plan, mesh, head = splits[0].plan, trainer.mesh, model.head
+    size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
+    total = size(jax.eval_shape(model.init, jax.random.key(0)))
+    trained = size(trainer.abstract_state()["params"])
+    share = f" ({trained:,} trained)" if trained < total else ""
+    unit = "tokens" if trainer.model is model else "features"
     lines = []
     if step:
         ended = f"{workdir} holds the complete run of {count_of(step, 'step')}"
         lines.append(f"resuming {workdir} at step {step} of {plan.num_steps}" if step < plan.num_steps else ended)
     lines.append(
-        f"model: {(trained + frozen) / 1e6:,.1f}M parameters{share}, {config.model.dtype}; mesh: {dict(mesh.shape)} on "
+        f"model: {total / 1e6:,.1f}M parameters{share}, {config.model.dtype}; mesh: {dict(mesh.shape)} on "
         f"{mesh.devices.flat[0].device_kind}"
     )
+    if scaling := model.decoder.describe_scaling():
+        lines.append(scaling)
     if len(head.attributes) > 1:
         weights = zip(head.attributes, trainer.objective.merge, strict=True)
         shown = ", ".join(f"{name} {weight:.3g}" for name, weight in weights)
         lines.append(f"attributes and their merge weights: {shown}")
     lines.append(
         f"plan: {count_of(plan.num_steps, 'step')} of {count_of(plan.batch_size, 'comparison')}, rows of "
-        f"{plan.row_length} tokens ({plan.sizes.fill:.0%} filled), up to "
+        f"{plan.row_length} {unit} ({plan.sizes.fill:.0%} filled), up to "
         f"{count_of(plan.sizes.microbatches, 'microbatch', 'microbatches')} of {count_of(plan.microbatch_rows, 'row')} "
         f"per step; {count_of(len(splits[1].dataset), 'validation comparison')}"
     )
@@ -53,7 +62,7 @@ def end_lines(
     if result.stopped:
         return [
             f"stopped at step {result.step} of {steps} after saving a checkpoint; the same command with "
-            f"--workdir={workdir} resumes"
+            f"{shlex.quote(f'--workdir={workdir}')} resumes"
         ]
     line = f"done: {count_of(steps, 'step')}, validation {loop.summarize(result.validation)}"
     if "accuracy_ceiling" in result.validation:

@@ -6,6 +6,7 @@ import ml_collections
 import pytest
 
 from rmjax.core import config as configs
+from rmjax.core import config_checks
 from rmjax.core.config_reference import reference
 from rmjax.core.errors import InputError
 from tests.conftest import ROOT
@@ -70,16 +71,16 @@ def test_a_key_without_a_description_is_an_error(declaration, message):
 def test_invalid_values_are_named(key, value, message):
     config = configs.default()
     config.train.steps = 1
-    configs.check(config)
+    config_checks.check(config)
     config.update_from_flattened_dict({key: value})
     with pytest.raises(InputError, match=message):
-        configs.check(config)
+        config_checks.check(config)
 
 
 def test_steps_and_epochs_may_both_be_set():
     config = configs.default()
     config.train.steps, config.train.epochs = 3, 1.0
-    configs.check(config)
+    config_checks.check(config)
 
 
 def test_required_keys_are_named_with_the_flags_that_set_them():
@@ -90,9 +91,9 @@ def test_required_keys_are_named_with_the_flags_that_set_them():
         r"on the command line: --config\.data\.validation=FILE --config\.model\.path=DIR"
     )
     with pytest.raises(InputError, match=message):
-        configs.check(config)
+        config_checks.check(config)
     config.data.validation, config.model.path = ("test.jsonl",), "org/name"
-    configs.check(config)
+    config_checks.check(config)
 
 
 def test_arguments_of_configuration_files_are_checked():
@@ -119,10 +120,10 @@ def test_only_layout_and_logging_may_change_on_resume(tmp_path):
     config.mesh.fsdp = 2
     config.train.rows_per_device = 1
     config.evaluation.every = 5
-    configs.check_same_run(config, tmp_path / "config.json")
+    config_checks.check_same_run(config, tmp_path / "config.json")
     config.train.seed = 1
     with pytest.raises(InputError, match=r"another configuration \(train\.seed: 0 there, 1 here\)"):
-        configs.check_same_run(config, tmp_path / "config.json")
+        config_checks.check_same_run(config, tmp_path / "config.json")
 
 
 @pytest.mark.parametrize(("best", "score"), [("", 0.75), ("loss", -0.5), ("mse/helpfulness", -2.0), ("spearman", 0.25)])

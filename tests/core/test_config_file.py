@@ -3,7 +3,7 @@
 import pytest
 
 from rmjax.core import config as configs
-from rmjax.core import config_file
+from rmjax.core import config_checks, config_file
 from rmjax.core.errors import InputError
 from tests.conftest import ROOT
 
@@ -67,7 +67,8 @@ def test_the_configuration_is_locked_and_takes_the_argument(tmp_path):
         (
             "train.global_batch_size",
             "--config.train.global_batch_size: no such key; nearest: train.batch_size, evaluation.batch_size; the keys "
-            "of train: batch_size, epochs, log_every, profile, rows_per_device, seed, steps",
+            "of train: batch_size, cache_features, epochs, log_every, profile, rows_per_device, seed, "
+            "skip_non_finite, steps",
         ),
         (
             "trainn.steps",
@@ -98,7 +99,7 @@ def test_configurations_of_pretrained_models_require_path_and_data(name):
     with pytest.raises(
         InputError, match=r"config\.data\.train, config\.data\.validation, config\.model\.path: required"
     ):
-        configs.check(config)
+        config_checks.check(config)
 
 
 def test_the_files_of_the_current_directory_are_listed(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 
 from rmjax.core import pytree, safetensors
 from rmjax.core.errors import InputError
-from rmjax.core.files import read_json, write_atomic
+from rmjax.core.files import read_json, write_atomic, write_together
 
 
 def test_an_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
@@ -18,6 +18,31 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_atomic(path, '{"a": 2}')
     assert read_json(path) == {"a": 1}
+
+
+def test_files_are_written_together(tmp_path, monkeypatch):
+    read = lambda: {path.name: path.read_text() for path in tmp_path.iterdir()}
+    old, new = ({name: f"{name} {number}" for name in ("mark", "b", "c")} for number in (1, 2))
+    write_together(tmp_path, old)
+    (tmp_path / ".c.part").mkdir()  # so that this file cannot be written
+    with pytest.raises(IsADirectoryError, match=r"/c'"):
+        write_together(tmp_path, new)
+    (tmp_path / ".c.part").rmdir()
+    assert read() == old
+    replaced = []
+
+    def killed(source, target):
+        if replaced:
+            raise SystemExit
+        replaced.append(source.rename(target))
+
+    monkeypatch.setattr("os.replace", killed)
+    with pytest.raises(SystemExit):
+        write_together(tmp_path, new)
+    assert read() == {"b": "b 1", "c": "c 2"}  # without the first file
+    monkeypatch.undo()
+    write_together(tmp_path, new)
+    assert read() == new
 
 
 @pytest.mark.parametrize(
@@ -57,7 +82,7 @@ def test_a_damaged_directory_is_named(tmp_path, tensors, monkeypatch):
     with pytest.raises(InputError, match=r"model\.safetensors: missing; .* in safetensors: copy the directory again"):
         safetensors.TensorDirectory(tmp_path)
     (tmp_path / "pytorch_model.bin").touch()
-    with pytest.raises(InputError, match=r"missing; .*: convert pytorch_model.bin to safetensors"):
+    with pytest.raises(InputError, match=r"missing; .*: convert pytorch_model.bin: python -c "):
         safetensors.TensorDirectory(tmp_path)
     monkeypatch.setattr(safetensors, "SHARD_BYTES", 48)
     write(tmp_path, tensors)

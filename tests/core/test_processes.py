@@ -28,7 +28,7 @@ def test_a_single_process_raises_its_own_error():
 
 def test_an_error_in_another_process_is_raised_here(other_process):
     other_process(True)
-    with pytest.raises(InputError, match="another process failed"), synchronized_errors():
+    with pytest.raises(InputError, match="process 1 failed"), synchronized_errors():
         pass
     with pytest.raises(KeyError, match="own"), synchronized_errors():
         raise KeyError("own")

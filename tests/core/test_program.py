@@ -1,6 +1,7 @@
 """Flags, help and exit statuses of the programs."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ SMALL_PROGRAM = '''
 
 import sys
 from absl import flags
-from rmjax.core import program
+from rmjax.core import program, state_files
 from rmjax.core.errors import InputError
 
 FLAGS = program.Flags()
@@ -37,6 +38,8 @@ flags.DEFINE(Exit(), "exit", None, "Exits while flags are parsed, as a config fi
 def main(_):
     if _COUNT.value > 2:
         raise InputError(f"data.train_limit is {_COUNT.value};\\n expected at most 2: data.ties = half")
+    if _FAST.value:
+        state_files.warn("checkpoints/6 is damaged")
     print(_KIND.value * _COUNT.value)
 
 
@@ -126,10 +129,34 @@ def test_tuples_of_strings_may_be_given_as_lists_with_commas(monkeypatch, given,
     assert holder.value.objective.attribute_weights == (1.0, 2.0)
 
 
+def test_warnings_of_damage_are_one_line(small_program):
+    result = run(small_program, "--fast")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "a\n", "warning: checkpoints/6 is damaged\n")
+
+
 def test_other_exit_statuses_are_kept(small_program):
     assert run(small_program, "--exit=3").returncode == 3
     result = run(small_program, "--kind=b", "--count=2")
     assert (result.returncode, result.stdout) == (0, "bb\n")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("flag", ["--kind=b", "--help"])
+def test_a_closed_output_ends_the_program_without_traceback(small_program, flag, count):
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(small_program), flag, f"--count={count}"]
+    result = subprocess.run(command, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_another_broken_pipe_is_not_taken_for_the_output(small_program):
+    small_program.write_text(small_program.read_text().replace("print(_KIND", "raise BrokenPipeError  # print(_KIND"))
+    result = run(small_program)
+    assert result.returncode == 1
+    assert "BrokenPipeError" in result.stderr
 
 
 def test_all_programs_can_be_imported_together():

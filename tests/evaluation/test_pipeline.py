@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import gzip
 import json
@@ -8,11 +9,13 @@ import pytest
 
 from rmjax.core.errors import InputError
 from rmjax.core.mesh import make_mesh
+from rmjax.core.state_files import StateWarning
 from rmjax.data.records.options import ReadOptions
 from rmjax.data.tokens.tokenizer import Tokenizer
 from rmjax.evaluation.evaluate import evaluate, read_evaluation_data
 from rmjax.evaluation.pipeline import load_pipeline
 from rmjax.evaluation.score_file import score_file
+from rmjax.evaluation.scoring import Scorer
 from rmjax.models import artifact
 from rmjax.models.architecture import DecoderConfig, HeadConfig
 from rmjax.models.decoder import RewardModel
@@ -24,7 +27,7 @@ PAIR = {"prompt": "Is it?", "chosen": " Yes.", "rejected": " No.", "id": 7}
 def make_pipeline(directory, attributes=("reward",)):
     tokenizer = Tokenizer.load("")
     decoder = DecoderConfig(len(tokenizer), 32, 64, 2, 4, 2, 8, 1e-5, 1e4, None, False, False, 512, 0.2)
-    model = RewardModel(decoder, HeadConfig(attributes, 1.0))
+    model = RewardModel(decoder, HeadConfig(attributes, init=1.0))
     with jax.set_mesh(make_mesh()):
         params = model.init(jax.random.key(0))
     directory.mkdir()
@@ -60,6 +63,16 @@ def test_lines_have_the_records_fields_and_rewards(pipeline, tmp_path):
         assert lines[0]["rewards"] == pytest.approx(lines[1]["rewards"], abs=1e-5)
 
 
+def test_a_text_of_too_many_characters_has_an_error_without_being_tokenized(pipeline, tmp_path, monkeypatch):
+    encode, given = Tokenizer.encode_texts, []
+    record = lambda self, texts, *more: given.extend(texts) or encode(self, texts, *more)
+    monkeypatch.setattr(Tokenizer, "encode_texts", record)
+    lines, counts = score(pipeline, tmp_path, [PAIR, PAIR | {"chosen": " y" * 1_000_000}])
+    assert counts == (2, 1)
+    assert "2,000,006 characters exceed max_length = 100 tokens; raise" in lines[1]["error"]
+    assert max(map(len, given)) < 100
+
+
 def test_rewards_of_several_attributes_are_objects(tmp_path):
     lines, _ = score(make_pipeline(tmp_path / "model", ("good", "short")), tmp_path, [PAIR])
     assert [sorted(rewards) for rewards in lines[0]["rewards"]] == [["good", "short"]] * 2
@@ -92,15 +105,72 @@ def test_messages_that_the_template_rejects_do_not_affect_other_records(pipeline
 def test_a_killed_run_resumes_and_writes_the_same_file(pipeline, tmp_path, monkeypatch):
     monkeypatch.setattr("rmjax.evaluation.pipeline.CHUNK_SIZE", 2)
     records = [{"text": "x" * n} for n in (1, 2, 3, 4, 5)] + [{"other": 1}, {"text": "y"}]
-    expected, counts = score(pipeline, tmp_path, records)
+    _, counts = score(pipeline, tmp_path, records)
     whole = (tmp_path / "out.jsonl").read_bytes()
     for cut in (0, 3, len(whole) // 2, len(whole) - 1, len(whole)):
         (tmp_path / "out.jsonl").write_bytes(whole[:cut])
-        found, again = score(pipeline, tmp_path, records)
+        _, again = score(pipeline, tmp_path, records)
         assert again == counts == (7, 1)
-        for a, b in zip(found, expected, strict=True):
-            assert a.pop("rewards", None) == pytest.approx(b.get("rewards"), abs=1e-5)
-            assert a == {k: v for k, v in b.items() if k != "rewards"}
+        assert (tmp_path / "out.jsonl").read_bytes() == whole
+
+
+def test_shards_have_the_records_in_turn_and_are_not_continued_as_others(pipeline, tmp_path):
+    records = [{"text": "x" * n} for n in range(1, 6)]
+    whole, _ = score(pipeline, tmp_path, records)
+    for i in range(3):
+        (tmp_path / "out.jsonl").unlink()
+        lines, counts = score(pipeline, tmp_path, records, shard=(i, 3))
+        assert [line["text"] for line in lines] == [line["text"] for line in whole[i::3]]
+        assert counts == (len(whole[i::3]), 0)
+        for line, expected in zip(lines, whole[i::3], strict=True):
+            assert line["rewards"] == pytest.approx(expected["rewards"], abs=1e-5)
+    with pytest.raises(InputError, match="shard was '2/3' and is '0/1'"):
+        score(pipeline, tmp_path, records)
+
+
+def test_a_chunk_that_was_cut_is_scored_again_as_a_whole(pipeline, tmp_path, monkeypatch):
+    """A batch of the rest of the chunk alone would have other rows, and other float rounding."""
+    scored = []
+    monkeypatch.setattr("rmjax.evaluation.pipeline.CHUNK_SIZE", 3)
+
+    def record(pipeline, items, *rest):
+        scored.append([item.record["text"] for item in items])
+        return iter(())
+
+    monkeypatch.setattr("rmjax.evaluation.score_file.score_chunks", record)
+    records = [{"text": str(n)} for n in range(8)]
+    lines = [json.dumps(record | {"rewards": [0.0]}) + "\n" for record in records]
+    for kept, left in ((2, "01234567"), (3, "34567"), (7, "67"), (8, "")):
+        (tmp_path / "out.jsonl").write_text("".join(lines[:kept]))
+        score(pipeline, tmp_path, records)
+        assert "".join(scored.pop()) == left
+
+
+@pytest.mark.parametrize("change", ["parameters", "dtype", "max_length", "strings", "tokenizer"])
+def test_the_output_of_another_model_or_option_is_not_continued(pipeline, tmp_path, change):
+    score(pipeline, tmp_path, [PAIR] * 2)
+    scorer, other = pipeline.scorer, pipeline
+    if change == "parameters":
+        params = jax.tree.map(lambda leaf: leaf * 1.5, scorer.params)
+        other = dataclasses.replace(pipeline, scorer=Scorer(scorer.model, params, make_mesh(), 100, scorer.rows))
+    elif change == "dtype":
+        model = dataclasses.replace(scorer.model, dtype="bfloat16")
+        other = dataclasses.replace(pipeline, scorer=Scorer(model, scorer.params, make_mesh(), 100, scorer.rows))
+    elif change == "max_length":
+        other = dataclasses.replace(pipeline, max_length=99)
+    elif change == "strings":
+        other = pipeline.with_data_options("auto", (), "chat")
+    else:
+        base = copy.deepcopy(pipeline.tokenizer.base)
+        base.chat_template = "{{ messages[0]['content'] }}"
+        other = dataclasses.replace(pipeline, tokenizer=dataclasses.replace(pipeline.tokenizer, base=base))
+    before = (tmp_path / "out.jsonl").read_bytes()
+    with pytest.raises(InputError, match=r"out.jsonl was written by another run \(.*" + change):
+        score(other, tmp_path, [PAIR] * 3)
+    assert (tmp_path / "out.jsonl").read_bytes() == before
+    (tmp_path / "out.jsonl.run.json").unlink()
+    with pytest.warns(StateWarning, match="without knowing what model and options wrote it"):
+        score(pipeline, tmp_path, [PAIR] * 3)
 
 
 def test_the_output_of_another_input_is_not_continued(pipeline, tmp_path):

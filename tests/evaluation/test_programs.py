@@ -47,7 +47,8 @@ def test_evaluate_names_the_checkpoint_and_the_artifact(made, tmp_path):
     result = run(made, "evaluate", "--model=artifact", "--data=pairs.jsonl", f"--output={tmp_path}")
     assert result.stdout.splitlines()[0] == f"model: artifact, an artifact of the checkpoint at step {step}"
     assert "\r" not in result.stdout + result.stderr
-    assert [line.partition(" [")[0] for line in result.stderr.splitlines()] == ["scoring: 100% 3/3"]
+    bars = [line.partition(" [")[0] for line in result.stderr.splitlines()]
+    assert bars == ["loading artifact: 100% 20/20", "scoring: 100% 3/3"]
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,7 @@ def test_evaluate_names_the_checkpoint_and_the_artifact(made, tmp_path):
         ),
         ("score", ["--input=pairs.jsonl", "--output=out.jsonl", "--columns=x"], "error: --columns holds 'x'; expected"),
         ("score", ["--input=pairs.jsonl", "--output=out.jsonl", "--max_length=-1"], "--max_length"),
+        ("score", ["--input=pairs.jsonl", "--output=out.jsonl", "--shard=8/8"], "--shard is '8/8'; expected I/N"),
     ],
 )
 def test_errors_name_the_flags_of_the_program(made, program, flags, message):

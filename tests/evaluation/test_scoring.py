@@ -18,7 +18,7 @@ VOCABULARY, LONGEST = 100, 200
 @pytest.fixture(scope="module")
 def scorer():
     decoder = DecoderConfig(VOCABULARY, 32, 64, 2, 4, 2, 8, 1e-5, 1e4, None, False, False, 512, 0.2)
-    model = RewardModel(decoder, HeadConfig(("good", "short"), 1.0))
+    model = RewardModel(decoder, HeadConfig(("good", "short"), init=1.0))
     mesh = make_mesh((2, 1, 1, 1), jax.devices()[:2])
     with jax.set_mesh(mesh):
         params = model.init(jax.random.key(0))

@@ -1,6 +1,7 @@
 """Scoring a file in two processes."""
 
 import json
+import re
 
 import pytest
 
@@ -24,7 +25,7 @@ def test_two_processes_write_and_continue_what_one_process_writes(tmp_path):
             assert [process.returncode for process in pair.processes] == [1, 1]  # three records have no rewards
             first, second = pair.outputs()
         assert "300 of 303 records scored" in first
-        assert (f"continuing after {kept} existing lines" in first) == bool(kept)
+        assert ("continuing after 256 existing lines" in first) == bool(kept)  # of 280, the lines of whole chunks
         assert own_lines(second) == []
         for found, expected in zip(read(output), read(tmp_path / "alone.jsonl"), strict=True):
             assert found.pop("rewards", None) == pytest.approx(expected.pop("rewards", None), abs=1e-5)
@@ -46,12 +47,12 @@ def test_an_error_in_one_process_ends_both(model, tmp_path):
         pair.wait()
         assert [process.returncode for process in pair.processes] == [2, 2]
         assert "out.jsonl:1: scores a record of another input" in pair.text(0, "err")
-        assert "another process failed; see its error message" in pair.text(1, "err")
+        assert re.search(r"error: process 0 \(.*\): .*out.jsonl:1: scores a record of another", pair.text(1, "err"))
     output.unlink()
     with Pair(command, tmp_path / "second", [[], [f"--input={tmp_path / 'missing.jsonl'}"]]) as pair:
         pair.wait()
         assert [process.returncode for process in pair.processes] == [2, 2]
-        assert "another process failed" in pair.text(0, "err")
+        assert re.search(r"error: process 1 \(.*\): .*missing.jsonl", pair.text(0, "err"))
         assert "missing.jsonl" in pair.text(1, "err")
 
 

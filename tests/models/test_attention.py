@@ -77,7 +77,7 @@ def test_kernels_equal_softmax_attention(kernel, heads, window, scale, softcap):
 
 
 @pytest.mark.parametrize(
-    ("platform", "short", "long"), [("cpu", "dense", "blocks"), ("gpu", "triton", "triton"), ("tpu", "dense", "blocks")]
+    ("platform", "short", "long"), [("cpu", "dense", "blocks"), ("gpu", "triton", "triton"), ("tpu", "dense", "mosaic")]
 )
 def test_the_platform_of_the_mesh_chooses_the_kernel(platform, short, long):
     with jax.sharding.use_abstract_mesh(abstract_mesh(platform)):
@@ -134,7 +134,7 @@ def trees(rng, rows, length, longest):
         (1, 256, 60, 4, 2, 32, "bfloat16", 20, 2.0),
     ],
 )
-@pytest.mark.parametrize("kernel", ["blocks", "triton"])
+@pytest.mark.parametrize("kernel", ["blocks", "triton", "mosaic"])
 def test_kernels_and_their_gradients_equal_dense(
     kernel, rows, length, longest, heads, kv_heads, head_dim, dtype, window, softcap
 ):

@@ -1,6 +1,7 @@
 """The decoder's hyperparameters, dtypes and compilation."""
 
 import dataclasses
+import itertools
 import math
 
 import chex
@@ -8,8 +9,10 @@ import jax
 import numpy as np
 import pytest
 
+from rmjax.core.errors import InputError
 from rmjax.core.mesh import make_mesh
-from rmjax.models.architecture import DecoderConfig, HeadConfig, LayerGroup, LayerKind
+from rmjax.models import decoder as decoder_module
+from rmjax.models.architecture import DecoderConfig, HeadConfig, LayerKind
 from rmjax.models.decoder import RewardModel
 from rmjax.models.rope import Llama3Scaling
 from rmjax.models.sharding import state_shardings
@@ -132,8 +135,14 @@ EVERYTHING = dataclasses.replace(
 )
 
 
-@pytest.mark.parametrize("kernel", ["dense", "blocks", "triton"])
-@pytest.mark.parametrize("sizes", [(2, 2, 2, 1), (1, 1, 2, 2)])
+@pytest.mark.parametrize(
+    ("kernel", "sizes"),
+    [
+        *itertools.product(("dense", "blocks"), ((2, 2, 2, 1), (1, 1, 2, 2))),
+        ("triton", (1, 1, 2, 2)),
+        ("mosaic", (1, 1, 2, 2)),
+    ],
+)
 def test_all_features_on_a_mesh(kernel, sizes):
     model = RewardModel(EVERYTHING, HeadConfig(init=1.0), attention=kernel)
     rows = whole_rows(np.random.default_rng(0).integers(1, 97, (4, 32)).astype(np.int32))
@@ -148,25 +157,49 @@ def test_all_features_on_a_mesh(kernel, sizes):
     chex.assert_trees_all_close(run(sizes), run((1, 1, 1, 1)), atol=2e-4, rtol=1e-4)
 
 
-A, B, C = LayerKind(), LayerKind(4), LayerKind(8)
+A, B, C = LayerKind(), LayerKind(4), LayerKind(rotary=False)
 
 
-@pytest.mark.parametrize(
-    ("kinds", "layers", "groups"),
-    [
-        ((A,), 5, [(0, (A,), 5)]),
-        ((B, A), 6, [(0, (B, A), 3)]),
-        ((B, A), 5, [(0, (B, A), 2), (4, (B,), 1)]),
-        ((B, B, B, A), 10, [(0, (B, B, B, A), 2), (8, (B,), 2)]),
-        ((A, A, A, B, B), 5, [(0, (A,), 3), (3, (B,), 2)]),
-        ((A, B, C), 3, [(0, (A,), 1), (1, (B,), 1), (2, (C,), 1)]),
-    ],
-)
-def test_layers_are_scanned_in_groups_that_repeat(kinds, layers, groups):
-    config = dataclasses.replace(CONFIG, kinds=kinds, num_layers=layers)
-    assert config.layer_groups() == [LayerGroup(*group) for group in groups]
-    model = RewardModel(config, HeadConfig())
-    params = jax.eval_shape(model.init, jax.random.key(0))
+@pytest.mark.parametrize("kinds", [(A,), (B, A), (B, B, A), (C, B), (C,), (B,), (LayerKind(4, rope_theta=7.0), C, A)])
+@pytest.mark.parametrize("remat", ["none", "small"])
+def test_one_loop_runs_layers_of_several_kinds(kinds, remat):
+    config = dataclasses.replace(CONFIG, kinds=kinds, num_layers=4)
+    model, batch = RewardModel(config, HeadConfig(init=1.0), remat=remat), random_rows()
+
+    def one_by_one(params, batch):
+        """Each layer as a model of its own, which has one kind."""
+        x = params["decoder"]["embedding"]["weight"][batch["tokens"]]
+        for i in range(4):
+            layer = jax.tree.map(lambda leaf, i=i: leaf[i], params["decoder"]["layers"])
+            alone = RewardModel(dataclasses.replace(config, kinds=(kinds[i % len(kinds)],)), HeadConfig())
+            mask, rope = alone._shared(batch)[0]
+            x = decoder_module._bind(lambda: model._block(jax.random.key(0)), layer)(x, mask, rope)
+        return decoder_module._bind(model._norm, params["decoder"]["norm"])(x)
+
     with jax.set_mesh(make_mesh(devices=jax.devices()[:1])):
-        jaxpr = jax.make_jaxpr(model.hidden)(params, random_rows())
-    assert [equation.primitive.name for equation in jaxpr.eqns].count("scan") == len(groups)
+        params = model.init(jax.random.key(0))
+        jaxpr = jax.make_jaxpr(model.hidden)(params, batch)
+        assert [equation.primitive.name for equation in jaxpr.eqns].count("scan") == 1
+        weights = jax.random.normal(jax.random.key(1), (*batch["tokens"].shape, CONFIG.hidden_size))
+        results = [
+            jax.value_and_grad(lambda p, f=f: (weights * f(p, batch)).mean())(params)
+            for f in (model.hidden, one_by_one)
+        ]
+    chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-5)
+
+
+def test_several_sizes_of_windows_are_refused():
+    with pytest.raises(InputError, match=r"windows of \[4, 8\] tokens; expected one size"):
+        dataclasses.replace(CONFIG, kinds=(B, LayerKind(8)))
+
+
+def test_windows_that_hide_nothing_in_a_row_are_left_out():
+    length = random_rows()["tokens"].shape[1]
+    config = dataclasses.replace(CONFIG, kinds=(LayerKind(length), A), num_layers=4)
+    assert config.layer_kinds(length) == [A] * 4
+    assert config.layer_kinds(length + 1) == [LayerKind(length), A] * 2
+    models = [RewardModel(dataclasses.replace(config, kinds=kinds), HeadConfig()) for kinds in (config.kinds, (A,))]
+    with jax.set_mesh(make_mesh(devices=jax.devices()[:1])):
+        params = models[0].init(jax.random.key(0))
+        found = [model.hidden(params, random_rows()) for model in models]
+    np.testing.assert_array_equal(*found)

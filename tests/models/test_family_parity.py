@@ -20,6 +20,7 @@ from rmjax.data.tokens.trees import make_tree
 from rmjax.models import artifact, loading
 from rmjax.models.architecture import LayerKind
 from rmjax.models.families import FAMILIES
+from rmjax.models.layers import Block
 from rmjax.models.weights import named_tensors
 from rmjax.training.losses import bradley_terry
 
@@ -52,7 +53,11 @@ GEMMA3 |= {"layer_types": ["sliding_attention", "full_attention", "sliding_atten
 OLMO3 = {**WINDOW, "rope_parameters": {"full_attention": YARN}}
 OLMO3 |= {"layer_types": ["sliding_attention", "full_attention", "full_attention"]}
 GRANITE = {"embedding_multiplier": 6.0, "residual_multiplier": 0.4, "attention_multiplier": 0.2}
+EXPERTS = {"num_local_experts": 5, "num_experts_per_tok": 2}
+QWEN_MOE = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+QWEN2_MOE = {**QWEN_MOE, "shared_expert_intermediate_size": 40}
 NO_KINDS = {"kinds": (LayerKind(),)}
+NEOX_ROPE = {"rope_type": "default", "rope_theta": 1e3, "partial_rotary_factor": 0.5}
 
 
 def llama(**rope):
@@ -81,6 +86,9 @@ CASES = {
     "qwen2 window": ("qwen2", QWEN_WINDOW, NO_KINDS),
     "qwen3": ("qwen3", WIDE),
     "qwen3 window": ("qwen3", {**WIDE, **QWEN_WINDOW, "attention_bias": True}, NO_KINDS),
+    "qwen2_moe": ("qwen2_moe", {**QWEN2_MOE, **QWEN_WINDOW}, NO_KINDS),
+    "qwen3_moe": ("qwen3_moe", {**WIDE, **QWEN_MOE, "norm_topk_prob": True}, {"normalize_experts": False}),
+    "mixtral": ("mixtral", {**EXPERTS, **WINDOW}, NO_KINDS),
     "gemma": ("gemma", {**WIDE, "hidden_act": "gelu"}, {"embedding_scale": 1.0}),
     "gemma2": ("gemma2", GEMMA2, NO_KINDS, {"attention_softcap": 0.0}, {"attention_scale": 0.0}),
     "gemma2 uncapped": ("gemma2", GEMMA2 | {"attn_logit_softcapping": None}, {"attention_scale": 0.0}),
@@ -108,6 +116,22 @@ CASES = {
     "exaone4": ("exaone4", {**WINDOW, "sliding_window_pattern": 2}, {"kinds": (LayerKind(5), LayerKind())}),
     "exaone4 without": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 3}),
 }
+CASES |= {
+    "gpt_neox": ("gpt_neox", {"rope_parameters": NEOX_ROPE}, {"parallel": ""}, {"rotary_dim": 2}),
+    "gpt_neox sequential": ("gpt_neox", {"use_parallel_residual": False, "attention_bias": False}),
+    "gpt2": ("gpt2", {"n_inner": 48}, {"learned_positions": False}, {"position_offset": 1}),
+    "gpt2 unscaled": ("gpt2", {"scale_attn_weights": False, "activation_function": "relu"}, {"attention_scale": 0.0}),
+    "opt": ("opt", {"ffn_dim": 48}, {"position_offset": 0}),
+    "opt without biases": ("opt", {"ffn_dim": 48, "enable_bias": False}),
+    "gptj": ("gptj", {"n_inner": 48, "rotary_dim": 4}, {"rotary_dim": 0}, {"rotary_interleaved": False}),
+    "cohere": ("cohere", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e3}}),
+    "cohere2": ("cohere2", {**WINDOW, "layer_types": ["sliding_attention"] * 2 + ["full_attention"]}, NO_KINDS),
+    "nemotron": ("nemotron", {}, {"rotary_dim": 0}),
+    "stablelm": ("stablelm", {"use_qkv_bias": True}),
+    "stablelm parallel": ("stablelm", {"use_parallel_residual": True}),
+    "phi": ("phi", {}),
+    "starcoder2": ("starcoder2", WINDOW, NO_KINDS),
+}
 KERNELS = {"mistral": "triton", "gemma2": "triton", "gemma2 uncapped": "blocks", "gemma3": "blocks"}
 
 
@@ -122,6 +146,10 @@ class Classifier(torch.nn.Module):
         self.model = transformers.AutoModel.from_config(config, attn_implementation="eager")
         self.score = torch.nn.Linear(config.hidden_size, 1, bias=False)
 
+    @property
+    def base_model(self):
+        return self.model
+
     def save_pretrained(self, path):
         self.model.config.save_pretrained(path)
         save_file(self.state_dict(), path / "model.safetensors")
@@ -129,7 +157,8 @@ class Classifier(torch.nn.Module):
 
 def make_reference(family, values):
     """Returns a torch model with random parameters; those of queries are large."""
-    config = transformers.AutoConfig.for_model(family, **SIZES | copy.deepcopy(values), num_labels=1)
+    sizes = {key: value for key, value in SIZES.items() if hasattr(transformers.AutoConfig.for_model(family), key)}
+    config = transformers.AutoConfig.for_model(family, **sizes | copy.deepcopy(values), num_labels=1)
     torch.manual_seed(0)
     if FAMILIES[family].classifier is None:
         model = Classifier(config)
@@ -138,8 +167,9 @@ def make_reference(family, values):
         model = kind.from_config(config, attn_implementation="eager")
         assert type(model).__name__ == FAMILIES[family].classifier
     for name, parameter in model.named_parameters():
-        one = float("norm" in name and not family.startswith("gemma"))
-        torch.nn.init.normal_(parameter, one, 0.5 if "q_proj" in name or "qkv" in name else 0.2)
+        one = float(("norm" in name or "ln_" in name) and not family.startswith(("gemma", "nemotron")))
+        has_queries = any(part in name for part in ("q_proj", "qkv", "query_key_value", "c_attn"))
+        torch.nn.init.normal_(parameter, one, 0.5 if has_queries else 0.2)
     return model.eval()
 
 
@@ -174,6 +204,22 @@ def compare(found, expected, tolerance=1e-4):
     assert np.abs(np.asarray(found) - expected).max() < tolerance * np.abs(expected).max()
 
 
+def as_in_files(family, tensors):
+    """Returns {name: array} with tensors of each expert, as in files, for transformers' tensors of all experts."""
+    found, mixtral = {}, family == "mixtral"
+    for name, array in tensors.items():
+        layer, _, fused = name.partition(".mlp.experts.")
+        if not fused:
+            found[name.replace("mlp.gate.weight", "block_sparse_moe.gate.weight") if mixtral else name] = array
+            continue
+        parts = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}[fused]
+        for part, of_experts in zip(parts, np.split(array, len(parts), axis=1), strict=True):
+            part = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}[part] if mixtral else part
+            prefix = f"{layer}.block_sparse_moe.experts" if mixtral else f"{layer}.mlp.experts"
+            found |= {f"{prefix}.{e}.{part}.weight": values for e, values in enumerate(of_experts)}
+    return found
+
+
 def check_artifact(directory, model, params, reference):
     """Checks that transformers loads the exported model, unchanged and as the family's class, with the same output."""
     output = directory / "artifact"
@@ -187,14 +233,14 @@ def check_artifact(directory, model, params, reference):
     else:
         exported = transformers.AutoModelForSequenceClassification.from_pretrained(output)
         assert type(exported) is type(reference)
-        found, base = exported.state_dict(), exported.model
+        found, base = exported.state_dict(), exported.base_model
     expected = reference.state_dict()
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name
     tokens = torch.tensor(pairs()[0][0])[None]
     with torch.no_grad():
-        states, expected = (decoder(tokens).last_hidden_state for decoder in (base, reference.model))
+        states, expected = (decoder(tokens).last_hidden_state for decoder in (base, reference.base_model))
     torch.testing.assert_close(states, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -203,8 +249,22 @@ def mesh():
     return make_mesh(devices=jax.devices()[:1])
 
 
+@pytest.fixture
+def layer_outputs(monkeypatch):
+    """The output of each layer of a decoder, in their order, after a call of the compiled function."""
+    found, call = [], Block.__call__
+
+    def record(self, *args):
+        y = call(self, *args)
+        jax.debug.callback(lambda y: found.append(np.asarray(y)), y, ordered=True)
+        return y
+
+    monkeypatch.setattr(Block, "__call__", record)
+    return found
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_hidden_states_rewards_and_gradients_equal_transformers(tmp_path, mesh, name):
+def test_hidden_states_rewards_and_gradients_equal_transformers(tmp_path, mesh, layer_outputs, name):
     family, values, *changes = CASES[name]
     reference = make_reference(family, values)
     reference.save_pretrained(tmp_path)
@@ -223,25 +283,34 @@ def test_hidden_states_rewards_and_gradients_equal_transformers(tmp_path, mesh, 
     with jax.set_mesh(mesh):
         compute = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1, compiler_options=FAST)
         (_, (hidden, rewards)), gradients = compute(loaded.params, model)
-    expected = []
+        jax.effects_barrier()
+    expected, in_layers = [], []
     for sequence in (sequence for pair in pairs() for sequence in pair):
         # Padding up to the longest conversation would change the frequencies of longrope.
-        expected.append(reference.model(torch.tensor(sequence)[None], use_cache=False).last_hidden_state[0])
+        tokens = torch.tensor(sequence)[None]
+        output = reference.base_model(tokens, use_cache=False, output_hidden_states=True)
+        expected.append(output.last_hidden_state[0])
+        in_layers.append([states[0].detach().numpy() for states in output.hidden_states[1:-1]])  # without the last norm
     scores = torch.stack([reference.score(states[-1]) for states in expected]).reshape(-1, 2)
     (-torch.nn.functional.logsigmoid(scores[:, 0] - scores[:, 1])).sum().backward()
     found = of_conversation(batch, where, hidden)
     states = [states.detach().numpy() for states in expected]
     for mine, theirs in zip(found, states, strict=True):
         compare(mine, theirs)
+    assert len(layer_outputs) == decoder.num_layers
+    for layer, outputs in enumerate(layer_outputs[:-1]):
+        for mine, theirs in zip(of_conversation(batch, where, outputs), in_layers, strict=True):
+            compare(mine, theirs[layer])
     used = batch["readout_group"] > 0
     order = [i for i, _ in sorted(where.items(), key=lambda item: item[1])]
     compare(np.asarray(rewards)[used].reshape(-1, 2), scores.detach().numpy()[order])
-    tensors = dict(reference.named_parameters())
+    gradients_there = {name: parameter.grad.numpy() for name, parameter in reference.named_parameters()}
+    tensors = as_in_files(family, gradients_there)
     found = {tensor: make() for tensor, make, _ in named_tensors(model, gradients)}
     assert found.keys() == tensors.keys()
-    largest = max(float(parameter.grad.abs().max()) for parameter in tensors.values())
-    for tensor, parameter in tensors.items():
-        difference = np.abs(found[tensor] - parameter.grad.numpy()).max()
+    largest = max(np.abs(gradient).max() for gradient in tensors.values())
+    for tensor, gradient in tensors.items():
+        difference = np.abs(found[tensor] - gradient).max()
         assert difference < 1e-4 * largest, tensor
     check_artifact(tmp_path, model, loaded.params, reference)
     for change in changes:

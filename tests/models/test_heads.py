@@ -1,6 +1,7 @@
 """Reward heads in Hugging Face directories: names, files, biases, labels, normalization; rewards equal torch's."""
 
 import json
+import shlex
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from rmjax.core import config as configs
 from rmjax.core.errors import InputError
 from rmjax.core.mesh import make_mesh
-from rmjax.models import loading
+from rmjax.models import artifact, loading
 from rmjax.models.architecture import HeadConfig
 from tests.models.rows import whole_rows
 
@@ -122,6 +123,8 @@ def start(path, head=ONE):
 
 
 def test_a_head_in_pytorchs_format_is_refused_also_as_the_start_of_training(tmp_path):
+    tmp_path /= "a user's model"
+    tmp_path.mkdir()
     save(tmp_path, CAUSAL)
     torch.save({"v_head.summary.weight": torch.tensor(WEIGHT[:1])}, tmp_path / "value_head.bin")
     for read in (load, start):
@@ -129,8 +132,8 @@ def test_a_head_in_pytorchs_format_is_refused_also_as_the_start_of_training(tmp_
             InputError, match=r"value_head.bin: the reward head is in PyTorch's format; convert it: "
         ) as e:
             read(tmp_path)
-    command = str(e.value).split('python -c "')[1].removesuffix('"')
-    exec(command.replace("'value_head", f"'{tmp_path}/value_head"))
+    (code,) = shlex.split(str(e.value).split("python -c ")[1])
+    exec(code)
     np.testing.assert_array_equal(load(tmp_path).params["head"]["kernel"], WEIGHT[:1].T)
 
 
@@ -150,15 +153,22 @@ def test_a_head_in_pytorchs_format_is_refused_also_as_the_start_of_training(tmp_
         ({"score.bias": BIAS[:1]}, r"the tensor 'score.weight' is missing; the head's bias is there"),
         ({"score.weight": WEIGHT[:1], "score.bias": BIAS}, r"'score.bias' has shape \(3,\); expected \(1,\)"),
         (
-            {"score.0.weight": np.eye(SIZE, dtype=np.float32), "score.2.weight": WEIGHT[:1]},
-            r"the reward head 'score' is not one linear layer \(tensor 'score.\d.weight' \(\d+, 64\)\)",
+            {"score.0.weight": np.eye(SIZE, dtype=np.float32), "score.3.weight": WEIGHT[:1]},
+            r"the reward head 'score' is not one linear layer, or two .* \(tensor 'score.3.weight' \(1, 64\)\)",
         ),
-        ({"v_head.summary.0.weight": WEIGHT[:1]}, r"the reward head 'v_head.summary' is not one linear layer"),
+        ({"v_head.summary.1.weight": WEIGHT[:1]}, r"the reward head 'v_head.summary' is not one linear layer"),
         (
             {"judge.weight": WEIGHT[:1]},
             r"no reward head among .*; if 'judge.weight' \(1, 64\) is the reward head, rename it",
         ),
-        ({"score.weight": WEIGHT[:1], "gating.0.weight": WEIGHT}, r"'gating.0.weight' \(3, 64\) is not known"),
+        (
+            {"regression_layer.weight": WEIGHT, "gating.layers.0.weight": WEIGHT},
+            r"the tensor 'gating.layers.0.weight' \(3, 64\) is of a gating network .*\(ArmoRM; .*QRM, .*URM\)",
+        ),
+        (
+            {"regression_layer.weight": WEIGHT, "reward_transform_matrix": np.eye(3, dtype=np.float32)},
+            r"the tensor 'reward_transform_matrix' \(3, 3\) is of a gating network",
+        ),
     ],
 )
 def test_other_heads_are_named_in_the_error(tmp_path, head, message):
@@ -305,3 +315,61 @@ def test_names_of_attributes_must_agree_at_the_start_of_training(tmp_path):
         InputError, match="predicts helpfulness, verbosity; the objective expects verbosity, helpfulness"
     ):
         start(tmp_path, HeadConfig(("verbosity", "helpfulness")))
+
+
+def two_layers(name, outputs, width=SIZE, bias=True):
+    """Returns the tensors of a head of two layers by torch.nn.Sequential."""
+    rng = np.random.default_rng(2)
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32) / 8
+    tensors = {f"{name}.0.weight": draw(width, SIZE), f"{name}.2.weight": draw(outputs, width)}
+    return tensors | ({f"{name}.0.bias": draw(width), f"{name}.2.bias": draw(outputs)} if bias else {})
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name", "outputs", "width", "bias"),
+    [
+        ("Qwen2ForRewardModel", "score", 1, SIZE, True),  # Qwen2.5-Math-RM
+        ("INFORMForSequenceClassification", "score", 1, SIZE, True),
+        ("Qwen2ForProcessRewardModel", "score", 2, SIZE, True),  # Qwen2.5-Math-PRM
+        ("LlamaForCausalLM", "v_head.summary", 1, 24, True),  # GRM
+        ("LlamaForCausalLM", "v_head.summary", 1, 24, False),
+    ],
+)
+def test_heads_of_two_layers(tmp_path, architecture, name, outputs, width, bias):
+    """Published heads: Linear, ReLU, Linear; they survive export, and the result is the same."""
+    head = two_layers(name, outputs, width, bias)
+    causal = save(tmp_path / "a", CAUSAL, head)
+    change_config(tmp_path / "a", architectures=[architecture], auto_map={"AutoModel": "x.Y"}, num_labels=outputs)
+    loaded = load(tmp_path / "a")
+    with torch.no_grad():
+        states = (
+            causal.model(torch.from_numpy(TOKENS).long(), use_cache=False).last_hidden_state[:, -1].double().numpy()
+        )
+    tensors = {key.removeprefix(name + "."): value.astype(np.float64) for key, value in head.items()}
+    hidden = np.maximum(states @ tensors["0.weight"].T + tensors.get("0.bias", 0), 0)
+    expected = hidden @ tensors["2.weight"].T + tensors.get("2.bias", 0)
+    expected = expected[:, 1:] - expected[:, :1] if outputs == 2 else expected
+    np.testing.assert_allclose(rewards(loaded)[:, 0], expected, atol=1e-4)
+    assert loaded.model.head.hidden == width
+    assert "hidden layer" in loaded.metadata["reward_head"]
+    process = {"step_readout": "separator", "step_separator": "<extra_0>"} if outputs == 2 else {}
+    assert loaded.metadata["data_options"] == process
+
+    (tmp_path / "b").mkdir()
+    metadata = artifact.write(
+        tmp_path / "b", loaded.model, loaded.params, 0, {"max_length": 64, "data_options": process}
+    )
+    assert metadata["transformers_class"] is None
+    assert set(load_file(tmp_path / "b" / "model.safetensors")) >= {"score.0.weight", "score.0.bias", "score.2.weight"}
+    again = load(tmp_path / "b")
+    assert again.model.head == loaded.model.head
+    np.testing.assert_array_equal(rewards(again), rewards(loaded))
+
+
+@pytest.mark.parametrize("missing", ["0.weight", "2.weight"])
+def test_heads_of_two_layers_must_be_complete(tmp_path, missing):
+    head = two_layers("score", 1)
+    del head[f"score.{missing}"]
+    save(tmp_path, CAUSAL, head)
+    with pytest.raises(InputError, match=rf"score\.{missing}"):
+        load(tmp_path)

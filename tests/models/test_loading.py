@@ -3,7 +3,7 @@
 import pytest
 
 from rmjax.core.errors import InputError
-from rmjax.models import loading
+from rmjax.models import paths
 
 
 @pytest.mark.parametrize(
@@ -23,10 +23,10 @@ def test_a_file_or_directory_given_by_mistake_is_named(tmp_path, files, given, m
     for file in files:
         (tmp_path / file).touch()
     with pytest.raises(InputError, match=f"model '.*': {message}"):
-        loading.resolve_path(str(tmp_path / given))
+        paths.resolve_path(str(tmp_path / given))
 
 
 def test_a_model_directory_may_hold_other_formats_too(tmp_path):
     for file in ("config.json", "llama.nemo", "adapter_config.json"):
         (tmp_path / file).touch()
-    assert loading.resolve_path(str(tmp_path)) == tmp_path
+    assert paths.resolve_path(str(tmp_path)) == tmp_path

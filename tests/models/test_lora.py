@@ -52,19 +52,22 @@ def test_the_product_is_added_to_a_linear_map():
     np.testing.assert_array_equal(linear(jnp.array([[3.0, 4.0]])), [[55.0, 550.0]])
 
 
-def test_new_adapters_do_not_change_the_rewards():
-    plain, model = make_plain_model(), make_model()
+@pytest.mark.parametrize("dora", [False, True])
+def test_new_adapters_do_not_change_the_rewards(dora):
+    plain, model = make_plain_model(), make_model(dora=dora)
     with jax.set_mesh(make_mesh(devices=jax.devices()[:1])):
         params = model.init(jax.random.key(0))
-        np.testing.assert_array_equal(model.rewards(params, ROWS), plain.rewards(plain.init(jax.random.key(0)), ROWS))
+        found, expected = model.rewards(params, ROWS), plain.rewards(plain.init(jax.random.key(0)), ROWS)
+        np.testing.assert_allclose(found, expected, atol=1e-5 if dora else 0)
     leaf = params["decoder"]["layers"]["mlp"]["down"][lora.A]
     bound = CONFIG.intermediate_size**-0.5  # of PEFT's kaiming_uniform_(a=sqrt(5))
     assert leaf.shape == (CONFIG.num_layers, CONFIG.intermediate_size, 4)
     assert 0.8 * bound < float(jnp.abs(leaf).max()) <= bound
 
 
-def test_a_model_with_merged_adapters_has_the_same_rewards():
-    model = make_model(rslora=True)
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_model_with_merged_adapters_has_the_same_rewards(dora):
+    model = make_model(rslora=True, dora=dora)
     with jax.set_mesh(make_mesh(devices=jax.devices()[:1])):
         params = with_random_b(model.init(jax.random.key(0)))
         expected = model.rewards(params, ROWS)
@@ -74,6 +77,26 @@ def test_a_model_with_merged_adapters_has_the_same_rewards():
         chex.assert_trees_all_equal_shapes(merged, jax.eval_shape(plain.init, jax.random.key(0)))
         assert float(jnp.abs(expected - plain.rewards(plain.init(jax.random.key(0)), ROWS)).max()) > 1e-2
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_dora_replaces_the_norm_of_each_column():
+    linear = Linear(2, 2, True, 0.0, jnp.float32, nnx.Rngs(0))
+    linear.kernel[...] = jnp.array([[0.0, 3.0], [0.0, 0.0]])
+    linear.bias[...] = jnp.array([1.0, 1.0])
+    adapter = {lora.A: jnp.array([[1.0], [2.0]]), lora.B: jnp.array([[0.0, 2.0]]), lora.M: jnp.array([5.0, 10.0])}
+    lora.attach(linear, adapter, 0.5)
+    # The second column of the sum is (3 + 1, 2), of norm √20; a column of zeros stays zero, and the bias as it is.
+    np.testing.assert_allclose(linear(jnp.array([[3.0, 4.0]])), [[1.0, 1 + 10 * (12 + 8) / 20**0.5]], rtol=1e-6)
+
+
+def test_the_norm_has_no_gradient():
+    def product(b):
+        linear = Linear(2, 1, False, 0.0, jnp.float32, nnx.Rngs(0))
+        linear.kernel[...] = jnp.array([[3.0], [4.0]])
+        lora.attach(linear, {lora.A: jnp.array([[1.0], [0.0]]), lora.B: b, lora.M: jnp.array([10.0])}, 1.0)
+        return linear(jnp.array([[1.0, 1.0]])).sum()
+
+    np.testing.assert_allclose(jax.grad(product)(jnp.zeros((1, 1))), [[10 / 5]])
 
 
 def test_targets_are_a_regex_of_paths():
@@ -96,9 +119,10 @@ def test_wrong_targets_are_named(targets, message):
 
 def test_adapters_are_sharded_with_their_matrices():
     mesh = make_mesh([1, 2, 2, 1], devices=jax.devices()[:4])
-    shardings = state_shardings(mesh, jax.eval_shape(make_model().init, jax.random.key(0)))
+    shardings = state_shardings(mesh, jax.eval_shape(make_model(dora=True).init, jax.random.key(0)))
     specs = {path: tuple(sharding.spec) for path, sharding in pytree.flatten(shardings).items()}
     assert specs["decoder/layers/attention/query/lora_a"] == (None, "fsdp", None)
     assert specs["decoder/layers/attention/query/lora_b"] == (None, None, "tensor")
+    assert specs["decoder/layers/attention/query/lora_magnitude"] == (None, "tensor")
     assert specs["decoder/layers/mlp/down/lora_a"] == (None, "tensor", None)
     assert specs["decoder/layers/mlp/down/lora_b"] == (None, None, "fsdp")

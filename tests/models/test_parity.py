@@ -145,5 +145,5 @@ def test_errors_name_the_damaged_or_missing_shard(tmp_path):
     with pytest.raises(InputError, match=f"{shard.name}: truncated"):
         load(tmp_path)
     shard.unlink()
-    with pytest.raises(InputError, match=f"{shard.name}: missing; .*copy the directory again"):
+    with pytest.raises(InputError, match=f"{shard.name}: missing, .*copy the directory again"):
         load(tmp_path)

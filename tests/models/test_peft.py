@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -10,9 +9,6 @@ from safetensors.numpy import save_file
 from rmjax.core.errors import InputError
 from rmjax.core.safetensors import TensorDirectory
 from rmjax.models import loading, peft
-from rmjax.models.architecture import DecoderConfig, HeadConfig
-from rmjax.models.decoder import RewardModel
-from rmjax.models.lora import LoraConfig
 
 PREFIX = "base_model.model."
 RANDOM = np.random.default_rng(0)
@@ -71,6 +67,24 @@ def test_a_transposed_matrix_is_read_transposed(tmp_path):
     np.testing.assert_allclose(files.read("a.q_proj.weight", index), expected[index], rtol=1e-6)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_magnitude_replaces_the_norms_of_the_rows(tmp_path, transposed):
+    magnitude = np.array([1.0, 2.0, 3.0, 4.0], np.float32)
+    adapter = {"a.q_proj.lora_A.weight": A, "a.q_proj.lora_B.weight": B, "a.q_proj.lora_magnitude_vector": magnitude}
+    base = {"a.q_proj.weight": np.ascontiguousarray(W.T)} if transposed else None
+    files = read(save(tmp_path, base=base, adapter=adapter, use_dora=True, fan_in_fan_out=transposed))
+    total = W.astype(np.float32) + 3 * (B @ A)
+    expected = magnitude[:, None] * total / np.linalg.norm(total, axis=1, keepdims=True)
+    expected = expected.T if transposed else expected
+    for index in ((), (slice(1, 3),), (slice(1, 3), slice(2, 4))):
+        np.testing.assert_allclose(files.read("a.q_proj.weight", index), expected[index], rtol=1e-5)
+
+
+def test_a_missing_magnitude_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"the magnitude of 'a\.q_proj' has the shape None; expected \(4,\)"):
+        read(save(tmp_path, use_dora=True))
+
+
 def test_biases_and_whole_modules_of_the_adapter_precede_those_of_the_base_model(tmp_path):
     bias = np.zeros(4, np.float32)
     adapter = {"a.q_proj.lora_A.weight": A, "a.q_proj.lora_B.weight": B, "a.q_proj.base_layer.bias": bias + 1}
@@ -97,7 +111,10 @@ def test_an_adapter_of_another_base_model_is_refused(tmp_path, base, found):
     ("options", "message"),
     [
         ({"peft_type": "IA3"}, "peft_type is 'IA3'; only 'LORA' is implemented"),
-        ({"use_dora": True}, r"use_dora is True, which is not implemented; merge the adapter .* \(merge_and_unload\)"),
+        (
+            {"lora_bias": True},
+            r"lora_bias is True, which is not implemented; merge the adapter .* \(merge_and_unload\)",
+        ),
         ({"base_model_name_or_path": None}, "base_model_name_or_path is missing"),
         ({"base_model_name_or_path": "/nowhere"}, r"base_model_name_or_path: model '/nowhere': no such directory"),
     ],
@@ -119,10 +136,3 @@ def test_a_matrix_without_its_counterpart_is_refused(tmp_path):
     path = save(tmp_path, adapter={"a.q_proj.lora_A.weight": A, "score.weight": HEAD})
     with pytest.raises(InputError, match=r"the adapter of 'a\.q_proj' has the matrices A \(2, 6\) and B None"):
         read(path)
-
-
-def test_adapters_of_fused_matrices_are_not_written(tmp_path):
-    decoder = DecoderConfig(9, 8, 8, 1, 2, 2, 4, 1e-5, 1e4, None, False, False, 64, 0.2)
-    model = RewardModel(decoder, HeadConfig(), family="phi3", lora=LoraConfig(2, 4.0))
-    with pytest.raises(InputError, match=r"the family phi3 stores several matrices .*qkv_proj.*; export the merged"):
-        peft.write(tmp_path, model, model.init(jax.random.key(0)), "base")

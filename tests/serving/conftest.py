@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from rmjax.core.mesh import make_mesh
+from rmjax.data.tokens.readouts import Readout
 from rmjax.data.tokens.tokenizer import Encoded, Tokenizer
 from rmjax.evaluation.scoring import Scorer
 from rmjax.models.architecture import DecoderConfig, HeadConfig
@@ -115,15 +116,21 @@ def make_critic(scorer, directory, **options):
     return Critic(scorer.model, params, mesh, **given)
 
 
-def start_with_critic(stack, running, directory, memory=None):
-    """Starts a server of the tiny model and of a critic combined with it, which share `memory`."""
+def start_with_critic(stack, running, directory, memory=None, tokenizer=None):
+    """Starts a server of the tiny model and of a critic combined with it, which share `memory`.
+
+    Args:
+      tokenizer: of the reward model, if another than the critic's.
+    """
 
     def load(metrics):
         critic = make_critic(running.scorer, directory, memory=memory, metrics=metrics)
         return critic, InputReader(running.tokenizer, len(running.tokenizer), MAX_LENGTH)
 
     loaders = {
-        "reward_model": functools.partial(load_tiny, running.scorer, running.tokenizer, memory or DeviceMemory())
+        "reward_model": functools.partial(
+            load_tiny, running.scorer, tokenizer or running.tokenizer, memory or DeviceMemory()
+        )
     }
     loaders |= critic_loaders(load, lambda: made.registry.acquire("reward_model"))
     made = start(stack, loaders)
@@ -139,7 +146,7 @@ class Fake:
       began: set when a batch is being scored.
     """
 
-    bos_prefix, pad_and_eos = "", ()
+    bos_prefix, pad_and_eos, readout_place = "", (), Readout()
 
     def __init__(self, **options):
         self.options = {"max_length": 256, "batch_tokens": 1024, "queue_size": 64, "queue_tokens": 1 << 14} | options

@@ -64,7 +64,9 @@ def test_unusable_workdirs_are_found_before_data_is_read(tiny, tmp_path, no_data
 
 def test_a_workdir_that_is_not_writable_is_refused(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
-    with pytest.raises(InputError, match=rf"workdir={tmp_path}/runs/a: {tmp_path} is not writable"):
+    with pytest.raises(
+        InputError, match=rf"workdir={tmp_path}/runs/a: {tmp_path}: permission is denied; change the permissions"
+    ):
         check_workdir(Workdir(tmp_path / "runs" / "a"), tiny)
 
 

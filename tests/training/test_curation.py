@@ -5,6 +5,7 @@ import json
 import pytest
 
 from rmjax.core import config as configs
+from rmjax.core import config_checks
 from rmjax.core.errors import InputError
 from rmjax.data.tokens.tokenizer import Tokenizer
 from rmjax.training import datasets
@@ -26,7 +27,7 @@ def run(tmp_path):
     def load(**options):
         config, lines = configs.small(), []
         config.data.update(train=tuple(train), validation=(validation,), **options)
-        configs.check(config)
+        config_checks.check(config)
         loaded = datasets.load(config, config.data, Tokenizer.load(""), lines.append, progress=False)
         places = [[dataset.where(i).rsplit("/", 1)[1] for i in range(len(dataset))] for dataset in loaded[:2]]
         return *places, "\n".join(lines).replace(f"{tmp_path}/", "")

@@ -16,7 +16,7 @@ import pytest
 
 from rmjax.core.errors import InputError
 from rmjax.data.tokens.tokenizer import Tokenizer
-from rmjax.models import loading
+from rmjax.models import loading, paths
 from rmjax.models.workdir import Workdir
 from rmjax.training.experiment import train
 from rmjax.training.step import Trainer
@@ -79,7 +79,7 @@ MESHES = [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 2, 1), (1, 1, 1, 8), (2, 2, 2, 1), 
 
 @pytest.mark.parametrize(
     ("mesh", "attention"),
-    [(mesh, "dense") for mesh in MESHES] + [((1, 2, 2, 2), name) for name in ("blocks", "triton")],
+    [(mesh, "dense") for mesh in MESHES] + [((1, 2, 2, 2), name) for name in ("blocks", "triton", "mosaic")],
 )
 def test_losses_on_every_mesh_equal_those_on_one_device(tiny, reference, tmp_path, mesh, attention):
     for axis, size in zip(("data", "fsdp", "tensor", "sequence"), mesh, strict=True):
@@ -150,16 +150,6 @@ def test_an_interrupted_run_resumes_bit_for_bit(tiny, reference, tmp_path):
     chex.assert_trees_all_equal(final_params(workdir), final_params(reference))
 
 
-def test_a_checkpoint_of_another_number_of_processes_is_resumed(tiny, reference, tmp_path):
-    workdir = tmp_path / "run"
-    train(tiny, workdir)
-    shutil.rmtree(workdir / "checkpoints" / "6")
-    iterator = workdir / "checkpoints" / "3" / "iterator"
-    (iterator / "process_0-of-1.json").rename(iterator / "process_0-of-2.json")
-    train(tiny, workdir)
-    assert lines(workdir) == lines(reference)
-
-
 def command(config, workdir, tmp_path):
     file = tmp_path / "config_file.py"
     file.write_text(
@@ -197,7 +187,7 @@ def test_a_killed_process_resumes_bit_for_bit(tiny, tmp_path, number):
     process.send_signal(number)
     output = process.communicate(timeout=120)[0].decode()
     if number == signal.SIGTERM:
-        assert process.returncode == 0, output
+        assert process.returncode == 128 + number, output  # so that `train && export` does not go on
         assert "stopped at step" in output
     process = command(tiny, workdir, tmp_path)
     output = process.communicate(timeout=240)[0].decode()
@@ -249,16 +239,6 @@ def test_a_workdir_of_another_configuration_is_refused(tiny, reference):
     tiny.optimizer.learning_rate = 0.5
     with pytest.raises(InputError, match=r"another configuration \(optimizer.learning_rate: 0.001 there, 0.5 here\)"):
         train(tiny, reference)
-
-
-def test_a_damaged_checkpoint_is_named_in_the_error(tiny, tmp_path):
-    workdir = tmp_path / "run"
-    train(tiny, workdir)
-    for path in (workdir / "checkpoints" / "6" / "state").rglob("*"):
-        if path.is_file() and path.stat().st_size > 200:
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(InputError, match=r"checkpoint .*checkpoints/6 cannot be read"):
-        train(tiny, workdir)
 
 
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tiny, reference, tmp_path):
@@ -321,7 +301,7 @@ def test_wrong_flags_print_one_line(arguments, message):
 
 
 def test_data_options_are_stored_with_the_model(reference):
-    options, max_length = loading.data_options(str(reference))
+    options, max_length = paths.data_options(str(reference))
     assert (options["strings"], options["step_labels"], max_length) == ("joined", "auto", 1024)
     metadata = Workdir(reference).metadata()
     assert (metadata["data_options"], metadata["validation_data"]) == (options, ["synthetic"])

@@ -1,5 +1,6 @@
 """Export: heads with scale and shift give transformers' logits up to the shift; files follow the umask."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -12,6 +13,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 import rmjax.export as program
+from rmjax.core.errors import InputError
 from rmjax.core.mesh import make_mesh
 from rmjax.data.records import synthetic
 from rmjax.evaluation.evaluate import evaluate, read_evaluation_data
@@ -92,6 +94,18 @@ def test_rewards_of_a_workdir_equal_those_of_its_artifact(made):
         found = [rewards(made / name, made / "in.jsonl") for name in (workdir, artifact)]
         np.testing.assert_allclose(*found, rtol=1e-6, atol=1e-5)
     assert Workdir(made / "two").head().scale  # which the artifact has in its weights
+
+
+def test_a_model_that_is_not_finite_is_not_exported(made, tmp_path, monkeypatch):
+    def load(*arguments, **options):
+        loaded = load_model(*arguments, **options)
+        return dataclasses.replace(loaded, params=loaded.params | {"head": {"kernel": np.array([[np.inf], [1.0]])}})
+
+    load_model = loading.load_model
+    monkeypatch.setattr(loading, "load_model", load)
+    with pytest.raises(InputError, match=r"head/kernel is not finite, so the model is not exported"):
+        export(made / "one", tmp_path / "artifact")
+    assert not (tmp_path / "artifact").exists()
 
 
 def test_training_continues_from_an_artifact_as_from_its_workdir(made):

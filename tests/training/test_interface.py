@@ -4,6 +4,7 @@ import ast
 import asyncio
 import concurrent.futures
 import pathlib
+import shlex
 import signal
 
 import pytest
@@ -32,7 +33,7 @@ def finished(tmp_path_factory):
     from tests.training.conftest import tiny as tiny_config
 
     config = tiny_config.__wrapped__()
-    path, printed = tmp_path_factory.mktemp("finished") / "run", []
+    path, printed = tmp_path_factory.mktemp("finished") / "a user's run", []
     train(config, path, log=printed.append, progress=False)
     return config, path, printed
 
@@ -63,6 +64,20 @@ def test_the_last_line_names_the_best_checkpoint(finished):
     step = Workdir(path).best_step()
     accuracy = Workdir(path).validation_metrics(step)["accuracy"]
     assert printed[-1] == f"best checkpoint: step {step}, accuracy {accuracy:.4f}; these commands use it"
+
+
+def test_printed_commands_can_be_pasted_into_a_shell(finished, tmp_path, run_main, capsys):
+    _, path, printed = finished
+    commands = [line.partition("python -m ")[2] for line in printed if "python -m " in line]
+    assert [shlex.split(command)[:2] for command in commands] == [
+        ["rmjax.evaluate", f"--model={path}"],
+        ["rmjax.export", f"--workdir={path}"],
+        ["rmjax.serve", f"--model={path}/artifact"],
+    ]
+    artifact = tmp_path / "a user's model"
+    run_main("export", f"--workdir={path}", f"--output={artifact}")
+    serve = capsys.readouterr().out.splitlines()[-1].partition("python -m rmjax.serve ")[2]
+    assert shlex.split(serve) == [f"--model={artifact}", "--grpc_port=8001"]
 
 
 def test_a_second_run_of_a_finished_workdir_has_its_metrics(finished):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import signal
 
@@ -19,7 +20,7 @@ from rmjax.core.mesh import make_mesh
 from rmjax.data.records import synthetic
 from rmjax.evaluation.evaluate import evaluate, read_evaluation_data
 from rmjax.evaluation.pipeline import load_pipeline
-from rmjax.models import loading, lora
+from rmjax.models import continued, loading, lora
 from rmjax.models.workdir import Workdir
 from rmjax.training.experiment import train
 from rmjax.training.export import export
@@ -188,9 +189,10 @@ def test_an_adapter_directory_is_a_model(made, exported, tmp_path):
     assert (values["base_model_name_or_path"], values["use_rslora"]) == (str(made / "base"), True)
     assert values["task_type"] == "SEQ_CLS"
     np.testing.assert_allclose(rewards(exported / "adapter"), rewards(exported / "run"), atol=1e-6)
-    config = adapters(made)  # adds new adapters to the sum
+    config, output = adapters(made), []  # adds new adapters to the sum
     config.model.path, config.model.param_dtype, config.train.steps = str(exported / "adapter"), "float32", 1
-    train(config, tmp_path / "more")
+    train(config, tmp_path / "more", log=output.append)
+    assert any("are added to its matrices, and new ones begin, since their scale is 16" in line for line in output)
     started = lines(tmp_path / "more", "validation")[0]
     assert started["reward_mean"] == pytest.approx(float(rewards(exported / "run").mean()), abs=1e-5)
     with pytest.raises(
@@ -199,13 +201,126 @@ def test_an_adapter_directory_is_a_model(made, exported, tmp_path):
         export(tmp_path / "more", tmp_path / "output", peft=True)
 
 
+def test_the_base_model_of_an_adapter_may_move_but_not_change(made, exported, tmp_path):
+    shutil.copytree(exported / "adapter", tmp_path / "adapter")
+    shutil.copytree(made / "base", tmp_path / "base")
+    file, weights = tmp_path / "adapter" / "adapter_config.json", tmp_path / "base" / "model.safetensors"
+    values = json.loads(file.read_text()) | {"base_model_name_or_path": str(tmp_path / "base")}
+    file.write_text(json.dumps(values))
+    tensors = load_file(weights)
+    save_file({name: value.astype(jax.numpy.bfloat16) for name, value in tensors.items()}, weights)
+    np.testing.assert_allclose(rewards(tmp_path / "adapter"), rewards(exported / "adapter"), atol=0.02)
+    file.write_text(json.dumps(values | {"lora_alpha": 3}))
+    with pytest.raises(
+        InputError, match=r"lora_alpha is 3; the adapter was trained with 32\.0 \(rmjax\.json\): restore"
+    ):
+        load_pipeline(str(tmp_path / "adapter"))
+    file.write_text(json.dumps(values))
+    tensors["model.layers.1.self_attn.q_proj.weight"][0] += 0.5
+    save_file(tensors, weights)
+    with pytest.raises(
+        InputError, match=r"of another base model: the matrices in .*base have the right shapes, and other"
+    ):
+        load_pipeline(str(tmp_path / "adapter"))
+
+
+def continuing(made, path):
+    """Returns a configuration with the adapters of `exported`, that starts from `path`."""
+    config = adapters(made)
+    config.lora.rslora, config.lora.targets = True, "attention/(query|value)|down"
+    config.model.path, config.model.param_dtype = str(path), "float32"
+    return config
+
+
+@pytest.mark.parametrize("source", ["adapter", "run"])
+def test_the_same_adapters_are_continued_on_the_original_base_model(made, exported, tmp_path, source):
+    config, output = continuing(made, exported / source), []
+    config.optimizer.learning_rate, config.train.steps = 0.0, 1
+    train(config, tmp_path / "same", log=output.append)
+    assert f"continues the adapters of {exported / source} (rank 4, alpha 32) on {made / 'base'}" in output
+    chex.assert_trees_all_equal(restored(tmp_path / "same"), restored(exported / "run"))
+    assert Workdir(tmp_path / "same").frozen_path() == str(made / "base")
+
+
+def test_continued_adapters_are_trained_resumed_and_exported_for_the_original_base_model(made, exported, tmp_path):
+    config, output = continuing(made, exported / "adapter"), []
+    config.optimizer.learning_rate, config.train.steps = 1e-2, 6
+    train(config, tmp_path / "more")
+    assert lines(tmp_path / "more", "validation")[0]["reward_mean"] == pytest.approx(
+        lines(exported / "run", "validation")[-1]["reward_mean"], abs=1e-6
+    )
+    shutil.rmtree(tmp_path / "more" / "checkpoints" / "6")
+    train(config, tmp_path / "more", log=output.append)
+    assert not [line for line in output if "the adapters of" in line]  # said once, at the start
+    export(tmp_path / "more", tmp_path / "adapter", peft=True)
+    values = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert values["base_model_name_or_path"] == str(made / "base")
+    found = rewards(tmp_path / "adapter")
+    assert abs(found - rewards(exported / "run")).max() > 1e-3
+    np.testing.assert_allclose(found, rewards(tmp_path / "more"), atol=1e-6)
+    check_peft(tmp_path / "adapter", tmp_path / "more", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "change", "line"),
+    [
+        ("adapter", {"lora.rank": 2}, "their rank is 4 in 'model.layers.0.self_attn.q_proj', that of config.lora 2"),
+        ("run", {"lora.rank": 2}, "their rank is 4, config.lora.rank is 2"),
+        ("run", {"lora.alpha": 2.0}, r"their scale is 16, that of config.lora \(alpha, rank and rslora\) 1"),
+        ("run", {"lora.targets": ""}, r"their targets are 'attention/.*down', config.lora.targets is ''"),
+        ("run", {"train.trainable": "lora|head|norm"}, r"config.train.trainable is 'lora\|head\|norm'"),
+        ("run", {"model.frozen_dtype": "int8"}, "their base model has frozen_dtype '', config.model.frozen_dtype is"),
+        ("adapter", {"lora.rank": 0}, None),
+    ],
+)
+def test_other_adapters_are_merged_and_the_reason_is_told(made, exported, source, change, line):
+    config = continuing(made, exported / source)
+    config.update_from_flattened_dict(change)
+    model = loading.make_model(config.model, 260)
+    model = dataclasses.replace(model, lora=lora.LoraConfig.from_config(config.lora))
+    found = continued.find(config, model)
+    assert not found.base
+    expected = rf"and new ones begin, since {line}" if line else r"\(config.lora.rank is 0\)"
+    assert re.match(rf"the adapters of .*/{source} are added to its matrices,? {expected}", found.line)
+
+
+def test_a_run_may_start_from_one_whose_parameters_have_another_dtype(made, tmp_path):
+    config = adapters(made)  # that of `made / "run"`, whose frozen parameters are bfloat16
+    config.model.path, config.model.param_dtype, config.lora.rank, config.train.steps = (
+        str(made / "run"),
+        "float32",
+        0,
+        1,
+    )
+    train(config, tmp_path / "run")
+    assert lines(tmp_path / "run", "validation")[0]["reward_mean"] == pytest.approx(
+        float(rewards(made / "run").mean()), abs=1e-3
+    )
+
+
 def test_peft_computes_the_same_rewards(exported, tmp_path):
-    """Both ways: our directory in PEFT, and the one that PEFT saves as a model here."""
+    check_peft(exported / "adapter", exported / "run", tmp_path)
+
+
+def test_peft_computes_the_same_rewards_with_dora(made, tmp_path):
+    config = adapters(made)
+    config.model.param_dtype, config.lora.dora = "float32", True
+    train(config, tmp_path / "run")
+    assert any(path.startswith("params/") and path.endswith("lora_magnitude") for path in saved_paths(tmp_path / "run"))
+    leaves = pytree.flatten(restored(tmp_path / "run"))
+    norms = np.linalg.norm(leaves["decoder/layers/mlp/up/kernel"], axis=1)
+    assert abs(leaves["decoder/layers/mlp/up/lora_magnitude"] - norms).max() > 1e-3  # it was trained
+    export(tmp_path / "run", tmp_path / "adapter", peft=True)
+    check_peft(tmp_path / "adapter", tmp_path / "run", tmp_path)
+
+
+def check_peft(adapter, run, tmp_path):
+    """Checks rewards both ways: our directory in PEFT, and the one that PEFT saves as a model here."""
     peft = pytest.importorskip("peft")
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(exported / "adapter")
-    model = peft.AutoPeftModelForSequenceClassification.from_pretrained(str(exported / "adapter"), num_labels=1).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(adapter)
+    model = peft.AutoPeftModelForSequenceClassification.from_pretrained(str(adapter), num_labels=1).eval()
     model.config.pad_token_id = tokenizer.pad_token_id
     found = []
     for item in list(synthetic.comparisons("validation", 40))[:8]:
@@ -213,9 +328,9 @@ def test_peft_computes_the_same_rewards(exported, tmp_path):
         inputs = tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
         with torch.no_grad():
             found.append(model(**inputs).logits.numpy())
-    np.testing.assert_allclose(np.concatenate(found), rewards(exported / "run")[:16], atol=1e-5)
+    np.testing.assert_allclose(np.concatenate(found), rewards(run)[:16], atol=1e-5)
     model.save_pretrained(tmp_path / "saved")
-    np.testing.assert_allclose(rewards(tmp_path / "saved"), rewards(exported / "run"), atol=1e-6)
+    np.testing.assert_allclose(rewards(tmp_path / "saved"), rewards(run), atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Optimizers: stacked layers are updated as if each were a parameter of its own; the learning rate decays by layer."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,6 +69,21 @@ def test_layers_are_updated_one_by_one(name):
             np.testing.assert_allclose(found[layer : layer + 1] if "/layers/" in path else found, leaf, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", ["adafactor", "muon"])
+def test_experts_are_updated_one_by_one(name):
+    random = np.random.default_rng(0)
+    scales = np.array([1.0, 100.0])[:, None, None]
+    params, gradient = (jnp.float32(scale * random.normal(size=(1, 2, 128, 160))) for scale in (1.0, scales))
+    of_experts = lambda kernel: {"decoder": {"layers": {"mlp": {"experts": {"up": {"kernel": kernel}}}}}}
+    of_mlp = lambda kernel: {"decoder": {"layers": {"mlp": {"up": {"kernel": kernel}}}}}
+    optimizer = make(name)
+    whole = updates_of(optimizer, of_experts(params), [of_experts(gradient)])
+    for expert in (0, 1):
+        alone = updates_of(optimizer, of_mlp(params[:, expert]), [of_mlp(gradient[:, expert])])
+        found = pytree.flatten(whole)["decoder/layers/mlp/experts/up/kernel"][:, expert]
+        np.testing.assert_allclose(found, pytree.flatten(alone)["decoder/layers/mlp/up/kernel"], atol=1e-7)
+
+
 def test_muon_orthogonalizes_the_layers_matrices_alone():
     params, gradient = random_tree(0), random_tree(1)
     updates = updates_of(make("muon"), params, [gradient])
@@ -93,10 +110,11 @@ def test_the_learning_rate_decays_by_layer():
     np.testing.assert_allclose(updates["decoder"]["embedding"]["weight"], -RATE * 0.125, rtol=1e-6)
 
 
-@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize(("rank", "experts"), [(0, 0), (4, 0), (0, 4)])
 @pytest.mark.parametrize("name", ["adamw", "lion", "adafactor", "muon"])
-def test_the_state_of_every_optimizer_can_be_sharded(name, rank):
+def test_the_state_of_every_optimizer_can_be_sharded(name, rank, experts):
     decoder = DecoderConfig(150, 128, 256, 2, 4, 2, 32, 1e-5, 1e4, None, True, True, 512, 0.2)
+    decoder = dataclasses.replace(decoder, num_experts=experts, experts_per_token=2)
     model = RewardModel(decoder, HeadConfig(), lora=LoraConfig(rank, 8.0) if rank else None)
     abstract = jax.eval_shape(lambda: make(name).init(model.init(jax.random.key(0))))
     mesh = make_mesh([1, 2, 2, 1], devices=jax.devices()[:4])

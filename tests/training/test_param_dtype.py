@@ -30,7 +30,7 @@ STEPS, RATE = 3000, 1e-6
 class ConstantGradient:
     """A model and an objective whose gradient is the batch's `gradient`, the same at every parameter."""
 
-    param_dtype = "bfloat16"
+    param_dtype, frozen_dtype = "bfloat16", ""
 
     def init(self, key):
         ones = jnp.ones((8, 8), self.param_dtype)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rmjax.core.errors import InputError
+from rmjax.core.state_files import StateWarning
 from rmjax.data.records import synthetic
 from rmjax.data.records.formats.single import NEMO
 from rmjax.data.records.options import ReadOptions
@@ -147,12 +148,20 @@ def test_the_configuration_names_unnamed_labels(tiny, tmp_path):
 
 
 def test_changed_data_or_another_head_is_refused(tiny, tmp_path):
-    source = tmp_path / "a.jsonl"
-    tiny.data.train = tiny.data.validation = (write(source, "pairs"),)
+    for split in ("train", "validation"):
+        tiny.data[split] = (write(tmp_path / f"{split}.jsonl", "pairs"),)
     train(tiny, tmp_path / "run")
-    write(source, "pairs", 25)
-    with pytest.raises(InputError, match=r"holds a run with other training data"):
-        train(tiny, tmp_path / "run")
+    for split, kind in (("validation", "validation"), ("train", "training")):
+        write(tmp_path / f"{split}.jsonl", "pairs", 25)
+        message = rf"holds a run with other {kind} data than config\.data\.{split} gives now; restore the data"
+        with pytest.raises(InputError, match=message):
+            train(tiny, tmp_path / "run")
+        write(tmp_path / f"{split}.jsonl", "pairs")
+    (tmp_path / "run" / "sums.json").unlink()
+    hashes = tmp_path / "run" / "data.json"
+    hashes.write_text(json.dumps({"train": json.loads(hashes.read_text())["train"]}))
+    with pytest.warns(StateWarning, match="without checksums"):
+        train(tiny, tmp_path / "run")  # of an older version, without a hash of the validation data
     tiny = with_objective(tiny, "regression", "regression", standardize=True)
     tiny.data.train = tiny.data.validation = ("synthetic",)
     tiny.model.path = str(tmp_path / "run")

@@ -57,22 +57,25 @@ def test_only_the_first_process_writes_and_prints(made):
     assert own_lines(second) == []
 
 
-def test_a_signal_to_one_or_both_processes_saves_and_the_run_resumes_bit_for_bit(made, tmp_path):
-    """The signal is sent before the first step; JAX sees it within a second, and both processes stop at one step."""
-    file, _, whole, _ = made
-    workdir = tmp_path / "interrupted"
-    saved = [0]
-    for signaled in ([1], [0, 1]):
-        with pair_of(file, workdir) as pair:
-            pair.wait_until_joined()
-            for number in signaled:
-                pair.processes[number].send_signal(signal.SIGTERM)
-            assert "stopped at step" in pair.finish()[0]
-        saved.append(max(int(path.name) for path in (workdir / "checkpoints").iterdir()))
-        assert lines(workdir)[-1]["step"] == saved[-1] > saved[-2]
+def test_a_signal_to_one_process_saves_and_the_run_resumes_bit_for_bit(made, tmp_path):
+    """The processes see a signal to one of them within a second, and stop at one step."""
+    config = made[1].copy_and_resolve_references()
+    config.mesh.data, config.mesh.fsdp = -1, 2
+    steps = config.train.steps = 100
+    config.evaluation.every = 10
+    file, workdir = save(config, tmp_path), tmp_path / "interrupted"
+    with pair_of(file, tmp_path / "whole") as pair:
+        pair.finish()
+    metrics = workdir / "metrics.jsonl"
     with pair_of(file, workdir) as pair:
-        assert f"resuming {workdir} at step {saved[-1]} of {STEPS}" in pair.finish()[0]
-    assert lines(workdir) == lines(whole)
+        pair.wait_until(lambda: metrics.exists() and '"split": "train"' in metrics.read_text())
+        pair.processes[1].send_signal(signal.SIGTERM)
+        assert "stopped at step" in pair.finish(128 + signal.SIGTERM)[0]
+    saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+    assert lines(workdir)[-1]["step"] == saved < steps
+    with pair_of(file, workdir) as pair:
+        assert f"resuming {workdir} at step {saved} of {steps}" in pair.finish()[0]
+    assert lines(workdir) == lines(tmp_path / "whole")
 
 
 def test_adapters_are_trained_and_resumed_by_two_processes(made, tmp_path):
@@ -88,4 +91,7 @@ def test_adapters_are_trained_and_resumed_by_two_processes(made, tmp_path):
     assert lines(tmp_path / "run") == whole
     config.mesh.data, config.mesh.fsdp = 1, 1
     train(config, tmp_path / "alone")
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(tmp_path / "alone"), atol=1e-5)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / str(STEPS))
+    assert train(config, tmp_path / "run").step == STEPS  # by one process, on another mesh
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(tmp_path / "alone"), atol=1e-5)

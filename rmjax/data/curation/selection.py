@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rmjax.core.config import check_choice
+from rmjax.core.config_checks import check_choice
 from rmjax.core.errors import InputError
 from rmjax.data.curation.duplicates import match, near_duplicates, same_conversations, signatures
 from rmjax.data.records.conversations import join_strings

@@ -53,6 +53,10 @@ class BatchPlan:
         """Returns the indices of the comparisons of `step` (from 0), int64 [batch_size]."""
         return self._draw(step, step + 1)
 
+    def drawn(self) -> np.ndarray:
+        """Returns the indices of all comparisons that the plan draws, int64, sorted."""
+        return np.unique(self._draw(0, self.num_steps))
+
     def _draw(self, start: int, stop: int) -> np.ndarray:
         """Returns the comparisons of the steps from `start` to before `stop`, one step after the other."""
         mixture = self.mixture or ((len(self.lengths), len(self.lengths)),)

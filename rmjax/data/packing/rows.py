@@ -134,8 +134,12 @@ def _fill_tree(batch: dict, b: int, group: int, tree: Tree, start: int, readout:
 
     count = len(tree.readouts)
     branch, index = np.array(tree.readouts, np.int64).reshape(count, 2).T
-    batch["readout_index"][b, readout : readout + count] = tail.start + shift[branch] + index
+    # A negative index is in the prefix, which comes before the first branch.
+    at = np.where(index < 0, tail.start + index, tail.start + shift[branch] + index)
+    batch["readout_index"][b, readout : readout + count] = at
     batch["readout_group"][b, readout : readout + count] = group
+    if tree.spans:
+        batch["readout_span"][b, readout : readout + count] = tree.spans
     if tree.labels is not None:
         batch["labels"][b, readout : readout + count] = tree.labels
     for e, preference in enumerate(tree.edges, edge):

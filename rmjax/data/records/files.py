@@ -16,6 +16,7 @@ from typing import Any
 
 from rmjax.core.errors import InputError
 from rmjax.core.files import identify_text
+from rmjax.core.json_text import DuplicateKey, ObjectHook, parse
 from rmjax.core.text import count_of
 from rmjax.data.records.fields import BadField
 from rmjax.data.schema import Record
@@ -39,7 +40,6 @@ _SIDES = ("chosen", "rejected")
 _STRINGS = re.compile(r"\s*\[\s*['\"].*['\"]\s*\]\s*", re.DOTALL)
 _GZIP = b"\x1f\x8b"  # the first bytes of a compressed file
 _SPACE = re.compile(r"[ \t\r\n]*")
-_DECODER = json.JSONDecoder()
 _LONGEST_LITERAL = 12  # characters of a literal or an escape (\\ud800\\udc00) that the end of a piece may cut
 
 
@@ -141,6 +141,8 @@ class _Array:
         self._location, self._pieces = location, pieces
         self._text, self._at, self._complete = "", 0, False  # `_text[_at:]` is to be parsed
         self._line, self._count = 1, 0  # the line in which `_text` begins; the records that were parsed
+        self._hook = ObjectHook()
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._hook)
 
     def __iter__(self) -> Iterator[Record | BadField]:
         self._peek()
@@ -167,8 +169,9 @@ class _Array:
     def _record(self) -> Record | BadField:
         self._peek()
         while True:
+            self._hook.duplicate = ""
             try:
-                value, end = _DECODER.raw_decode(self._text, self._at)
+                value, end = self._decoder.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated string") or error.pos > len(self._text) - _LONGEST_LITERAL
                 if self._complete or not cut:
@@ -179,6 +182,8 @@ class _Array:
                 if end < len(self._text) or self._complete:  # else a number may continue
                     surrogates = "\\ud" in self._text[self._at : end].lower()
                     self._at, self._count = end, self._count + 1
+                    if self._hook.duplicate:
+                        return BadField(self._hook.duplicate)
                     return check_object(value) if surrogates or not isinstance(value, dict) else value
             self._fill()
 
@@ -246,7 +251,9 @@ def _encoding_error(location: str, opener: Callable) -> InputError:
 
 def _parse_json(line: str) -> Record | BadField:
     try:
-        record = json.loads(line)
+        record = parse(line)
+    except DuplicateKey as error:
+        return BadField(str(error))
     except (ValueError, RecursionError) as error:  # ValueError also for an integer of more than 4,300 digits
         return BadField(f"not JSON ({error})", "not JSON")
     return check_object(record) if not isinstance(record, dict) or "\\ud" in line.lower() else record
@@ -266,21 +273,29 @@ def _parse_cells(header: list[str], cells: list[str]) -> Record | BadField:
             "chosen and rejected hold lists of strings, which a CSV cell cannot tell from text; write the lists to a "
             "JSONL or Parquet file"
         )
-    return _check_unicode({name: _parse_cell(name, cell) for name, cell in zip(header, cells, strict=True)})
+    try:
+        return _check_unicode({name: _parse_cell(name, cell) for name, cell in zip(header, cells, strict=True)})
+    except BadField as error:
+        return error
 
 
 def _parse_cell(name: str, text: str) -> Any:
     """Returns a CSV cell's value: None if empty, a JSON list or object, else the text, of numbers too."""
     if text[:1] not in ("[", "{"):
         return text or None
+    hook = ObjectHook()
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=hook)
     except (ValueError, RecursionError):
         return text
     # Of the columns with texts, only lists of messages are parsed: a response may be JSON text.
     is_message = lambda entry: isinstance(entry, dict) and bool({"role", "from"} & entry.keys())
     is_messages = isinstance(value, list) and all(map(is_message, value))
-    return value if is_messages or name not in _TEXT_COLUMNS else text
+    if not is_messages and name in _TEXT_COLUMNS:
+        return text
+    if hook.duplicate:
+        raise BadField(f"{name}: {hook.duplicate}")
+    return value
 
 
 def _check_unicode(record: Record) -> Record | BadField:

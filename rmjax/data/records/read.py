@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rmjax.core.config import check_choice
+from rmjax.core.config_checks import check_choice
 from rmjax.core.errors import InputError
 from rmjax.data.records import synthetic
 from rmjax.data.records.formats import Item, parse_sources

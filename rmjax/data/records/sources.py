@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from rmjax.core import remote
 from rmjax.core.errors import InputError
 from rmjax.core.files import identify
 from rmjax.data.records.fields import BadField
@@ -22,6 +23,7 @@ from rmjax.data.schema import Record
 
 _MODEL_FILES = ("*.safetensors", "pytorch_model*.bin", "head.json")  # of a model, of a workdir
 _NAMED = re.compile(r"([\w.-]+)=(.+)")
+_URL_SPLIT = re.compile(r"(.+/[^/:]+)(:[\w.-]+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +48,15 @@ class Source:
     name: str = ""  # the user's name for it (`name=location`), under which metrics are reported too; empty: none
     hub: bool = False  # whether the location is a hub name
     held: Any = dataclasses.field(default=None, compare=False, repr=False)  # the records in memory; see `memory_source`
+    url: str = ""  # from which the file at `location` was downloaded; empty: it is local
+
+    @property
+    def label(self) -> str:
+        """The location as the user gave it, for messages."""
+        return self.url or self.location
 
     def __str__(self) -> str:
-        return f"{self.name}={self.location}" if self.name else self.location
+        return f"{self.name}={self.label}" if self.name else self.label
 
     def fingerprint(self) -> str:
         """Returns a hash of the content."""
@@ -90,7 +98,7 @@ class Source:
         before = report.records
         for number, row in self._rows(report):
             report.records += 1
-            where = f"{self.location}:{number}"
+            where = f"{self.label}:{number}"
             try:
                 if isinstance(row, BadField):
                     raise row
@@ -99,7 +107,7 @@ class Source:
                 yield where, BadRecord(where, str(error), {} if isinstance(row, BadField) else row, error.kind)
         report.missing += [old for old in sorted(renaming.missing) if old not in report.missing]
         if report.records == before:
-            raise InputError(f"{self.location}: holds no record")
+            raise InputError(f"{self.label}: holds no record")
 
     def _rows(self, report: ReadReport) -> Iterator[tuple[int, Record | BadField]]:
         if self.held is not None:
@@ -149,6 +157,7 @@ def find_sources(sources: Sources) -> list[Source]:
     """Returns the sources for paths, globs and hub names, in order; each may be given a name: `name=path`.
 
     Of a directory that `datasets` wrote and of a hub name, `:SPLIT` chooses a split. A Source is returned as it is.
+    URLs (s3://, gs://, https://, …) are downloaded.
 
     Raises InputError if there is no such file, or its type is not supported.
     """
@@ -160,6 +169,9 @@ def find_sources(sources: Sources) -> list[Source]:
         name, location = "", source
         if (named := _NAMED.fullmatch(source)) and not pathlib.Path(source).exists():
             name, location = named.groups()
+        if remote.is_remote(location):
+            found += [_fetch(url, name) for url in remote.glob(location)]
+            continue
         location = os.path.expanduser(location)
         if not location:
             raise InputError("data: the name of a source is empty; give a path, a glob, or 'synthetic'")
@@ -171,6 +183,11 @@ def find_sources(sources: Sources) -> list[Source]:
     if not found:
         raise InputError("data: no source given; set a path, a glob, or 'synthetic'")
     return found
+
+
+def _fetch(url: str, name: str) -> Source:
+    address, split = match.groups() if (match := _URL_SPLIT.fullmatch(url)) else (url, "")
+    return dataclasses.replace(_make_source(f"{remote.fetch(address)}{split}", name), url=url)
 
 
 def _make_source(location: str, name: str) -> Source:

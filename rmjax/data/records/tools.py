@@ -5,10 +5,10 @@ with it from the record or the request to the template.
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from typing import Any
 
+from rmjax.core.json_text import DuplicateKey, parse
 from rmjax.data.records.fields import BadField, unexpected, without_null
 from rmjax.data.schema import Comparison, Message
 
@@ -44,7 +44,9 @@ def tools_message(value: Any) -> list[Message]:
     tools = value
     if isinstance(value, str) and value.strip():
         try:
-            tools = json.loads(value)
+            tools = parse(value)
+        except DuplicateKey as error:
+            raise BadField(f"tools: {error}") from error
         except (ValueError, RecursionError):
             tools = value  # refused below
     if tools is None or tools in ("", [], {}) or (isinstance(tools, str) and not tools.strip()):

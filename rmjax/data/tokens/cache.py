@@ -22,11 +22,6 @@ _METADATA = "dataset.json"
 TOKENS = "tokens.npy"
 
 
-def default_directory() -> pathlib.Path:
-    """Returns $RMJAX_CACHE or ~/.cache/rmjax."""
-    return pathlib.Path(os.environ.get("RMJAX_CACHE", pathlib.Path.home() / ".cache" / "rmjax"))
-
-
 def read(path: pathlib.Path) -> tuple[TokenizedDataset, DatasetReport] | None:
     """Returns a cache entry with memory-mapped arrays; None if there is none, or it is incomplete or truncated."""
     try:

@@ -58,6 +58,7 @@ class TokenizedDataset:
       tokens: int32, prefix and branches of every comparison, one after the other; of several sources, joined.
       segments: int32, lengths: of the prefix, then of each branch.
       readouts: int32 [R, 2], (branch, index within it).
+      spans: int32 [R], or [0] if all are 1; see `Tree.spans`.
       edges: structured array [E] of type `EDGE`.
       labels: float32 [R, A], NaN where missing; A is 0 without attributes.
       ceiling: float32 [n], see `Comparison.ceiling`.
@@ -71,6 +72,7 @@ class TokenizedDataset:
     segments: np.ndarray
     segment_offsets: np.ndarray
     readouts: np.ndarray
+    spans: np.ndarray
     readout_offsets: np.ndarray
     edges: np.ndarray
     edge_offsets: np.ndarray
@@ -105,6 +107,7 @@ class TokenizedDataset:
             segments=np.array([len(part) for part in parts], np.int32),
             segment_offsets=offsets(1 + len(tree.branches) for tree in trees),
             readouts=np.array([readout for tree in trees for readout in tree.readouts], np.int32).reshape(-1, 2),
+            spans=np.array([span for tree in trees for span in tree.spans], np.int32),
             readout_offsets=offsets(len(tree.readouts) for tree in trees),
             edges=np.array([dataclasses.astuple(edge) for tree in trees for edge in tree.edges], EDGE),
             edge_offsets=offsets(len(tree.edges) for tree in trees),
@@ -151,7 +154,8 @@ class TokenizedDataset:
         readouts = tuple((k, j) for k, j in _slice(self.readouts, self.readout_offsets, i).tolist())
         edges = tuple(Edge(*fields) for fields in _slice(self.edges, self.edge_offsets, i).tolist())
         labels = _slice(self.labels, self.readout_offsets, i) if self.attributes else None
-        return Tree(prefix, tuple(branches), readouts, edges, labels)
+        spans = tuple(_slice(self.spans, self.readout_offsets, i).tolist()) if len(self.spans) else ()
+        return Tree(prefix, tuple(branches), readouts, edges, labels, spans)
 
     def _segments(self, i: int) -> list[np.ndarray]:
         """Returns the prefix and the branches of comparison i, int32 [length] each."""
@@ -160,13 +164,20 @@ class TokenizedDataset:
 
     def fingerprint(self) -> str:
         """Returns a SHA-256 of everything that training reads of the comparisons."""
-        digest = hashlib.sha256()
         edges = structured_to_unstructured(self.edges, np.float32)
-        for array in (self.tokens, self.segments, self.readouts, edges, self.labels):
-            for part in _parts(array):
-                digest.update(part.ravel().data)
-            digest.update(b"|")
-        return digest.hexdigest()
+        return _digest(self.tokens, self.segments, self.readouts, edges, self.labels, *self._given_spans())
+
+    def inputs_fingerprint(self) -> str:
+        """Returns a SHA-256 of what the model computes on: the tokens and the readouts of each comparison."""
+        offsets = self.segment_offsets, self.readout_offsets
+        return _digest(self.tokens, self.segments, self.readouts, *offsets, *self._given_spans())
+
+    def _given_spans(self) -> list[np.ndarray]:
+        return [self.spans] if len(self.spans) else []
+
+    def model_inputs(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns the arrays of packed rows [M, B, ...] as the model reads them; here without a change."""
+        return batch
 
     def overlap(self, other: "TokenizedDataset") -> list[int]:
         """Returns the indices of comparisons with the same tokens as one of `other`, in any order of responses."""
@@ -204,11 +215,20 @@ def concatenate(datasets: Sequence[TokenizedDataset]) -> TokenizedDataset:
         counts = [np.diff(getattr(dataset, f"{name}_offsets")) for dataset in datasets]
         joined[f"{name}_offsets"] = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
     joined["tokens"] = JoinedArrays([part for dataset in datasets for part in _parts(dataset.tokens)])
-    for name in ("segments", "readouts", "edges", "labels", "ceiling", "line"):
+    for name in ("segments", "readouts", "spans", "edges", "labels", "ceiling", "line"):
         joined[name] = np.concatenate([getattr(dataset, name) for dataset in datasets])
     joined["source"], sources = _encode([d.sources[k] for d in datasets for k in d.source.tolist()])
     joined["subset"], subsets = _encode([name for d in datasets for name in d.subset_names])
     return TokenizedDataset(**joined, attributes=attributes, sources=sources, subsets=subsets)
+
+
+def _digest(*arrays: np.ndarray | JoinedArrays) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        for part in _parts(array):
+            digest.update(part.ravel().data)
+        digest.update(b"|")
+    return digest.hexdigest()
 
 
 def _parts(array: np.ndarray | JoinedArrays) -> Sequence[np.ndarray]:

@@ -7,6 +7,7 @@ import itertools
 import json
 import pathlib
 
+from rmjax.core.files import cache_directory
 from rmjax.core.progress import write_line
 from rmjax.data.curation.selection import Curation
 from rmjax.data.records.formats.user_format import fingerprint
@@ -105,6 +106,6 @@ def _cache_path(
     rules = [_VERSION, tokenizer.fingerprint, dataclasses.asdict(options), fingerprint(options.format)]
     digest = hashlib.sha256(json.dumps([*rules, curation.fingerprint()]).encode())
     for source in sources:
-        digest.update(f"{source.name}={source.location}\0{source.fingerprint()}".encode())
-    root = cache_dir or cache.default_directory()
+        digest.update(f"{source.name}={source.label}\0{source.fingerprint()}".encode())
+    root = cache_dir or cache_directory()
     return root / "tokens" / digest.hexdigest()[:32]

@@ -33,16 +33,17 @@ def splits_at_special_tokens(base: transformers.PreTrainedTokenizerBase) -> bool
     return (
         plain
         and apart
-        and _types(state["pre_tokenizer"], "pretokenizers") <= _PRE_TOKENIZERS
-        and _types(state["normalizer"], "normalizers") <= _NORMALIZERS
+        and {part["type"] for part in members(state["pre_tokenizer"], "pretokenizers")} <= _PRE_TOKENIZERS
+        and {part["type"] for part in members(state["normalizer"], "normalizers")} <= _NORMALIZERS
         and not state["model"].get("dropout")
     )
 
 
-def _types(part: dict | None, members: str) -> set[str]:
+def members(part: dict | None, name: str) -> list[dict]:
+    """Returns the single parts of a part of a tokenizer.json; sequences of others have them under `name`."""
     if part is None:
-        return set()
-    return set().union(*(_types(member, members) for member in part[members])) if members in part else {part["type"]}
+        return []
+    return [inner for member in part[name] for inner in members(member, name)] if name in part else [part]
 
 
 def _may_overlap(other: str, special: str) -> bool:

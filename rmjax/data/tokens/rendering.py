@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rmjax.core.errors import InputError
+from rmjax.core.readouts import is_mean
 from rmjax.data.schema import Comparison, Message, Tree
 from rmjax.data.tokens.templates import TemplateReport, find_left_out
 from rmjax.data.tokens.tokenizer import Tokenizer
@@ -26,20 +27,44 @@ class _Text:
     left_out: tuple[str, ...] | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Overlong:
+    """A comparison with conversations that were not tokenized, since their characters are too many.
+
+    Attributes:
+      characters: of the longest conversation.
+      left_out: number of those conversations.
+      rest: the tree of the others, where each response may be left out by itself; None where it may not.
+    """
+
+    characters: int
+    left_out: int
+    rest: Tree | None
+
+
 def make_trees(
-    comparisons: Sequence[Comparison], tokenizer: Tokenizer, progress: str = "", report: TemplateReport | None = None
-) -> list[Tree | str]:
+    comparisons: Sequence[Comparison],
+    tokenizer: Tokenizer,
+    progress: str = "",
+    report: TemplateReport | None = None,
+    max_length: int = 0,
+) -> list[Tree | Overlong | str]:
     """Returns the tree of each comparison, or an error message (str) if it cannot be tokenized.
 
     Args:
       progress: title of a progress bar; empty: none.
       report: counts what the chat template leaves out.
+      max_length: conversations with more tokens than this by their characters alone are not tokenized, which gives an
+        `Overlong`; 0: all are.
     """
     rendered = [_render(comparison, tokenizer) for comparison in comparisons]
     if report is not None:
         _count_left_out(comparisons, rendered, report)
     flat = [text for texts in rendered if not isinstance(texts, str) for text in texts]
-    encoded = iter(tokenizer.encode_texts([t.text for t in flat], [t.add_eos for t in flat], progress))
+    short = [not (max_length and tokenizer.character_limit.exceeds(text.text, max_length)) for text in flat]
+    chosen = [text for text, is_short in zip(flat, short, strict=True) if is_short]
+    tokens = iter(tokenizer.encode_texts([t.text for t in chosen], [t.add_eos for t in chosen], progress))
+    encoded = iter([next(tokens) if is_short else None for is_short in short])
     return [
         texts if isinstance(texts, str) else _tree(comparison, texts, [next(encoded) for _ in texts], tokenizer)
         for comparison, texts in zip(comparisons, rendered, strict=True)
@@ -98,13 +123,50 @@ def separate_prompt(comparison: Comparison, tree: Tree, tokenizer: Tokenizer) ->
     return dataclasses.replace(tree, prefix=tokens[:length], branches=(tokens[length:],), readouts=readouts)
 
 
-def _tree(comparison: Comparison, texts: list[_Text], sequences: list[np.ndarray], tokenizer: Tokenizer) -> Tree | str:
+def _tree(
+    comparison: Comparison, texts: list[_Text], found: list[np.ndarray | None], tokenizer: Tokenizer
+) -> Tree | Overlong | str:
+    """Returns the tree of a comparison's texts and their tokens; None for a text that is too long."""
+    sequences = [tokens for tokens in found if tokens is not None]
     if not all(map(len, sequences)):
         return "a response has no tokens"
-    if any(np.array_equal(sequences[edge.winner], sequences[edge.loser]) for edge in comparison.edges):
+    same = lambda a, b: a is not None and b is not None and np.array_equal(a, b)
+    if any(
+        texts[edge.winner].text == texts[edge.loser].text or same(found[edge.winner], found[edge.loser])
+        for edge in comparison.edges
+    ):
         return "the better and the worse response have the same tokens"
-    readouts = None
+    if len(sequences) < len(found):
+        rest = None
+        if sequences and not comparison.edges and not comparison.steps:
+            kept = [k for k, tokens in enumerate(found) if tokens is not None]
+            rest = make_tree(sequences, labels=None if comparison.labels is None else comparison.labels[kept])
+            placed = place_readouts(comparison, rest, tokenizer)
+            rest = placed if isinstance(placed, Tree) else None
+        return Overlong(max(len(text.text) for text in texts), len(found) - len(sequences), rest)
+    if not comparison.steps:
+        return place_readouts(comparison, make_tree(sequences, comparison.edges, comparison.labels), tokenizer)
+    if is_mean(tokenizer.readout):
+        return (
+            f"steps have no rewards where hidden states are averaged (data.readout = {tokenizer.readout}): set "
+            "data.readout to last_token"
+        )
+    indices = tokenizer.token_indices(texts[0].text, texts[0].add_eos, texts[0].step_ends)
+    return make_tree(sequences, comparison.edges, comparison.labels, tuple((0, index) for index in indices))
+
+
+def place_readouts(comparison: Comparison, tree: Tree, tokenizer: Tokenizer) -> Tree | str:
+    """Returns a tree with the readouts of its responses where the tokenizer has them; or an error message.
+
+    The readouts of steps stay where they are.
+    """
     if comparison.steps:
-        indices = tokenizer.token_indices(texts[0].text, texts[0].add_eos, texts[0].step_ends)
-        readouts = tuple((0, index) for index in indices)
-    return make_tree(sequences, comparison.edges, comparison.labels, readouts)
+        return tree
+    try:
+        tree = tokenizer.readout_place.place(tree)
+    except InputError as error:
+        return str(error)
+    shared = [index < 0 for _, index in tree.readouts]
+    if any(shared[edge.winner] and shared[edge.loser] for edge in tree.edges):
+        return f"the last {tokenizer.readout_place.text!r} is before the responses differ, so that rewards are equal"
+    return tree

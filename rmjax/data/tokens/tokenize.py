@@ -5,14 +5,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rmjax.core.config import Config, check_choice
+from rmjax.core.config import Config
+from rmjax.core.config_checks import check_choice
 from rmjax.core.errors import InputError
 from rmjax.core.text import count_of
 from rmjax.data.records.options import DATA_DEFAULTS, ReadOptions
 from rmjax.data.records.sources import ReadReport
 from rmjax.data.schema import Comparison, Tree
 from rmjax.data.tokens.dataset import TokenizedDataset
-from rmjax.data.tokens.rendering import make_trees, separate_prompt
+from rmjax.data.tokens.rendering import Overlong, make_trees, place_readouts, separate_prompt
 from rmjax.data.tokens.templates import TemplateReport
 from rmjax.data.tokens.tokenizer import Tokenizer
 from rmjax.data.tokens.trees import make_tree
@@ -46,8 +47,9 @@ class DatasetReport(ReadReport, TemplateReport):
     kept: int = 0
     max_length: int = 0
     dropped_overlong: int = 0
-    first_overlong: str = ""  # `path:line` of the first one, and its length in tokens
+    first_overlong: str = ""  # `path:line` of the first one, and its length
     first_overlong_length: int = 0
+    first_overlong_unit: str = "token"  # or `character`, if it was not tokenized
     dropped_responses: int = 0
     truncated: int = 0
     special_token_texts: int = 0
@@ -64,6 +66,7 @@ class DatasetReport(ReadReport, TemplateReport):
             self.merge_left_out(other)
             if not self.dropped_overlong:
                 self.first_overlong, self.first_overlong_length = other.first_overlong, other.first_overlong_length
+                self.first_overlong_unit = other.first_overlong_unit
             for name in _COUNTS:
                 setattr(self, name, getattr(self, name) + getattr(other, name))
             self.longest = max(self.longest, other.longest)
@@ -80,7 +83,8 @@ class DatasetReport(ReadReport, TemplateReport):
             for kind, count in self.skipped.items()
         ]
         if self.dropped_overlong:
-            first = f"first: {self.first_overlong}, {count_of(self.first_overlong_length, 'token')}"
+            length = count_of(self.first_overlong_length, self.first_overlong_unit)
+            first = f"first: {self.first_overlong}, {length}"
             dropped = f"{count_of(self.dropped_overlong, 'comparison')} longer than max_length = {self.max_length}"
             found.append((self.dropped_overlong, f"{dropped} ({first})"))
         return [text for _, text in sorted(found, key=lambda cause: -cause[0])]
@@ -120,7 +124,8 @@ def tokenize(
 
     `max_length` bounds the longest single conversation of a comparison; the tree that shares its prompt may be longer.
     `truncate_prompt` removes tokens from the left of the shared prompt, after a BOS; where the responses alone are too
-    long the comparison is dropped, and counted.
+    long the comparison is dropped, and counted. Otherwise, conversations that are too long by their characters alone
+    are not tokenized.
 
     Raises:
       InputError: a comparison is too long and `on_overlong` is `error`; or a response has no tokens, the better and the
@@ -135,7 +140,9 @@ def tokenize(
     report.special_token_texts = sum(tokenizer.find_special_token(text) is not None for text in texts)
     attributes = tuple(dict.fromkeys(name for comparison in comparisons for name in comparison.attributes))
     trees, kept = [], []
-    made = make_trees(comparisons, tokenizer, f"tokenizing {source}" if progress else "", report)
+    title = f"tokenizing {source}" if progress else ""
+    bound = 0 if options.on_overlong == "truncate_prompt" else options.max_length
+    made = make_trees(comparisons, tokenizer, title, report, bound)
     for comparison, tree in zip(comparisons, made, strict=True):
         if isinstance(tree, str):
             if options.on_bad_record == "error":
@@ -145,7 +152,9 @@ def tokenize(
         fitted = _limit_length(tree, comparison, tokenizer, options, report)
         if fitted is None:
             if not report.dropped_overlong:
-                report.first_overlong, report.first_overlong_length = comparison.where, tree.longest
+                length, unit = (tree.characters, "character") if isinstance(tree, Overlong) else (tree.longest, "token")
+                report.first_overlong, report.first_overlong_length = comparison.where, length
+                report.first_overlong_unit = unit
             report.dropped_overlong += 1
             continue
         report.tokens += len(fitted.prefix) * len(fitted.branches) + sum(map(len, fitted.branches))
@@ -158,31 +167,39 @@ def tokenize(
 
 
 def _limit_length(
-    tree: Tree, comparison: Comparison, tokenizer: Tokenizer, options: DatasetOptions, report: DatasetReport
+    tree: Tree | Overlong, comparison: Comparison, tokenizer: Tokenizer, options: DatasetOptions, report: DatasetReport
 ) -> Tree | None:
     """Returns the tree within `max_length`, truncated if needed; None if it has to be dropped."""
-    if tree.longest <= options.max_length:
+    if isinstance(tree, Tree) and tree.longest <= options.max_length:
         return tree
     if options.on_overlong == "error":
+        found = f"{tree.characters:,} characters" if isinstance(tree, Overlong) else f"{tree.longest} tokens"
         raise InputError(
-            f"{comparison.where}: {tree.longest} tokens, more than data.max_length = {options.max_length}; raise it, "
-            "or set data.on_overlong to drop"
+            f"{comparison.where}: {found}, more than data.max_length = {options.max_length} tokens; raise it, or set "
+            "data.on_overlong to drop"
         )
+    if isinstance(tree, Overlong):
+        fitted = tree.rest and _limit_length(tree.rest, comparison, tokenizer, options, report)
+        report.dropped_responses += tree.left_out if fitted else 0
+        return fitted
     if options.on_overlong == "drop":
-        return _drop_overlong_responses(tree, options.max_length, report)
+        return _drop_overlong_responses(tree, options.max_length, report, tokenizer)
     truncated = _truncate_prompt(separate_prompt(comparison, tree, tokenizer), options.max_length, tokenizer)
-    report.truncated += truncated is not None
-    return truncated
+    placed = truncated and place_readouts(comparison, truncated, tokenizer)
+    fitted = placed if isinstance(placed, Tree) else None
+    report.truncated += fitted is not None
+    return fitted
 
 
-def _drop_overlong_responses(tree: Tree, max_length: int, report: DatasetReport) -> Tree | None:
+def _drop_overlong_responses(tree: Tree, max_length: int, report: DatasetReport, tokenizer: Tokenizer) -> Tree | None:
     """Returns the tree without its overlong responses, if others remain and no edge compares them; else None."""
     short = [k for k, branch in enumerate(tree.branches) if len(tree.prefix) + len(branch) <= max_length]
     if tree.edges or not short or len(tree.readouts) != len(tree.branches):
         return None
     report.dropped_responses += len(tree.branches) - len(short)
     sequences = [np.concatenate([tree.prefix, tree.branches[k]]) for k in short]
-    return make_tree(sequences, labels=None if tree.labels is None else tree.labels[short])
+    kept = make_tree(sequences, labels=None if tree.labels is None else tree.labels[short])
+    return tokenizer.readout_place.place(kept)
 
 
 def _truncate_prompt(tree: Tree, max_length: int, tokenizer: Tokenizer) -> Tree | None:

@@ -1,4 +1,4 @@
-"""Hugging Face tokenizers: text to tokens, special tokens, chat templates; and the built-in byte-level tokenizer."""
+"""Hugging Face tokenizers: text to tokens, special tokens, chat templates."""
 
 import bisect
 import copy
@@ -12,40 +12,24 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import tokenizers
 import transformers
 
-from rmjax.core.config import check_date
+from rmjax.core import readouts
+from rmjax.core.config_checks import check_date
 from rmjax.core.errors import InputError
 from rmjax.core.files import identify
+from rmjax.core.os_errors import saving
 from rmjax.core.progress import progress_bar
 from rmjax.data.records.roles import ROLES
 from rmjax.data.records.tools import split_tools
 from rmjax.data.schema import Message
 from rmjax.data.tokens import pieces, templates
+from rmjax.data.tokens.byte_level import byte_level
+from rmjax.data.tokens.character_limit import CharacterLimit
+from rmjax.data.tokens.readouts import Readout, find_readout
 
 ADDED_PAD = "<|rmjax_pad|>"  # padding token of an artifact whose tokenizer has no token to spare
 _BATCH = 2048  # texts tokenized in one call; the progress bar advances after each
-_CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-
-
-def byte_level() -> transformers.PreTrainedTokenizerFast:
-    """Returns the built-in tokenizer: a token per byte, special tokens, and a chat template; needs no files."""
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    specials = ["<pad>", "<eos>", "<|im_start|>", "<|im_end|>"]
-    vocabulary = {token: i for i, token in enumerate([*specials, *alphabet])}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    tokenizer.add_special_tokens(specials)
-    fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", clean_up_tokenization_spaces=False
-    )
-    fast.chat_template = _CHAT_TEMPLATE
-    return fast
 
 
 class Encoded(NamedTuple):
@@ -64,30 +48,45 @@ class Tokenizer:
       BOS token that the text starts with is not doubled.
     * Strings without `add_eos` (NeMo-Aligner's `text` and `sentences`) are tokenized with nothing added.
 
-    `date` (YYYY-MM-DD) is what a chat template writes that asks for the present date.
+    `date` (YYYY-MM-DD) is what a chat template writes that asks for the present date. Where the reward is read at a
+    certain token by `readout` (a value of `config.data.readout`), conversations without it get it at their end.
     """
 
     base: transformers.PreTrainedTokenizerBase
     name: str
     date: str = templates.DEFAULT_DATE
+    readout: str = readouts.LAST_TOKEN
 
     @classmethod
-    def load(cls, path: str, date: str = "") -> "Tokenizer":
+    def load(cls, path: str, date: str = "", readout: str = readouts.LAST_TOKEN) -> "Tokenizer":
         """Returns the tokenizer of a Hugging Face directory or hub name; of an empty path, the built-in one.
 
         Args:
           date: for its chat template; empty: `templates.DEFAULT_DATE`.
+          readout: where rewards are read.
 
         Raises:
-          InputError: the tokenizer is missing or damaged, or is not a fast one; or `date` is none.
+          InputError: the tokenizer is missing or damaged, or is not a fast one; or `date` is none, or `readout` does
+            not fit it.
         """
-        date = check_date(date or templates.DEFAULT_DATE)
-        if not path:
-            return cls(byte_level(), "built-in byte level", date)
+        base, name = cls._load(path) if path else (byte_level(), "built-in byte level")
+        tokenizer = cls(base, name, check_date(date or templates.DEFAULT_DATE), readouts.check(readout))
+        _ = tokenizer.readout_place  # raises
+        return tokenizer
+
+    @staticmethod
+    def _load(path: str) -> tuple[transformers.PreTrainedTokenizerBase, str]:
         if pathlib.Path(path).is_file() and (what := identify(pathlib.Path(path))):
             raise InputError(f"tokenizer {path!r}: {what}")
+        directory = pathlib.Path(path)
+        # transformers makes an empty tokenizer for some model types if there is none.
+        if directory.is_dir() and not any(any(directory.glob(name)) for name in ("*token*", "vocab*", "*.model")):
+            raise InputError(
+                f"tokenizer {path!r}: the directory has no tokenizer.json; copy the tokenizer's files into it, or set "
+                "config.data.tokenizer"
+            )
         try:
-            base = transformers.AutoTokenizer.from_pretrained(path)
+            base = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)  # None would ask the user
         except Exception as error:  # transformers lets any exception of its parsers through
             message = " ".join(str(error).split())[:200]
             raise InputError(
@@ -99,7 +98,7 @@ class Tokenizer:
                 f"tokenizer {path!r} is a {type(base).__name__} without tokenizer.json; expected a fast tokenizer: "
                 "convert it, or set config.data.tokenizer"
             )
-        return cls(base, path, date)
+        return base, path
 
     def __len__(self) -> int:
         return len(self.base)
@@ -110,7 +109,13 @@ class Tokenizer:
         date = self.date if self.writes_date else ""
         template = f"{self.base.chat_template}{date}"
         parts = (self.base.backend_tokenizer.to_str(), template, str(self.base.special_tokens_map))
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        readout = () if self.readout == readouts.LAST_TOKEN else (self.readout,)
+        return hashlib.sha256("\0".join((*parts, *readout)).encode()).hexdigest()
+
+    @functools.cached_property
+    def readout_place(self) -> Readout:
+        """`find_readout` of the tokenizer."""
+        return find_readout(self.readout, self.base, self.name)
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raises InputError if a token id is outside of the model's embedding [vocab_size, D]."""
@@ -238,7 +243,7 @@ class Tokenizer:
                 batch = chosen[start : start + _BATCH]
                 given = [texts[i] for i in batch]
                 for i, tokens in zip(batch, self._encode_batch(given, special), strict=True):
-                    encoded[i] = np.asarray(tokens, np.int32)
+                    encoded[i] = self.readout_place.complete(np.asarray(tokens, np.int32))
                 bar.update(len(batch))
         bar.close()
         return encoded
@@ -253,6 +258,11 @@ class Tokenizer:
     @functools.cached_property
     def _splits_at_special_tokens(self) -> bool:
         return pieces.splits_at_special_tokens(self.base)
+
+    @functools.cached_property
+    def character_limit(self) -> CharacterLimit:
+        """The most characters of a token."""
+        return CharacterLimit(self.base)
 
     def token_strings(self, tokens: Sequence[int] | np.ndarray) -> list[str]:
         """Returns the text of each token; a part of a character is shown as U+FFFD."""
@@ -283,6 +293,7 @@ class Tokenizer:
         special = [token.content for _, token in sorted(base.added_tokens_decoder.items()) if token.special]
         candidates = filter(None, (base.pad_token, base.unk_token, *special))
         ending, template = [base.eos_token, base.bos_token], str(base.chat_template or "")
+        ending.append(self.readout_place.text)
         model = json.loads(base.backend_tokenizer.to_str())["model"]
         if not model.get("byte_fallback") and (model.get("unk_token") or model.get("unk_id") is not None):
             ending.append(base.unk_token)  # of a text that ends with an unknown word
@@ -299,5 +310,6 @@ class Tokenizer:
         return dataclasses.replace(self, base=base)
 
     def save(self, directory: pathlib.Path) -> None:
-        """Writes a complete Hugging Face tokenizer directory."""
-        self.base.save_pretrained(directory)
+        """Writes a complete Hugging Face tokenizer directory; raises InputError if it cannot be written."""
+        with saving(directory):
+            self.base.save_pretrained(directory)

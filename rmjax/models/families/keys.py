@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from rmjax.core.errors import InputError
+from rmjax.models import quantized
 
 # Keys that do not affect the output of a reward model, whatever their value.
 _IGNORED = {
@@ -21,7 +22,7 @@ _IGNORED = {
     "decoder_start_token_id", "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id",
     "vision_token_id",
     # labels and rewards, which `rmjax.models.heads` reads
-    "id2label", "label2id", "num_labels", "problem_type", "mean", "std", "normalize_reward",
+    "id2label", "label2id", "num_labels", "problem_type", "mean", "std", "normalize_reward", "reward_token_id",
     # training: dropout, losses, initialization, tensor parallelism
     "attention_dropout", "attention_probs_dropout_prob", "classifier_dropout", "hidden_dropout", "hidden_dropout_prob",
     "embd_pdrop", "resid_pdrop", "attn_pdrop", "embedding_dropout", "residual_dropout", "summary_dropout_prob",
@@ -51,21 +52,19 @@ _OFF: dict[str, tuple[Any, ...]] = {
     "use_bidirectional_attention": (None, False),
     "num_objectives": (None, 1),
     "num_quantiles": (None, 1),
-    "pooling": (None, "last"),
-    "reward_token_id": (None,),
+    "pooling": (None, "last", "mean"),
     "clip_qkv": (None,),
     "alibi": (None, False),
 }
 _WINDOW = ("sliding_window", "sliding_window_size", "max_window_layers")  # ignored if there is no window
-_GATING = "the rewards of several objectives are combined by a gating network; only a linear head is implemented"
+_GATING = "the rewards of several objectives are combined by a gating network (ArmoRM, QRM, URM): not implemented"
 REFUSED_EVERYWHERE = ("quantization_config", "use_bidirectional_attention")  # also beside the settings of a part
 _REFUSED = {  # regex of a key: why no model with it can be read, and what to do
-    "quantization_config": "the weights are quantized; save them dequantized (transformers: `model.dequantize()`)",
+    "quantization_config": f"the weights are quantized; {quantized.FIX}",
     "use_bidirectional_attention": "the model attends to later tokens; only causal attention is implemented",
     "num_objectives|gating_.*": _GATING,
-    "num_quantiles": "the head predicts quantiles; only a linear head with one output per reward is implemented",
-    "pooling": "the reward is not read at the last token, the only place that is implemented",
-    "reward_token_id": "the reward is read at a token added after the conversation, which is not implemented",
+    "num_quantiles": "the head predicts quantiles (QRM); only heads with one output per reward are implemented",
+    "pooling": "expected last or mean: the reward is read at the last token, or of the mean over all tokens",
     "clip_qkv": "queries, keys and values are clipped, which is not implemented",
     "alibi": "positions are linear biases of the attention (ALiBi); only rotary embeddings are implemented",
 }
@@ -76,7 +75,8 @@ def check_unknown(values: dict[str, Any], known: set[str], path: pathlib.Path, f
     unknown = {key: value for key, value in values.items() if key not in known and not _is_meaningless(key, values)}
     for key, value in sorted(unknown.items()):
         if reason := next((reason for names, reason in _REFUSED.items() if re.fullmatch(names, key)), None):
-            raise InputError(f"{path}: {key} is {value!r}: {reason}")
+            shown = quantized.describe_config(value) if key == "quantization_config" else repr(value)
+            raise InputError(f"{path}: {key} is {shown}: {reason}")
     for key, value in sorted(unknown.items()):
         raise InputError(
             f"{path}: the key {key!r} = {value!r} is not known for the model family {family!r} "

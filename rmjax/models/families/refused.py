@@ -12,11 +12,18 @@ _REASONS = {
     r"|t5|mt5|umt5|bart|t5gemma\w*": (
         "it attends to later tokens, so that responses cannot share the computation of a prompt"
     ),
-    r"mixtral|qwen2_moe|qwen3_moe|olmoe|phimoe|gpt_oss|granitemoe\w*|deepseek_v\d|glm4_moe\w*|minimax_m2|dbrx|jetmoe"
-    r"|hunyuan_v1_moe|ernie4_5_moe|flex_olmo|llama4\w*": "mixtures of experts are not implemented",
-    r"gpt2|gpt_neo|gpt_neox|gptj|opt|bloom|falcon|mpt|phi|stablelm|starcoder2|nemotron|cohere\d?|olmo|persimmon|xglm": (
-        "its norms, positions or parallel layers are not implemented"
+    r"deepseek_v\d|mistral4|glm4_moe_lite": (
+        "its attention projects keys and values to a latent vector, which is not implemented"
     ),
+    r"gpt_oss": "its attention has learnt sinks, and its experts biases and clipped gates, which are not implemented",
+    r"llama4\w*": "its attention has chunks, and its router weighs the inputs of experts, which is not implemented",
+    r"glm4_moe|minimax_m2|ernie4_5_moe": (
+        "its router corrects the choice of experts by a learnt bias, which is not implemented"
+    ),
+    r"phimoe|dbrx|jetmoe|granitemoe\w*|hunyuan_v1_moe|olmoe|flex_olmo": (
+        "its router, its norms or its tensors of experts are not implemented; only the mixtures of Mixtral and Qwen are"
+    ),
+    r"gpt_neo|bloom|falcon|mpt|olmo|persimmon|xglm|codegen": "its norms or positions are not implemented",
 }
 
 

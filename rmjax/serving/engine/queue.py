@@ -5,7 +5,6 @@ Axis letters: n sequences of a request, A attributes.
 
 import asyncio
 import collections
-import concurrent.futures
 import dataclasses
 import itertools
 import math
@@ -19,6 +18,7 @@ from rmjax.data.tokens.trees import common_prefix_length
 from rmjax.serving.engine.batch import Score, score_batch
 from rmjax.serving.engine.batch_window import MAX_WAIT, BatchWindow
 from rmjax.serving.engine.prefixes import PrefixSet
+from rmjax.serving.engine.worker import Worker
 from rmjax.serving.errors import DeadlineExceeded, InputName, NotFinite, Overloaded, RequestError, Unavailable
 from rmjax.serving.metrics import Metrics, ModelMetrics
 
@@ -75,15 +75,16 @@ class Engine:
         self._batch_seconds, self._tokens_per_batch = 0.0, float(batch_tokens)
         self._busy = self._draining = False
         self._arrived = asyncio.Event()
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="score")
+        self._worker = Worker("score")
         self._task: asyncio.Task | None = None
 
     async def start(self) -> None:
         """Warms up; requests are accepted from then on."""
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._thread, self._warm_up)
-        await loop.run_in_executor(self._thread, self.metrics.count_compilations)
+        await self._worker.run(self._warm_up)
+        await self._worker.run(self.metrics.count_compilations)
         self._task = asyncio.create_task(self._run())
+        self.metrics.waiting_sequences.set_function(lambda: self._sequences)
+        self.metrics.waiting_tokens.set_function(lambda: self._tokens)
         self.ready = True
 
     async def drain(self) -> None:
@@ -92,7 +93,7 @@ class Engine:
         self._arrived.set()
         if self._task is not None:
             await self._task
-        self._thread.shutdown()
+        self._worker.close()
 
     def admit(self, source: InputName, sequences: int, tokens: int = 0, *, ahead: int = 0, client: str = "") -> None:
         """Raises the error with which a request of this size would be rejected now, if any.
@@ -102,11 +103,11 @@ class Engine:
           tokens: 0 if not known yet.
           ahead: sequences that will enter the queue before these.
         """
-        size = _amount(sequences, tokens)
-        capacity = f"the queue of {_amount(self.queue_size, self.queue_tokens)}"
+        capacity = lambda: f"the queue of {_amount(self.queue_size, self.queue_tokens)}"
         if sequences > self.queue_size or tokens > self.queue_tokens:
             fix = "send fewer per request, or raise the server's --queue and --queue_tokens"
-            raise RequestError(f"{source.text} holds {size}, which can never fit into {capacity}: {fix}")
+            size = _amount(sequences, tokens)
+            raise RequestError(f"{source.text} holds {size}, which can never fit into {capacity()}: {fix}")
         if not self.ready:
             state = "draining: it accepts no more requests" if self._draining else "still warming up: retry later"
             raise Unavailable(f"the server is {state}")
@@ -114,14 +115,15 @@ class Engine:
         full = self._sequences + ahead + sequences > math.ceil(share * self.queue_size)
         if full or self._tokens + tokens > math.ceil(share * self.queue_tokens):
             queued = f"{_amount(self._sequences + ahead, self._tokens)} are queued"
+            size = _amount(sequences, tokens)
             # The time to process half of the queue: other clients rejected now will return at about the same time.
             retry_after = min(max(self._expected_wait() / 2, 0.1), _MAX_RETRY_AFTER)
-            raise Overloaded(f"{queued}; {size} more do not fit into {capacity}: retry later", retry_after)
+            raise Overloaded(f"{queued}; {size} more do not fit into {capacity()}: retry later", retry_after)
 
     async def submit(
         self, sequences: Sequence[np.ndarray], source: InputName, *, client: str = "", deadline: float = math.inf
     ) -> np.ndarray:
-        """Returns the rewards of n sequences, float32 [n, A], read at their last tokens.
+        """Returns the rewards of n sequences, float32 [n, A].
 
         On cancellation or at the deadline, sequences that are not yet being scored leave the queue.
 
@@ -168,8 +170,6 @@ class Engine:
     def _count_queued(self, sequences: int, tokens: int) -> None:
         self._sequences += sequences
         self._tokens += tokens
-        self.metrics.waiting_sequences.set(self._sequences)
-        self.metrics.waiting_tokens.set(self._tokens)
 
     def _expire(self, request: _Request) -> None:
         self._fail(request, DeadlineExceeded("the deadline passed before the request was scored"))
@@ -202,9 +202,7 @@ class Engine:
                 waited = False
                 continue
             started, self._busy = loop.time(), True
-            rewards, errors, unique = await loop.run_in_executor(
-                self._thread, score_batch, self._score, prefixes, self.max_length
-            )
+            rewards, errors, unique = await self._worker.run(score_batch, self._score, prefixes, self.max_length)
             self._busy = False
             tokens, seconds = sum(map(len, prefixes.sequences)), loop.time() - started
             waited = seconds > MAX_WAIT  # requests had time to arrive meanwhile
@@ -214,12 +212,12 @@ class Engine:
             self.metrics.sequences.inc(len(batch))
             self.metrics.tokens.inc(tokens)
             self.metrics.unique_tokens.inc(unique)
-            stop = 0
+            finite, stop = bool(np.isfinite(rewards).all()), 0
             for request, entries in itertools.groupby(batch, key=operator.itemgetter(0)):
                 rows = [row for _, row in entries]  # consecutive
                 start, stop = stop, stop + len(rows)
                 error = next((errors[i] for i in range(start, stop) if i in errors), None)
-                self._complete(request, rows[0], rewards[start:stop], error)
+                self._complete(request, rows[0], rewards[start:stop], error, finite)
 
     def _next_batch(self, now: float) -> tuple[list[tuple[_Request, int]], PrefixSet]:
         """Removes the sequences of a batch from the queue and returns them as (request, index in it), and as prefixes.
@@ -256,8 +254,14 @@ class Engine:
         if requests := self._clients.pop(client):
             self._clients[client] = requests
 
-    def _complete(self, request: _Request, first: int, rewards: np.ndarray, error: Exception | None) -> None:
-        """Stores the rewards [k, A] of k sequences of a request, from index `first` on, or fails the request."""
+    def _complete(
+        self, request: _Request, first: int, rewards: np.ndarray, error: Exception | None, finite: bool
+    ) -> None:
+        """Stores the rewards [k, A] of k sequences of a request, from index `first` on, or fails the request.
+
+        Args:
+          finite: whether all rewards of the batch are finite.
+        """
         if request.future.done():  # cancelled, expired or failed
             return
         if error is not None:
@@ -266,7 +270,8 @@ class Engine:
             request.rewards = np.zeros((len(request.sequences), rewards.shape[1]), np.float32)
         request.rewards[first : first + len(rewards)] = rewards
         request.scored += len(rewards)
-        if message := non_finite_error("rewards", request.rewards, "check the model's weights"):
+        message = None if finite else non_finite_error("rewards", request.rewards, "check the model's weights")
+        if message:
             self._fail(request, NotFinite(message))
         elif request.scored == len(request.sequences):
             request.future.set_result(request.rewards)

@@ -124,7 +124,7 @@ class InferenceService:
         reader = asyncio.create_task(read())
         self._readers.add(reader)
         try:
-            with self.calls.track():
+            with self.calls:
                 while (response := await responses.get()) is not None:
                     yield await response
                     slots.release()
@@ -176,7 +176,7 @@ def _parser(kind: type[message.Message]) -> Callable[[bytes], Any]:
 
 def _unary(service: InferenceService, function: Callable) -> Callable:
     async def call(request, context):
-        with service.calls.track():
+        with service.calls:
             try:
                 if isinstance(request, _Malformed):
                     raise RequestError("the message cannot be parsed as the request of this method")

@@ -54,4 +54,4 @@ def read_parameters(request: service_pb2.ModelInferRequest) -> dict[str, Any]:
 def add_output(response: service_pb2.ModelInferResponse, name: str, values: np.ndarray) -> None:
     """Adds a tensor to a response, as raw contents."""
     response.outputs.add(name=name, datatype=_NAMES[values.dtype], shape=values.shape)
-    response.raw_output_contents.append(np.ascontiguousarray(values).tobytes())
+    response.raw_output_contents.append(values.tobytes())

@@ -68,6 +68,18 @@ def convert(found: dict[str, Any], schema: type[T]) -> T:
         raise RequestError(f"{path!r} of the body is {reprlib.repr(value)}; expected {expected}") from error
 
 
+def decode(body: bytes | memoryview, schema: type[T]) -> T:
+    """Returns the JSON object in a body as a `msgspec.Struct`; fields that the schema does not have are ignored.
+
+    Raises:
+      RequestError: see `parse_json` and `convert`.
+    """
+    try:
+        return msgspec.json.decode(body, type=schema)
+    except (msgspec.DecodeError, ValueError, RecursionError):  # includes ValidationError
+        return convert(parse_json(body), schema)  # reads more, and raises errors that name the value
+
+
 def _value_at(found: Any, path: str) -> Any:
     for index, key in re.findall(r"\[(\d+)\]|(\w+)", path):
         found = found[key or int(index)]

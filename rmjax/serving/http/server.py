@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import importlib.resources
 import math
-import socket
 import typing
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -18,13 +17,14 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 import rmjax
-from rmjax.core.errors import InputError
 from rmjax.core.web import style_sheet
 from rmjax.serving import errors
 from rmjax.serving.http import compat, schemas
-from rmjax.serving.http.connection import LimitedProtocol
-from rmjax.serving.http.decoding import convert, parse_json
+from rmjax.serving.http.connection import BACKLOG, LimitedProtocol, listen
+from rmjax.serving.http.decoding import decode, parse_json
+from rmjax.serving.http.hosts import HostCheck
 from rmjax.serving.http.openapi import Endpoint, openapi
+from rmjax.serving.http.routing import Routes, header
 from rmjax.serving.http.tensors import LENGTH_HEADER, read_infer, write_infer
 from rmjax.serving.protocol import Call, check_outputs, model_configuration, model_metadata, read_call, select_outputs
 from rmjax.serving.registry import ModelRegistry
@@ -34,7 +34,6 @@ _MAX_BODY = 128 << 20  # bytes of one request; the critic's training batches rea
 _MAX_BODIES = 1 << 30  # bytes of all requests in flight
 _BODY_SECONDS = 120.0  # from the end of a request's headers to the end of its body
 _KEEP_ALIVE = 600  # seconds that an idle connection stays open, since RL loops pause between rollouts
-_BACKLOG = 4096  # connections that may wait to be accepted
 _PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "connect-src 'self'; frame-ancestors 'none'"
@@ -79,18 +78,19 @@ class HttpApplication:
         self._document = openapi(endpoints, bool(security.token))
         routes = [Route(e.path, self._handler(e), methods=[e.method]) for e in endpoints]
         failed = lambda request, error: _error(errors.ServingError("the request failed; see the server's log"))
-        self.app = Starlette(routes=routes, exception_handlers={HTTPException: _not_routed, Exception: failed})
-        self.app.router.redirect_slashes = False
+        starlette = Starlette(routes=routes, exception_handlers={HTTPException: _not_routed, Exception: failed})
+        starlette.router.redirect_slashes = False
+        self.app = Routes(routes, starlette)
 
     def _handler(self, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
             try:
                 if not endpoint.public:
-                    self._security.check(request.headers.get("authorization", ""))
+                    self._security.check(header(request.scope, "authorization"))
                 if endpoint.method == "GET":
                     return await endpoint.answer(request, b"")
                 # Set by browsers: prevents pages of other sites from sending requests to this server.
-                if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+                if header(request.scope, "sec-fetch-site", "none") not in ("none", "same-origin"):
                     raise errors.Forbidden("this request comes from a page of another site")
                 with self._body(request) as body:
                     return await endpoint.answer(request, await body)
@@ -116,9 +116,9 @@ class HttpApplication:
 
         async def read() -> bytes:
             nonlocal size
-            if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
+            if (encoding := header(request.scope, "content-encoding", "identity")) != "identity":
                 raise errors.RequestError(f"Content-Encoding is {encoding!r:.40}; send the body uncompressed")
-            check(int(request.headers.get("content-length", 0)))
+            check(int(header(request.scope, "content-length", "0")))
             chunks = []
             try:
                 async with asyncio.timeout(_BODY_SECONDS):
@@ -139,7 +139,7 @@ class HttpApplication:
             self._held -= size
 
     def _call(self, request: Request, parameters: dict[str, Any]) -> Call:
-        client = request.headers.get("x-client-id") or (request.client.host if request.client else "")
+        client = header(request.scope, "x-client-id") or (request.client.host if request.client else "")
         return read_call(parameters, client, asyncio.get_running_loop().time(), None)
 
     async def _infer(self, request: Request, body: bytes) -> Response:
@@ -151,7 +151,7 @@ class HttpApplication:
         """
         name, version = _model_of(request)
         with self._registry.acquire(name, version) as model:
-            parsed, tensors = read_infer(body, request.headers.get(LENGTH_HEADER), model.inputs)
+            parsed, tensors = read_infer(body, header(request.scope, LENGTH_HEADER), model.inputs)
             names = [output.name for output in parsed.outputs or []]
             check_outputs(names, model)
             outputs = await model.infer(tensors, call := self._call(request, parsed.parameters or {}))
@@ -199,11 +199,11 @@ class HttpApplication:
 
     async def _index(self, request: Request, body: bytes) -> Response:
         """Lists the models and their states."""
-        return JSONResponse(self._registry.index(bool(body and convert(parse_json(body), schemas.IndexBody).ready)))
+        return JSONResponse(self._registry.index(bool(body and decode(body, schemas.IndexBody).ready)))
 
     async def _load(self, request: Request, body: bytes) -> Response:
         """Reloads a model from its path without downtime."""
-        if body and (given := convert(parse_json(body), schemas.LoadBody).parameters):
+        if body and (given := decode(body, schemas.LoadBody).parameters):
             raise errors.RequestError(
                 f"'parameters' of the body is {given!s:.60}; expected none: a model is loaded from the path with which "
                 "the server was started"
@@ -273,8 +273,11 @@ class HttpServer:
 
     def __init__(self, registry: ModelRegistry, host: str, port: int, security: Security | None = None):
         security = security or Security()
+        self._socket = listen(host, port)
+        address, self.port = self._socket.getsockname()[:2]
+        app, known = HttpApplication(registry, security).app, security.known_hosts(host, address)
         config = uvicorn.Config(
-            HttpApplication(registry, security).app,
+            app if known is None else HostCheck(app, known),
             http=LimitedProtocol,
             ws="none",
             lifespan="off",
@@ -284,23 +287,12 @@ class HttpServer:
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=_KEEP_ALIVE,
-            backlog=_BACKLOG,
+            backlog=BACKLOG,
         )
         config.load()
         config.ssl = security.context()
         self._server = _Uvicorn(config)
         self._task: asyncio.Task[None] | None = None
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        # With the protocol given, asyncio sets TCP_NODELAY; without it, responses took 44 ms.
-        self._socket = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            self._socket.bind((host, port))
-            self._socket.listen(_BACKLOG)  # raises here if the port is taken
-        except OSError as error:
-            self._socket.close()
-            raise InputError(f"cannot listen on {host}:{port} ({error}); port 0 takes any free one") from error
-        self.port = self._socket.getsockname()[1]
 
     async def start(self) -> None:
         """Listens; live, but not ready."""

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from rmjax.serving.errors import RequestError
-from rmjax.serving.http.decoding import convert, parse_json
+from rmjax.serving.http.decoding import decode
 from rmjax.serving.http.schemas import InferBody, InferResponse, OutputTensor
 from rmjax.serving.protocol import DATATYPES, VERSION, Arrays, Tensor, check_input, decode_raw, object_array, reshape
 
@@ -26,18 +26,18 @@ _JSON_TYPES: dict[str, tuple[set[type], str]] = {
 }
 
 
-def read_infer(body: bytes, header_length: str | None, expected: Mapping[str, Tensor]) -> tuple[InferBody, Arrays]:
+def read_infer(body: bytes, header_length: str, expected: Mapping[str, Tensor]) -> tuple[InferBody, Arrays]:
     """Returns the JSON of an inference request and its input tensors; binary ones follow the JSON in their order.
 
     Args:
-      header_length: bytes of the JSON as a decimal number; None if the body is JSON only.
+      header_length: bytes of the JSON as a decimal number; empty if the body is JSON only.
       expected: the model's inputs.
 
     Raises:
       RequestError: the body is invalid; names the tensor or field.
     """
     end = len(body)
-    if header_length is not None:
+    if header_length:
         # int() alone accepts signs, underscores and the digits of all scripts.
         decimal = header_length.isascii() and header_length.isdigit() and len(header_length) < 16
         if not decimal or (end := int(header_length)) > len(body):
@@ -46,7 +46,7 @@ def read_infer(body: bytes, header_length: str | None, expected: Mapping[str, Te
                 f"the JSON part, at most {len(body)}, the size of the body"
             )
     view = memoryview(body)
-    parsed = convert(parse_json(view[:end]), InferBody)
+    parsed = decode(view[:end], InferBody)
     tensors: Arrays = {}
     for tensor in parsed.inputs:
         name, parameters = tensor.name, tensor.parameters or {}
@@ -131,7 +131,7 @@ def write_infer(
     for name, values in outputs.items():
         tensor = OutputTensor(name, _NAMES[values.dtype], list(values.shape))
         if default if binary.get(name) is None else binary[name]:
-            contents.append(np.ascontiguousarray(values).tobytes())
+            contents.append(values.tobytes())
             tensor.parameters = {_SIZE: len(contents[-1])}
         else:
             tensor.data = values.ravel().tolist()

@@ -154,6 +154,8 @@ class CriticInfer(_CriticModel):
                 )
             for row, tokens in enumerate(arrays):
                 model.reader.check_tokens(source.row(row), tokens)
+            if source != TOKENS:
+                arrays = [model.reader.complete(tokens) for tokens in arrays]
             return outputs | {"rewards": (await model.score(arrays, source, call)).rewards}
 
 

@@ -3,6 +3,8 @@
 Axis letters: B packed rows, T tokens of a row, n tokens of a sequence.
 """
 
+import dataclasses
+import math
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,14 +17,17 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from rmjax.core import pytree, state_files
 from rmjax.core.errors import InputError, checkpoint_error
 from rmjax.core.mesh import ROWS, replicated
 from rmjax.data.packing.rows import fill_rows, pack, split_readouts
 from rmjax.data.schema import Tree, packed_spec
 from rmjax.data.tokens.trees import make_tree
+from rmjax.models import checkpoint_files
 from rmjax.models.decoder import Params, RewardModel
 from rmjax.models.sharding import sharded_shapes, state_shardings
 from rmjax.serving.engine.offload import DeviceMemory
+from rmjax.serving.errors import NotFinite
 from rmjax.serving.metrics import Metrics, ModelMetrics
 
 CLIP_RANGE = 0.2  # of the values around those at sampling time, as in NeMo-Aligner's critic
@@ -67,7 +72,10 @@ class Critic:
                 f"the critic's model has the attributes {', '.join(model.head.attributes)}; expected one: choose "
                 "another --critic"
             )
-        self.model, self.row_length, self.learning_rate = model, row_length, learning_rate
+        if not math.isfinite(learning_rate):
+            raise InputError(f"--critic_learning_rate is {learning_rate}; expected a finite number")
+        self.model = dataclasses.replace(model, mean_readout=False)  # a value for every token
+        self.row_length, self.learning_rate = row_length, learning_rate
         self._mesh, self._rows = mesh, rows
         adamw = optax.adamw(learning_rate, weight_decay=0.0)
         self._optimizer = optax.chain(optax.clip_by_global_norm(_GRAD_CLIP), adamw)
@@ -75,8 +83,15 @@ class Critic:
         init = lambda params: {"step": jnp.int32(0), "params": params, "opt_state": self._optimizer.init(params)}
         abstract = jax.eval_shape(init, params)
         shardings = state_shardings(mesh, abstract)
-        options = ocp.CheckpointManagerOptions(max_to_keep=_MAX_CHECKPOINTS, enable_async_checkpointing=False)
-        self._checkpoints = ocp.CheckpointManager(directory.absolute(), options=options)
+        self._directory, self._saving = directory.absolute(), 0  # the step that is being saved
+        checkpoint_files.move_damaged(self._directory)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=_MAX_CHECKPOINTS,
+            async_options=ocp.AsyncOptions(
+                post_finalization_callback=lambda: checkpoint_files.write_sums(self._directory, self._saving)
+            ),
+        )
+        self._checkpoints = ocp.CheckpointManager(self._directory, options=options)
         step = self.checkpoint_step = self._checkpoints.latest_step()  # None if there is no checkpoint
         if step is None:
             state: State = jax.jit(init, donate_argnums=0, out_shardings=shardings)(params)
@@ -99,10 +114,15 @@ class Critic:
 
     def _restore(self, step: int, abstract: State, directory: pathlib.Path) -> State:
         try:
-            return self._checkpoints.restore(step, args=ocp.args.StandardRestore(abstract))
+            if state_files.read_sums(self._directory / str(step)) is None:
+                state_files.warn_unverified(self._directory / str(step))
+            state = self._checkpoints.restore(step, args=ocp.args.StandardRestore(abstract))
         except Exception as error:  # Orbax and TensorStore raise many types
             fix = ": if it is damaged, remove it; if it belongs to another critic, choose another --critic_dir"
             raise checkpoint_error(directory / str(step), error, fix) from error
+        if (saved := int(state["step"])) != step:
+            raise InputError(f"{directory / str(step)} holds the state of step {saved}; rename or remove it")
+        return state
 
     def warm_up(self) -> None:
         """Compiles and runs every program without changing the state."""
@@ -122,7 +142,8 @@ class Critic:
     def train(self, sequences: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> float:
         """Takes one optimizer step on all sequences and returns the loss before it: `clipped_value`, sum over weight.
 
-        The state does not change if the mask is 0 everywhere, or if the loss or the gradient is not finite.
+        The state does not change if the mask is 0 everywhere, or if the loss, the gradient or a new parameter is not
+        finite.
 
         Args:
           sequences: int32 [n] each.
@@ -140,10 +161,18 @@ class Critic:
         return total / weight if weight else 0.0
 
     def save(self) -> None:
-        """Writes a checkpoint; returns when it is complete."""
+        """Writes a checkpoint; returns when it is complete.
+
+        Raises:
+          NotFinite: the state is not finite; nothing is written.
+        """
         step = int(self.step)
         with self._memory.lock:  # arrays are saved from device or host memory, but must not move meanwhile
             if step not in self._checkpoints.all_steps():
+                if wrong := pytree.non_finite_paths(self._state):
+                    fix = "use a lower --critic_learning_rate, and restart from the latest checkpoint"
+                    raise NotFinite(f"step {step}: the critic's {wrong[0]} is not finite, so it is not saved; {fix}")
+                self._saving = step
                 self._checkpoints.save(step, args=ocp.args.StandardSave(self._state))
                 self._checkpoints.wait_until_finished()
             self.checkpoint_step = step
@@ -170,10 +199,11 @@ class Critic:
         return loss, jax.tree.map(jnp.add, gradients, found)
 
     def _apply(self, state: State, gradients: Params, weight: jax.Array, loss: jax.Array) -> State:
-        valid = (weight > 0) & jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(gradients))
+        gradients_finite = jnp.isfinite(optax.global_norm(gradients))
         gradients = jax.tree.map(lambda g: g / jnp.maximum(weight, 1e-30).astype(g.dtype), gradients)
         updates, opt_state = self._optimizer.update(gradients, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
+        valid = (weight > 0) & jnp.isfinite(loss) & gradients_finite & jnp.isfinite(optax.global_norm(params))
         new = {"step": state["step"] + 1, "params": params, "opt_state": opt_state}
         return jax.tree.map(lambda new, old: jnp.where(valid, new, old), new, state)
 

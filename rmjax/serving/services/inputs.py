@@ -14,6 +14,7 @@ import numpy as np
 from absl import logging
 
 from rmjax.core.errors import InputError
+from rmjax.core.json_text import DuplicateKey, parse
 from rmjax.data.records.fields import BadField
 from rmjax.data.records.fields import messages as chat_messages
 from rmjax.data.records.tools import tools_message
@@ -63,6 +64,7 @@ class InputReader:
         self.max_length, self.truncate = max_length, truncate
         self._metrics, self._logged = metrics, set[str]()
         self._tokenizer, self._vocab_size = TokenizerThread(tokenizer), vocab_size
+        self._readout = tokenizer.readout_place
         self._bos_prefix, self._pad_and_eos = tokenizer.bos_prefix, tokenizer.pad_and_eos
 
     @property
@@ -95,7 +97,7 @@ class InputReader:
         name = given.pop()
         source = tensor_name(name)
         _check_column(name, tensors[name])
-        texts = [_decode(source.row(row), value) for row, value in enumerate(tensors[name][:, 0])]
+        texts = [_decode(source, row, value) for row, value in enumerate(tensors[name][:, 0].tolist())]
         if name == "messages":
             return source, [_parse_messages(source.row(row), text) for row, text in enumerate(texts)], call
         if (add_eos := tensors.get("add_EOS")) is not None:
@@ -123,11 +125,16 @@ class InputReader:
         texts = []
         for row, conversation in enumerate(conversations):
             if not isinstance(conversation, np.ndarray):
-                self._check_text(source.row(row), conversation)
+                self._check_text(source, row, conversation)
                 texts.append(conversation)
         try:
-            async with asyncio.timeout_at(call.deadline if texts and call.deadline < math.inf else None):
-                encoded = await self._tokenizer.encode(texts, call.add_eos) if texts else []
+            if not texts:
+                encoded = []
+            elif call.deadline == math.inf:
+                encoded = await self._tokenizer.encode(texts, call.add_eos)
+            else:
+                async with asyncio.timeout_at(call.deadline):
+                    encoded = await self._tokenizer.encode(texts, call.add_eos)
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the request was tokenized") from None
         except InputError:  # raised by the chat template, or there is none; find the conversation that causes it
@@ -144,9 +151,21 @@ class InputReader:
         sequences = [c if isinstance(c, np.ndarray) else next(tokens) for c in conversations]
         limit = min(call.limit or self.max_length, self.max_length)
         exceeded = np.array([len(sequence) > limit for sequence in sequences], bool)
-        if call.truncate or self.truncate:
-            sequences = [s[-limit:] if call.truncate == "left" else s[:limit] for s in sequences]
+        if truncate := call.truncate or self.truncate:
+            cut = (lambda s: s[-limit:]) if call.truncate == "left" else lambda s: self._readout.truncate(s, limit)
+            sequences = [cut(sequence) for sequence in sequences]
+        if self._readout.depends_on_tokens:
+            for row, sequence in enumerate(sequences):
+                try:
+                    self._readout.find(sequence)
+                except InputError as error:
+                    after = f" (truncated to {limit} tokens)" if truncate and exceeded[row] else ""
+                    raise RequestError(f"{source.row(row)}{after}: {error}") from error
         return sequences, exceeded
+
+    def complete(self, tokens: np.ndarray) -> np.ndarray:
+        """Returns the tokens int [length] of a text with the token at which the model's reward is read."""
+        return self._readout.complete(tokens)
 
     def _note_left_out(self, kinds: set[str], count: int, call: Call) -> None:
         """Notes what the chat template left out of `count` conversations, and logs each kind once."""
@@ -208,18 +227,18 @@ class InputReader:
             sequences.append(sequence if valid else self.check_tokens(TOKENS.row(row), sequence))
         return sequences
 
-    def _check_text(self, name: str, conversation: Text) -> None:
+    def _check_text(self, source: InputName, row: int, conversation: Text) -> None:
         """Raises RequestError for a text that is empty, far too long, or not valid Unicode."""
         if not conversation:
-            raise RequestError(f"{name} is empty; expected a text of at least one token")
+            raise RequestError(f"{source.row(row)} is empty; expected a text of at least one token")
         text = conversation if isinstance(conversation, str) else json.dumps(conversation, ensure_ascii=False)
         if len(text) > (limit := max(_MIN_CHARACTER_LIMIT, _CHARACTERS_PER_TOKEN * self.max_length)):
-            raise RequestError(f"{name} has {len(text)} characters; expected at most {limit}: shorten it")
+            raise RequestError(f"{source.row(row)} has {len(text)} characters; expected at most {limit}: shorten it")
         try:
             text.encode()
         except UnicodeEncodeError as error:  # a lone surrogate, which JSON can express
             raise RequestError(
-                f"{name} is not Unicode text ({error.reason}); remove the character {text[error.start]!a}"
+                f"{source.row(row)} is not Unicode text ({error.reason}); remove the character {text[error.start]!a}"
             ) from error
 
 
@@ -247,16 +266,18 @@ def _check_column(name: str, tensor: np.ndarray) -> None:
         )
 
 
-def _decode(name: str, value: bytes) -> str:
+def _decode(source: InputName, row: int, value: bytes) -> str:
     try:
         return value.decode()
     except UnicodeDecodeError as error:
-        raise RequestError(f"{name} is not UTF-8 ({error}); encode the text as UTF-8") from error
+        raise RequestError(f"{source.row(row)} is not UTF-8 ({error}); encode the text as UTF-8") from error
 
 
 def _parse_messages(name: str, text: str) -> list[Message]:
     try:
-        messages = json.loads(text)
+        messages = parse(text)
+    except DuplicateKey as error:
+        raise RequestError(f"{name}: {error}") from error
     except (ValueError, RecursionError) as error:
         raise RequestError(
             f"{name} is {text[:60]!r}, which is not JSON ({error}); expected a list of chat messages as JSON text: "

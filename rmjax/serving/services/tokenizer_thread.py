@@ -2,7 +2,6 @@
 
 import asyncio
 import collections
-import concurrent.futures
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ import numpy as np
 from rmjax.data.schema import Message
 from rmjax.data.tokens.tokenizer import Encoded, Tokenizer
 from rmjax.serving.engine.batch_window import BatchWindow
+from rmjax.serving.engine.worker import Worker
 
 Text = str | list[Message]
 _MAX_BATCH = 256  # texts in one call of the tokenizer; bounds how long a request waits for the texts of others
@@ -35,7 +35,7 @@ class TokenizerThread:
         self._requests: collections.deque[_Request] = collections.deque()
         self._window = BatchWindow()
         self._task: asyncio.Task | None = None
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="tokenize")
+        self._worker = Worker("tokenize")
 
     async def encode(self, texts: Sequence[Text], add_eos: bool) -> list[Encoded]:
         """Returns what `Tokenizer.encode_checked` returns for these texts; raises what it raises."""
@@ -51,10 +51,9 @@ class TokenizerThread:
 
     async def token_strings(self, tokens: np.ndarray) -> list[str]:
         """Returns the text of each token."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._tokenizer.token_strings, tokens)
+        return await self._worker.run(self._tokenizer.token_strings, tokens)
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
         while self._requests:
             await self._window.wait(lambda: len(self._requests))
             batch: list[_Request] = []
@@ -63,7 +62,7 @@ class TokenizerThread:
                 batch.append(self._requests.popleft())
                 size += len(batch[-1].texts)
             batch = [request for request in batch if not request.future.done()]  # skips the cancelled ones
-            results = await loop.run_in_executor(self._thread, self._encode_batch, batch)
+            results = await self._worker.run(self._encode_batch, batch)
             for request, result in zip(batch, results, strict=True):
                 if request.future.done():
                     continue
@@ -92,4 +91,4 @@ class TokenizerThread:
 
     def close(self) -> None:
         """Stops the thread."""
-        self._thread.shutdown()
+        self._worker.close()

@@ -118,6 +118,34 @@ def test_entries_of_an_array_that_are_not_objects_are_bad_records(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("chunk", [1, 1 << 20])
+def test_a_key_that_is_twice_in_an_object_is_refused_with_its_line(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(files, "_CHUNK", chunk)
+    twice = '{"prompt": "p", "chosen": "a", "rejected": "b", "chosen": "c"}'
+    nested = '{"prompt": [{"role": "user", "content": "q", "role": "user"}], "chosen": "a", "rejected": "b"}'
+    lines = [json.dumps(PAIR), twice, nested, json.dumps(PAIR)]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    (tmp_path / "in.json").write_text(f"[{', '.join(lines)}]")
+    for name in ("in.jsonl", "in.json"):
+        found = rows(tmp_path / name)
+        assert [str(record) for _, record in found[1:3]] == [
+            "the key 'chosen' is twice in one object; remove one of them",
+            "the key 'role' is twice in one object; remove one of them",
+        ]
+        assert [found[0], found[3]] == [(1, PAIR), (4, PAIR)]
+        with pytest.raises(InputError, match=rf"{name}:2: the key 'chosen' is twice"):
+            read_comparisons(str(tmp_path / name), ReadOptions())
+
+
+def test_a_key_that_is_twice_in_a_cell_is_refused_where_the_cell_is_parsed(tmp_path):
+    turns, text = '[{"role": "user", "content": "q", "content": "r"}]', '{"k": 1, "k": 2}'
+    with open(tmp_path / "in.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["prompt", "chosen"], [turns, "a"], ["q", text]])
+    (_, bad), good = rows(tmp_path / "in.csv")
+    assert str(bad) == "prompt: the key 'content' is twice in one object; remove one of them"
+    assert good == (3, {"prompt": "q", "chosen": text})
+
+
 def test_an_empty_array_has_no_record(tmp_path):
     (tmp_path / "in.json").write_text("[ ]")
     with pytest.raises(InputError, match=r"in\.json: holds no record"):

@@ -7,6 +7,7 @@ import pytest
 from rmjax.core.errors import InputError
 from rmjax.data.records.formats.examples import missing
 from rmjax.data.records.sources import ReadReport
+from rmjax.data.tokens.character_limit import CharacterLimit
 from rmjax.data.tokens.load import load_dataset
 from rmjax.data.tokens.tokenize import DatasetOptions, tokenize
 from rmjax.data.tokens.tokenizer import Tokenizer, byte_level
@@ -68,6 +69,39 @@ def test_overlong_prompts_are_truncated_on_the_left(tokenizer, tmp_path):
     tree = dataset.tree(0)
     assert tree.longest == 20
     assert tokenizer.base.decode(tree.prefix).endswith("xy ")
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_text_of_too_many_characters_is_not_tokenized(tokenizer, tmp_path, monkeypatch, chat):
+    wrap = lambda text: [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}] if chat else text
+    short = {"chosen": wrap("a"), "rejected": wrap("b")}
+    long = {"chosen": wrap("a " * 1_000_000), "rejected": wrap("b")}
+    source, given = write(tmp_path / "a.jsonl", [long, short, long]), []
+    encode = Tokenizer.encode_texts
+    record = lambda self, texts, *more: given.extend(texts) or encode(self, texts, *more)
+    monkeypatch.setattr(Tokenizer, "encode_texts", record)
+    dataset, report = load(source, tokenizer, max_length=1000)
+    assert (len(dataset), report.dropped_overlong, len(given)) == (1, 2, 4)
+    assert max(map(len, given)) < 100
+    assert "2 comparisons longer than max_length = 1000 (first: " in report.causes()[0]
+    assert report.causes()[0].endswith(" characters)")
+    with pytest.raises(InputError, match=r"a\.jsonl:1: 2,000,\d\d\d characters, more than data.max_length = 1000"):
+        load(source, tokenizer, max_length=1000, on_overlong="error")
+    load(source, tokenizer, max_length=1000, on_overlong="truncate_prompt")  # the prompt's tokens decide
+    assert max(map(len, given)) > 1_000_000
+
+
+def test_responses_of_too_many_characters_are_left_out_of_groups_as_others_are(tokenizer, tmp_path, monkeypatch):
+    records = [{"prompt": "p", "response": "r" * n, "labels": {"x": n}} for n in (5, 30, 2000, 6)]
+    source = write(tmp_path / "in.jsonl", records)
+    results = []
+    for exceeds in (CharacterLimit.exceeds, lambda *_: False):
+        monkeypatch.setattr(CharacterLimit, "exceeds", exceeds)
+        monkeypatch.setenv("RMJAX_CACHE", str(tmp_path / str(len(results))))
+        dataset, report = load(source, tokenizer, max_length=20, group_prompts=True)
+        results.append((len(dataset), report, dataset.labels.tolist(), dataset.tokens.tolist()))
+    assert results[0] == results[1]
+    assert results[0][1].dropped_responses == 2
 
 
 def test_on_overlong_error_raises(tokenizer, tmp_path):

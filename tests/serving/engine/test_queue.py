@@ -9,6 +9,7 @@ import pytest
 
 from rmjax.core.errors import InputError
 from rmjax.data.tokens.trees import common_prefix_length
+from rmjax.serving.engine import batch_window
 from rmjax.serving.engine.prefixes import PrefixSet
 from rmjax.serving.engine.queue import Engine
 from rmjax.serving.errors import DeadlineExceeded, NotFinite, Overloaded, RequestError, Unavailable, tensor_name
@@ -29,7 +30,7 @@ class Model:
         whole = [[np.concatenate([tree.prefix, branch]) for branch in tree.branches] for tree in trees]
         self.batches.append([len(sequence) for tree in whole for sequence in tree])
         self.began.set()
-        assert self.gate.wait(10)
+        assert self.gate.wait(60)
         if any(POISON in sequence for tree in whole for sequence in tree):
             raise RuntimeError("device lost")
         sums = [np.array([[sequence.sum()] for sequence in tree], np.float32) for tree in whole]
@@ -41,9 +42,9 @@ def run(test, **options):
         model = Model()
         engine = Engine(model.score, lambda: None, **({"max_length": 8, "batch_tokens": 10, "queue_size": 6} | options))
         await engine.start()
-        await asyncio.wait_for(test(engine, model), 20)
+        await asyncio.wait_for(test(engine, model), 60)
         model.gate.set()
-        await asyncio.wait_for(engine.drain(), 5)
+        await asyncio.wait_for(engine.drain(), 60)
 
     asyncio.run(body())
 
@@ -57,7 +58,7 @@ async def hold(engine, model):
     model.gate.clear()
     model.began.clear()
     task = asyncio.create_task(engine.submit(arrays([1]), TOKENS))
-    await asyncio.to_thread(model.began.wait, 5)
+    await asyncio.to_thread(model.began.wait, 60)
     return task
 
 
@@ -81,7 +82,9 @@ def test_waiting_requests_are_batched_by_tokens():
     run(body)
 
 
-def test_arriving_requests_join_a_batch():
+def test_arriving_requests_join_a_batch(monkeypatch):
+    monkeypatch.setattr(batch_window, "MAX_WAIT", 60.0)  # on a busy machine, 4 ms may pass between two of them
+
     async def body(engine, model):
         tasks = []
         for _ in range(4):  # as delivered by grpc.aio: one request in several iterations of the event loop

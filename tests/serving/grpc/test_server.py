@@ -127,6 +127,7 @@ BAD = [
     ),
     ({"tokens": np.ones((1, 2), np.float32), "sequence_lengths": INT([2])}, r"'tokens' has datatype 'FP32'"),
     ({"tokens": np.ones((1, 65), np.int64), "sequence_lengths": INT([65])}, r"'tokens', row 0 has 65 tokens"),
+    ({"messages": column('[{"role": "user", "content": "a", "role": "user"}]')}, "row 0: the key 'role' is twice"),
     ({"messages": column("{")}, r"'messages', row 0 is '{', which is not JSON .*; expected a list of chat messages"),
     ({"messages": column("[]")}, r"'messages', row 0 is \[\]; expected a list of chat messages: \[{\"role\": \"user\""),
     (

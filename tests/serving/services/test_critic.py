@@ -12,9 +12,12 @@ import pytest
 
 from rmjax.core.errors import InputError
 from rmjax.core.mesh import make_mesh
+from rmjax.core.state_files import StateWarning
+from rmjax.data.tokens.tokenizer import Tokenizer
 from rmjax.data.tokens.trees import make_tree
 from rmjax.evaluation.scoring import Scorer
 from rmjax.serving.engine.offload import DeviceMemory
+from rmjax.serving.errors import NotFinite
 from tests.serving.conftest import MAX_LENGTH, make_critic, start_with_critic
 
 
@@ -69,6 +72,38 @@ def test_training_reduces_the_loss_and_resumes_from_a_checkpoint(tiny_scorer, tm
     assert again.checkpoint_step == critic.checkpoint_step == 20
     np.testing.assert_array_equal(np.concatenate(again.values(sequences)), after)
     assert again.train(sequences, wanted) == pytest.approx(critic.train(sequences, wanted), rel=1e-6)
+
+
+def test_a_damaged_critic_is_replaced_by_the_previous_one_and_a_non_finite_one_is_not_saved(tiny_scorer, tmp_path):
+    scorer, _ = tiny_scorer
+    critic = make_critic(scorer, tmp_path)
+    sequence, target = np.arange(5, 9, dtype=np.int32), np.ones((4, 3), np.float32)
+    for _ in range(2):
+        critic.train([sequence], [target])
+        critic.save()
+    largest = max((tmp_path / "2").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    largest.write_bytes(largest.read_bytes()[:-1] + b"?")
+    with pytest.warns(StateWarning, match=r"/2/default/.* this checkpoint is damaged; moved to .*damaged/2"):
+        again = make_critic(scorer, tmp_path)
+    assert again.checkpoint_step == 1
+    again.train([sequence], [target])
+    again.save()
+    np.testing.assert_array_equal(again.values([sequence])[0], critic.values([sequence])[0])
+    again.train([sequence], [target])
+    again.params = jax.tree.map(lambda leaf: leaf * np.nan, again.params)
+    with pytest.raises(NotFinite, match=r"step 3: the critic's params/.* is not finite, so it is not saved"):
+        again.save()
+    assert make_critic(scorer, tmp_path).checkpoint_step == 2
+
+
+def test_an_update_that_is_not_finite_is_not_applied(tiny_scorer, tmp_path):
+    scorer, _ = tiny_scorer
+    critic = make_critic(scorer, tmp_path, learning_rate=1e39)  # infinite in float32
+    before = critic.values([np.ones(3, np.int32)])[0]
+    critic.train([np.ones(3, np.int32)], [np.ones((3, 3), np.float32)])
+    np.testing.assert_array_equal(critic.values([np.ones(3, np.int32)])[0], before)
+    with pytest.raises(InputError, match="critic_learning_rate is nan; expected a finite number"):
+        make_critic(scorer, tmp_path / "other", learning_rate=float("nan"))
 
 
 def test_a_critic_of_bfloat16_parameters_trains_in_float32(tiny_scorer, tmp_path):
@@ -189,7 +224,7 @@ def test_unsupported_requests_and_damaged_checkpoints_are_errors(served, tiny_sc
     for path in step.rglob("*"):
         if path.is_file():
             path.write_bytes(b"damaged")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"none of the checkpoints is intact: .*/0/sums.json: not valid JSON"):
         make_critic(scorer, tmp_path)
     assert jnp.isfinite(critic.values([np.ones(3, np.int32)])[0]).all()
 
@@ -268,6 +303,18 @@ def test_failed_requests_do_not_change_the_critic(served):
         "the request lacks the tensor 'dummy_var'; expected INT64 of shape [1], of any value",
     )
     assert infer(served, "critic_save", dummy_var=[0, 0]) == (400, "tensor 'dummy_var' has shape [2]; expected [1]")
+
+
+def test_texts_get_the_token_that_the_combined_reward_model_reads(running, tmp_path):
+    tokenizer = Tokenizer.load("", readout="eos")
+    body = {"inputs": [{"name": "sentences", "datatype": "BYTES", "shape": [1, 1], "data": ["ab"]}]}
+    with contextlib.ExitStack() as stack:
+        served = start_with_critic(stack, running, tmp_path, tokenizer=tokenizer)
+        answer = served.http.post("/v2/models/critic_infer/infer", json=body).json()
+    values, _, rewards = (output["data"] for output in answer["outputs"])
+    assert len(values) == 2  # the critic's own tokens stay as they are
+    expected = running.scorer.score([make_tree(tokenizer.encode(["ab<eos>"], add_eos=False))])
+    assert rewards == pytest.approx(expected[0][:, 0].tolist(), abs=1e-5)
 
 
 def test_truncated_sequences_are_reported(served):

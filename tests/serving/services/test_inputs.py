@@ -14,7 +14,7 @@ from rmjax.data.tokens.tokenizer import Tokenizer
 from rmjax.serving.errors import RequestError
 from rmjax.serving.http import compat, schemas
 from rmjax.serving.protocol import Call
-from rmjax.serving.services.inputs import InputReader, check_messages
+from rmjax.serving.services.inputs import TOKENS, InputReader, check_messages
 
 TEMPLATE = (
     "{% if tools %}{{ tools | tojson }}{% endif %}"
@@ -52,6 +52,18 @@ def test_a_request_with_tools_has_the_tokens_of_a_record_with_tools(reader, tool
     with_tools, without, none = tokens(reader, conversations, source, call)
     assert with_tools == tree.branches[0].tolist()
     assert without == none == tokenizer.encode([MESSAGES])[0].tolist()
+
+
+def test_truncated_texts_keep_the_token_at_which_the_reward_is_read(reader):
+    at_eos = InputReader(Tokenizer.load("", readout="eos"), 260, 4)
+    assert tokens(at_eos, ["abcdef", "ab"], TOKENS, Call(truncate="right")) == tokens(
+        reader, ["abc<eos>", "ab<eos>"], TOKENS, Call()
+    )
+    at_eos.close()
+    mean = InputReader(Tokenizer.load("", readout="response_mean"), 260, 4)
+    with pytest.raises(RequestError, match=r"row 0 \(truncated to 4 tokens\): .* is not followed by a response"):
+        tokens(mean, [MESSAGES], TOKENS, Call(truncate="left"))
+    mean.close()
 
 
 @pytest.mark.parametrize("body", [schemas.VllmBody, schemas.TokenizeBody])

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rmjax.core.config import check_choice
+from rmjax.core.config_checks import check_choice
 from rmjax.core.errors import InputError
 from rmjax.core.text import count_of
 from rmjax.data.records.conversations import with_system
