@@ -46,6 +46,9 @@ _DATE = FLAGS.string("template_date", "", program.TEMPLATE_DATE_HELP)
 _DTYPE = FLAGS.enum("dtype", "float32", ["float32", "bfloat16"], "Data type of activations.")
 _MESH = FLAGS.string("mesh", "", program.MESH_HELP)
 _INT8 = FLAGS.bool("int8", False, "Store the layers' matrices as int8, with a scale for each column.")
+_DETERMINISTIC = FLAGS.bool(
+    "deterministic", False, "Bit for bit equal rewards whatever else is asked; slower: one conversation per row."
+)
 _TOKEN = FLAGS.string("token_file", "", "File with the bearer token of clients; empty: no authentication.")
 _CRITIC = FLAGS.string("critic", "", "Reward model that initializes the PPO critic; empty: no critic.")
 _CRITIC_DIR = FLAGS.string("critic_dir", "", "Directory of the critic's checkpoints; resumed from the latest.")
@@ -68,6 +71,7 @@ def _load(path: str, memory: DeviceMemory, metrics: ModelMetrics) -> RewardServi
             int8=_INT8.value,
             template_date=_DATE.value,
             mesh=_MESH.value,
+            deterministic=_DETERMINISTIC.value,
             progress=True,
         )
     return app.make_reward_service(

@@ -121,6 +121,7 @@ def load_pipeline(
     int8: bool = False,
     template_date: str = "",
     mesh: str = "",
+    deterministic: bool = False,
     progress: bool = False,
 ) -> RewardPipeline:
     """Returns the pipeline of a model.
@@ -133,6 +134,7 @@ def load_pipeline(
       template_date: date that the chat template writes; empty: that of training, or `templates.DEFAULT_DATE`.
       mesh: sizes of the device mesh's axes, as `core.mesh.parse_sizes` reads them, over which parameters and rows are
         sharded; empty: all devices have all parameters, and share the rows.
+      deterministic: see `Scorer`.
       progress: show a progress bar while the parameters are loaded.
 
     Raises:
@@ -155,7 +157,8 @@ def load_pipeline(
     tokenizer.check_vocabulary(loaded.model.decoder.vocab_size)
     rows = rows_per_device or (1 if device_mesh.devices.flat[0].platform == "cpu" else _ACCELERATOR_ROWS)
     max_length = max_length or loaded.max_length
-    scorer = Scorer(loaded.model, params, device_mesh, max_length, rows * row_shards(device_mesh))
+    rows *= row_shards(device_mesh)
+    scorer = Scorer(loaded.model, params, device_mesh, max_length, rows, deterministic=deterministic)
     options = ReadOptions(**loaded.metadata.get("data_options", {}))
     return RewardPipeline(scorer, tokenizer, max_length, options, loaded.metadata)
 

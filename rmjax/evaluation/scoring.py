@@ -31,16 +31,20 @@ class Scorer:
       row_length: T of the longest row, hence the longest conversation, in tokens; made a multiple of the mesh's axis
         `sequence`.
       rows: B, a multiple of the mesh's row shards.
+      deterministic: each conversation has a row of its own, whose length depends on it alone, so that its reward is bit
+        for bit the same whatever else is scored; without it, equal up to float rounding.
     """
 
-    def __init__(self, model: RewardModel, params: Params, mesh: Mesh, row_length: int, rows: int):
+    def __init__(
+        self, model: RewardModel, params: Params, mesh: Mesh, row_length: int, rows: int, *, deterministic: bool = False
+    ):
         if rows < 1 or rows % row_shards(mesh):
             raise InputError(f"scoring batch of {rows} rows; expected a multiple of the {row_shards(mesh)} row shards")
         if row_length < 1:
             raise InputError(f"max_length is {row_length}; expected at least 1 token")
         shards = mesh.shape["sequence"]
         self.model, self.row_length, self.rows = model, -(-row_length // shards) * shards, rows
-        self.params, self._mesh = params, mesh
+        self.params, self._mesh, self.deterministic = params, mesh, deterministic
         lengths = [self.row_length]
         while (shorter := 1 << ((lengths[-1] - 1).bit_length() - 1)) >= _MIN_ROW_LENGTH and shorter % shards == 0:
             lengths.append(shorter)
@@ -53,9 +57,23 @@ class Scorer:
         return frozenset(self._programs)
 
     def warm_up(self) -> None:
-        """Compiles and runs the program of every row length, so that no later call compiles."""
+        """Compiles and runs the program of every row length, so that no later call compiles.
+
+        Raises:
+          InputError: rewards are to be deterministic, and those of equal rows of a batch differ on this device.
+        """
         for row_length in self.row_lengths:
-            self._run([], row_length)
+            if not self.deterministic:
+                self._run([], row_length)
+                continue
+            tokens = np.arange(row_length, dtype=np.int32) % self.model.decoder.vocab_size
+            probe = Tree(tokens[:0], (tokens,), ((0, row_length - 1),))
+            rewards = self._run([[probe]] * self.rows, row_length)[:, 0]
+            if any(row.tobytes() != rewards[0].tobytes() for row in rewards):
+                raise InputError(
+                    f"rewards are not deterministic: equal conversations in the {self.rows} rows of a batch have "
+                    f"rewards {rewards.min()!s} to {rewards.max()!s} on this device; set rows_per_device to 1"
+                )
 
     def score(self, trees: Sequence[Tree]) -> list[np.ndarray]:
         """Returns the rewards at each tree's readouts, float32 [readouts, A] each.
@@ -68,7 +86,8 @@ class Scorer:
           InputError: a single conversation is longer than the longest row.
         """
         trees = [dataclasses.replace(tree, edges=(), labels=None) for tree in trees]
-        split = [[tree] if tree.length <= self.row_length else _responses(tree) for tree in trees]
+        alone = lambda tree: self.deterministic or tree.length > self.row_length
+        split = [_responses(tree) if alone(tree) else [tree] for tree in trees]
         parts = [part for tree_parts in split for part in tree_parts]
         counts = np.array([len(part.readouts) for part in parts], np.int64)
         found: dict[int, np.ndarray] = {}
@@ -84,8 +103,10 @@ class Scorer:
         return [_join(tree, [next(scored) for _ in tree_parts]) for tree, tree_parts in zip(trees, split, strict=True)]
 
     def _score_alone(self, tree: Tree) -> np.ndarray:
-        row_length = next(length for length in self.row_lengths if length >= tree.length)
-        return self._run([[tree]], row_length)[0, : len(tree.readouts)]
+        return self._run([[tree]], self._shortest_row(tree.length))[0, : len(tree.readouts)]
+
+    def _shortest_row(self, length: int) -> int:
+        return next(row_length for row_length in self.row_lengths if row_length >= length)
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[tuple[int, list[list[int]]]]:
         """Yields (row length, at most B rows of indices) that cover every index once."""
@@ -95,6 +116,14 @@ class Scorer:
             raise InputError(
                 f"a conversation has {max(lengths)} tokens; at most {self.row_length} can be scored: raise --max_length"
             )
+        if self.deterministic:
+            by_row_length: dict[int, list[int]] = {}
+            for i, length in enumerate(lengths):
+                by_row_length.setdefault(self._shortest_row(length), []).append(i)
+            for row_length, indices in by_row_length.items():
+                for first in range(0, len(indices), self.rows):
+                    yield row_length, [[i] for i in indices[first : first + self.rows]]
+            return
         wanted = max(max(lengths), _TREES_PER_ROW * float(np.mean(lengths)))
         row_length = next((length for length in self.row_lengths if length >= wanted), self.row_length)
         packed = pack(lengths, row_length)

@@ -39,6 +39,7 @@ def write(
     config = family.write_config(model.decoder) | {
         **({"architectures": [classifier]} if (classifier := transformers_class(model)) else {}),
         "num_labels": len(attributes),
+        "problem_type": "regression",  # other engines then return the rewards, not their sigmoid or softmax
         "id2label": {str(i): name for i, name in enumerate(attributes)},
         "label2id": {name: i for i, name in enumerate(attributes)},
         "pad_token_id": pad_token_id,

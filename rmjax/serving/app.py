@@ -118,7 +118,7 @@ def make_reward_service(
         attributes=pipeline.attributes,
         prompt_format=pipeline.options.strings,
         truncate=truncate,
-        metadata=pipeline.metadata,
+        metadata={**pipeline.metadata, "deterministic": scorer.deterministic},
     )
 
 

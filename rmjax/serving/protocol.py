@@ -4,6 +4,7 @@ Axis letters: B sequences of a request; the other axes depend on the model.
 """
 
 import dataclasses
+import json
 import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -217,4 +218,5 @@ def model_configuration(name: str, model: Model) -> dict[str, Any]:
         "version_policy": {"latest": {"num_versions": 1}},
         "input": [tensor | {"optional": len(model.inputs) > 1} for tensor in tensors(model.inputs)],
         "output": tensors(model.outputs),
+        "parameters": {"metadata": {"string_value": json.dumps(dict(model.metadata))}},
     }

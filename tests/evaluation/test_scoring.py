@@ -73,6 +73,33 @@ def test_nothing_is_compiled_after_the_warm_up(scorer):
     assert scorer.score([]) == []
 
 
+def test_deterministic_rewards_are_bit_for_bit_those_of_each_conversation_alone(scorer):
+    exact = Scorer(scorer.model, scorer.params, scorer._mesh, LONGEST, rows=4, deterministic=True)
+    exact.warm_up()
+    (prompt,), responses = sequences([40], 1), sequences([1, 20, 30, 120, 20], 2)
+    whole = [np.concatenate([prompt, response]) for response in responses]
+    trees = [make_tree([s]) for s in sequences([3, 200, 64, 65, 1, 17, 150])] + [make_tree(whole)]
+    alone = [exact.score([tree])[0] for tree in trees[:-1]]
+    alone.append(np.concatenate([exact.score([make_tree([s])])[0] for s in whole]))
+    np.testing.assert_allclose(np.concatenate(alone), np.concatenate(scorer.score(trees)), atol=1e-5)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        order = rng.integers(len(trees), size=rng.integers(1, 12))
+        for i, rewards in zip(order, exact.score([trees[i] for i in order]), strict=True):
+            assert rewards.tobytes() == alone[i].tobytes()
+    assert exact.compiled == set(exact.row_lengths)
+
+
+def test_rewards_that_depend_on_the_row_are_not_called_deterministic(scorer, monkeypatch):
+    exact = Scorer(scorer.model, scorer.params, scorer._mesh, LONGEST, rows=2, deterministic=True)
+    run = exact._run
+    monkeypatch.setattr(
+        exact, "_run", lambda *arguments: run(*arguments) + np.arange(2, dtype=np.float32)[:, None, None]
+    )
+    with pytest.raises(InputError, match=r"equal conversations in the 2 rows of a batch .*; set rows_per_device to 1"):
+        exact.warm_up()
+
+
 def test_a_sequence_longer_than_a_row_is_rejected(scorer):
     with pytest.raises(InputError, match=r"201 tokens; at most 200"):
         scorer.score([make_tree([s]) for s in sequences([201, 3])])

@@ -15,9 +15,10 @@ import warnings
 import numpy as np
 import pytest
 
-from rmjax.serving import AsyncClient, Client, ServerError, client
+from rmjax.serving import AsyncClient, Client, ServerError
 from rmjax.serving.app import Server
-from rmjax.serving.client import _seconds
+from rmjax.serving.client import retries
+from rmjax.serving.client.http import _seconds
 from rmjax.serving.security import Security
 from tests.serving.test_faults import certificate, hold, until, waiting
 
@@ -165,7 +166,7 @@ def test_overloaded_requests_are_retried(fakes):
 
 
 def test_retries_end_at_the_timeout(fakes, monkeypatch):
-    monkeypatch.setattr(client, "_WARN_SECONDS", 0.1)
+    monkeypatch.setattr(retries, "WARN_SECONDS", 0.1)
     running = fakes()
     with Client(url(running), timeout=1.5) as made:
         assert made.rewards(["a"]).tolist() == [97]
@@ -239,7 +240,7 @@ def test_servers_that_cannot_be_reached_are_errors_at_once(running):
     assert fails(f"https://127.0.0.1:{running.http_port}", "the TLS connection failed .*use http://") < 20
     words = "ended the connection without an HTTP response .*use the server's HTTP port, not its gRPC port"
     assert fails(f"http://127.0.0.1:{running.grpc_port}", words) < 20
-    for bad in ("127.0.0.1:8000", "localhost:8000", "grpc://localhost"):
+    for bad in ("127.0.0.1:8000", "localhost:8000", "ftp://localhost", "grpc://"):
         with pytest.raises(ValueError, match=rf"url is '{bad}'; expected http://HOST:PORT"):
             Client(bad)
 

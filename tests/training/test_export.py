@@ -12,6 +12,7 @@ import tokenizers
 import transformers
 from safetensors.numpy import load_file, save_file
 
+import rmjax
 import rmjax.export as program
 from rmjax.core.errors import InputError
 from rmjax.core.mesh import make_mesh
@@ -87,6 +88,15 @@ def test_rewards_are_the_logits_of_transformers_plus_the_stated_shift(made, name
     assert len(shift) == found.shape[1]
     assert any(shift) == (name != "plain")
     assert metadata(made / name)["scale"] == []
+
+
+def test_pipelines_of_transformers_return_rewards_not_probabilities(made):
+    pytest.importorskip("torch")
+    classify = transformers.pipeline("text-classification", str(made / "plain"))
+    found = classify("some text" + classify.tokenizer.eos_token)
+    (expected,) = rmjax.load(made / "plain").score("some", [" text"])
+    assert found == [{"label": "reward", "score": pytest.approx(expected, abs=1e-4)}]
+    assert expected < 0 or expected > 1  # not a probability
 
 
 def test_rewards_of_a_workdir_equal_those_of_its_artifact(made):

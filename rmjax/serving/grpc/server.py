@@ -27,6 +27,7 @@ _MAX_PENDING = 1 << 16  # calls
 _GRACE = 100.0  # seconds for calls in flight to end when the server stops; less than deploy/ grants the process
 _SETTLED = 0.1  # seconds without a call in flight
 _LAST_GRACE = 5.0  # seconds to send the last responses
+_MARK = "rmjax-server"  # metadata of errors
 _STREAM_IN_FLIGHT = 64  # requests of one stream in flight
 
 
@@ -189,8 +190,10 @@ def _unary(service: InferenceService, function: Callable) -> Callable:
 
 async def _abort(context, error: ServingError) -> None:
     retry = getattr(error, "retry_after", None)
-    trailing = () if retry is None else (("grpc-retry-pushback-ms", str(round(1000 * retry))),)
-    await context.abort(grpc.StatusCode[error.code], str(error), trailing)
+    trailing = [(_MARK, rmjax.__version__)]  # tells clients that it is no error of the connection
+    if retry is not None:
+        trailing.append(("grpc-retry-pushback-ms", str(round(1000 * retry))))
+    await context.abort(grpc.StatusCode[error.code], str(error), tuple(trailing))
 
 
 def _client(context) -> str:

@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 from msgspec import UNSET, Struct
 
-from rmjax.data.records.conversations import join_strings
 from rmjax.serving.engine.queue import check_sequence
 from rmjax.serving.errors import InputName, Overloaded, RequestError, field_name
-from rmjax.serving.http import schemas
+from rmjax.serving.http import schemas, sglang
 from rmjax.serving.http.decoding import convert
+from rmjax.serving.http.fields import join, probabilities, refuse_truncated, single_attribute, texts_or_tokens
 from rmjax.serving.protocol import Call
 from rmjax.serving.registry import ModelRegistry
 from rmjax.serving.services.inputs import Conversation, check_messages
-from rmjax.serving.services.reward import RewardService, ScoreResult
+from rmjax.serving.services.reward import RewardService
 
 _MAX_QUEUED = 4096  # texts queued for the tokenizer, above which /tokenize refuses requests
 
@@ -37,6 +37,12 @@ async def respond(
     Raises:
       ServingError: the request failed.
     """
+    if endpoint is classify and found.keys() & {"text", "input_ids"}:
+        if found.keys() & {"input", "messages"}:
+            raise RequestError(
+                "the body has vLLM's field 'input' or 'messages' beside SGLang's 'text' or 'input_ids'; expected one"
+            )
+        endpoint, schema = sglang.encode, schemas.SglangBody
     name = found.get("model") if "model" in schema.__struct_fields__ else None
     name = name if isinstance(name, str) else registry.names[0]
     scoring = endpoint is not tokenize
@@ -56,9 +62,26 @@ async def get_reward(model: RewardService, body: schemas.GetRewardBody, call: Ca
     """
     texts = [model.reader.without_pad_and_eos(text) for text in body.query]
     scored = await model.score(texts, field_name("query", is_list=True), dataclasses.replace(call, add_eos=True))
-    rewards = _single_attribute(model, scored)
+    rewards = single_attribute(model, scored)
     logs = {"truncated": scored.exceeded.astype(float).tolist()} if scored.exceeded.any() else {}
     return schemas.GetRewardResponse(rewards, rewards, logs)
+
+
+async def score_evaluation(
+    model: RewardService, body: schemas.ScoreEvaluationBody, call: Call
+) -> schemas.ScoreEvaluationResponse:
+    """Scores whole texts, as LLaMA-Factory's reward server; `max_length` cuts them at their end.
+
+    The model is the server's first.
+    """
+    if body.max_length is not None:
+        call = dataclasses.replace(call, truncate="right", limit=body.max_length)
+    source = field_name("messages", is_list=True)
+    scored = await model.score(body.messages, source, call)
+    if body.max_length is None:
+        refuse_truncated(model, source, scored)
+    name, scores = f"scoreval-{uuid.uuid4().hex}", single_attribute(model, scored)
+    return schemas.ScoreEvaluationResponse(name, "score.evaluation", model.metrics.model, scores)
 
 
 async def score(model: RewardService, body: schemas.ScoreBody, call: Call) -> float:
@@ -66,15 +89,11 @@ async def score(model: RewardService, body: schemas.ScoreBody, call: Call) -> fl
 
     The response is a bare number, which cannot report truncation, so texts that are too long are always refused.
     """
-    conversation = _join(model, body.prompt, body.response)
+    conversation = join(model, body.prompt, body.response)
     source = InputName("the conversation of 'prompt' and 'response'")
     scored = await model.score([conversation], source, dataclasses.replace(call, add_eos=True))
-    if scored.exceeded[0]:
-        raise RequestError(
-            f"{source.text} has more than {model.reader.max_length} tokens, the model's maximum, and this endpoint "
-            f"cannot report truncation; shorten it, or use {_infer_path(model)}"
-        )
-    return _single_attribute(model, scored)[0]
+    refuse_truncated(model, source, scored)
+    return single_attribute(model, scored)[0]
 
 
 async def predict(
@@ -91,7 +110,7 @@ async def predict(
         raise RequestError(f"'truncation_direction' of the body is {side!r:.40}; expected 'left' or 'right'")
     call = dataclasses.replace(call, add_eos=pairs[0], truncate=side if body.truncate else "")
     scored = await model.score(conversations, field_name("inputs", is_list=batch), call)
-    values = scored.rewards if body.raw_scores else _probabilities(scored.rewards)
+    values = scored.rewards if body.raw_scores else probabilities(scored.rewards)
     predictions: list[Any] = []
     for row, cut in zip(values.tolist(), scored.exceeded.tolist(), strict=True):
         items = [
@@ -104,7 +123,8 @@ async def predict(
 async def classify(model: RewardService, body: schemas.VllmBody, call: Call) -> schemas.VllmResponse:
     """Scores texts or chat messages, as vLLM's `/classify`: probabilities by default.
 
-    A text starts with the BOS token if the tokenizer adds one, unless `add_special_tokens` is false.
+    A text starts with the BOS token if the tokenizer adds one, unless `add_special_tokens` is false. A body with `text`
+    or `input_ids` is SGLang's, and answered as by `/encode`.
     """
     return await _vllm(model, body, call, "classify")
 
@@ -146,11 +166,11 @@ async def _vllm(model: RewardService, body: schemas.VllmBody, call: Call, kind: 
     source, found = _text_or_messages("input", body.input, body)
     conversations = [found]
     if body.messages is UNSET:
-        source, conversations = _texts_or_tokens(model, found)
+        source, conversations = texts_or_tokens(model, "input", found)
     if body.add_special_tokens is not False:
         conversations = [model.reader.with_bos(text) if isinstance(text, str) else text for text in conversations]
     scored = await model.score(conversations, source, call)
-    values = _probabilities(scored.rewards) if activation else scored.rewards
+    values = probabilities(scored.rewards) if activation else scored.rewards
     items = []
     for i, (row, cut) in enumerate(zip(values.tolist(), scored.exceeded.tolist(), strict=True)):
         items.append(item := schemas.VllmItem(i, truncated=cut or UNSET))
@@ -179,55 +199,10 @@ def _text_or_messages(name: str, text: Any, body: schemas.VllmBody | schemas.Tok
     return source, check_messages(source.text, body.messages, body.tools)
 
 
-def _texts_or_tokens(model: RewardService, found: str | list[Any]) -> tuple[InputName, list[Conversation]]:
-    """Returns the name and the sequences of vLLM's `input`: a text, a list of tokens, or a list of either."""
-    single = isinstance(found, str) or (bool(found) and all(isinstance(item, int) for item in found))
-    source, items = field_name("input", is_list=not single), [found] if single else found
-    if items and all(isinstance(item, str) for item in items):
-        return source, list(items)
-    if not items or not all(isinstance(item, list) and item for item in items):
-        expected = "expected a text, a list of tokens, or a list of either"
-        raise RequestError(f"{source.text} is {reprlib.repr(found)}; {expected}")
-    try:
-        sequences = [np.array(item, np.int64) for item in items]
-    except OverflowError as error:
-        raise RequestError(f"{source.text} has a token that is not a 64-bit integer") from error
-    return source, [model.reader.check_tokens(source.row(row), tokens) for row, tokens in enumerate(sequences)]
-
-
 def _text_or_pair(model: RewardService, item: Any) -> tuple[Conversation, bool]:
     """Returns a sequence of TEI's `inputs`, and whether it is a pair of prompt and response."""
     texts = [item] if isinstance(item, str) else item
     if len(texts) not in (1, 2) or not all(isinstance(text, str) for text in texts):
         expected = "expected a text, or a list of a prompt and a response"
         raise RequestError(f"'inputs' of the body has {reprlib.repr(item)}; {expected}")
-    return (texts[0], False) if len(texts) == 1 else (_join(model, *texts), True)
-
-
-def _join(model: RewardService, prompt: str | list[dict[str, Any]], response: str) -> Conversation:
-    """Returns prompt and response as a conversation in the format of training."""
-    if isinstance(prompt, list):
-        return [*check_messages("'prompt' of the body", prompt), {"role": "assistant", "content": response}]
-    return join_strings(prompt, response, chat=model.prompt_format == "chat")
-
-
-def _single_attribute(model: RewardService, scored: ScoreResult) -> list[float]:
-    """Returns one reward per sequence; raises RequestError if the model has several attributes."""
-    if len(model.attributes) != 1:
-        raise RequestError(
-            f"the model has the attributes {', '.join(model.attributes)}, and this endpoint returns one number per "
-            f"text; use {_infer_path(model)}"
-        )
-    return scored.rewards[:, 0].tolist()
-
-
-def _infer_path(model: RewardService) -> str:
-    return f"/v2/models/{model.metrics.model}/infer"
-
-
-def _probabilities(rewards: np.ndarray) -> np.ndarray:
-    """Returns probabilities [B, A] as transformers' classifiers: sigmoid of one logit, softmax of several."""
-    if rewards.shape[1] == 1:
-        return 0.5 * (1 + np.tanh(0.5 * rewards))
-    powers = np.exp(rewards - rewards.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+    return (texts[0], False) if len(texts) == 1 else (join(model, *texts), True)

@@ -31,6 +31,10 @@ EXAMPLES = {
     "classify": (_VLLM_BODY, _VLLM | {"data": [{"index": 0, "label": "reward", "probs": [1.5], "num_classes": 1}]}),
     "pooling": (_VLLM_BODY, _VLLM | {"data": [{"index": 0, "object": "pooling", "data": [1.5]}]}),
     "embeddings": (_VLLM_BODY, _VLLM | {"data": [{"index": 0, "object": "embedding", "embedding": [1.5]}]}),
+    "encode": ({"text": [_TEXT]}, [{"embedding": [1.5], "meta_info": {"id": "1", "prompt_tokens": 23}}]),
+    "evaluation": ({"messages": [_TEXT]},
+                   {"id": "1", "object": "score.evaluation", "model": "reward_model", "scores": [1.5]}),
+    "": ({"inputs": [_TEXT], "parameters": {"function_to_apply": "none"}}, [[{"score": 1.5, "label": "reward"}]]),
     "tokenize": ({"prompt": "Hi"}, {"count": 1, "max_model_len": 4096, "tokens": [13048], "token_strs": None}),
 }  # fmt: skip
 

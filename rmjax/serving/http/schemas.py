@@ -90,6 +90,20 @@ class LoadBody(Struct):
     parameters: Annotated[Any, _doc("Empty: models are loaded from the path given to the server.")] = None
 
 
+class ModelEntry(Struct):
+    id: Annotated[str, _doc("Name of the model.")]
+    object: str
+    created: Annotated[int, _doc("Unix time at which the server started, in seconds.")]
+    owned_by: str
+    root: str
+    max_model_len: Annotated[int | None, _doc("The model's maximum, in tokens.")]
+
+
+class ModelList(Struct):
+    object: str
+    data: list[ModelEntry]
+
+
 class GetRewardBody(Struct):
     """A request of OpenRLHF's remote reward model."""
 
@@ -143,6 +157,60 @@ class VllmBody(Struct):
     add_special_tokens: Annotated[bool | None, _doc("Start texts with the BOS token; default: true.")] = None
     truncate_prompt_tokens: TokenLimit | None = None
     encoding_format: Annotated[str | None, _doc("Only `float`, the default.")] = None
+
+
+class SglangBody(Struct):
+    """A request of SGLang's /encode, which /classify takes too."""
+
+    model: ModelName = None
+    text: Annotated[str | list[str] | UnsetType, _doc("A text, or a list of texts.")] = UNSET
+    input_ids: Annotated[list[int | list[int]] | UnsetType, _doc("Tokens, or a list of such lists.")] = UNSET
+    rid: Annotated[Any, _doc("Name of the request, or a list with one of each text; returned in `meta_info`.")] = None
+    image_data: Annotated[Any, _doc("Only null: the models read text.")] = None
+    audio_data: Annotated[Any, _doc("Only null: the models read text.")] = None
+
+
+class Embedding(Struct):
+    embedding: Annotated[list[float], _doc("One reward per attribute.")]
+    meta_info: Annotated[dict[str, Any], _doc("`id`, `prompt_tokens`, and `truncated` if the text was cut.")]
+
+
+class TextPair(Struct):
+    text: Annotated[str, _doc("A whole text; with `text_pair` the prompt.")]
+    text_pair: Annotated[str | None, _doc("The response.")] = None
+
+
+class PipelineParameters(Struct):
+    function_to_apply: Annotated[
+        str | None, _doc("`none` (rewards), `sigmoid` or `softmax`; default: sigmoid for one attribute, else softmax.")
+    ] = None
+    top_k: Annotated[Annotated[int, Meta(ge=1)] | None, _doc("Number of attributes returned; default: all.")] = None
+    truncation: Annotated[bool | None, _doc("Cut texts that are too long; default: false.")] = None
+
+
+class PipelineBody(Struct):
+    """A request of Hugging Face's text-classification endpoints (`InferenceClient.text_classification`)."""
+
+    inputs: Annotated[
+        str | TextPair | list[str | TextPair], _doc("A text, a pair {text, text_pair}, or a list of either.")
+    ]
+    parameters: PipelineParameters | None = None
+
+
+class ScoreEvaluationBody(Struct):
+    """A request of LLaMA-Factory's reward server, whose clients name the model `model` whatever it is."""
+
+    messages: Annotated[list[str], Meta(min_length=1, description="Whole texts, tokenized as they are.")]
+    max_length: Annotated[
+        Annotated[int, Meta(ge=1)] | None, _doc("Cut texts to their first tokens, so many; default: refuse long ones.")
+    ] = None
+
+
+class ScoreEvaluationResponse(Struct):
+    id: str
+    object: str
+    model: str
+    scores: list[float]
 
 
 class VllmItem(Struct):

@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
-import importlib.resources
 import math
+import time
 import typing
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -13,19 +13,20 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 import rmjax
-from rmjax.core.web import style_sheet
 from rmjax.serving import errors
-from rmjax.serving.http import compat, schemas
+from rmjax.serving.http import compat, schemas, sglang
 from rmjax.serving.http.connection import BACKLOG, LimitedProtocol, listen
 from rmjax.serving.http.decoding import decode, parse_json
 from rmjax.serving.http.hosts import HostCheck
+from rmjax.serving.http.html import page
 from rmjax.serving.http.openapi import Endpoint, openapi
 from rmjax.serving.http.routing import Routes, header
 from rmjax.serving.http.tensors import LENGTH_HEADER, read_infer, write_infer
+from rmjax.serving.http.text_classification import text_classification
 from rmjax.serving.protocol import Call, check_outputs, model_configuration, model_metadata, read_call, select_outputs
 from rmjax.serving.registry import ModelRegistry
 from rmjax.serving.security import Security
@@ -34,10 +35,6 @@ _MAX_BODY = 128 << 20  # bytes of one request; the critic's training batches rea
 _MAX_BODIES = 1 << 30  # bytes of all requests in flight
 _BODY_SECONDS = 120.0  # from the end of a request's headers to the end of its body
 _KEEP_ALIVE = 600  # seconds that an idle connection stays open, since RL loops pause between rollouts
-_PAGE_HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-    "connect-src 'self'; frame-ancestors 'none'"
-}
 
 
 class HttpApplication:
@@ -45,6 +42,7 @@ class HttpApplication:
 
     def __init__(self, registry: ModelRegistry, security: Security):
         self._registry, self._security = registry, security
+        self._started = int(time.time())
         self._held = 0  # bytes of the bodies of all requests in flight
         json_object = dict[str, Any]
         endpoints = [
@@ -60,20 +58,26 @@ class HttpApplication:
             ),
             self._compatible("/get_reward", compat.get_reward),
             self._compatible("/classify", compat.classify),
+            self._compatible("/v1/classify", compat.classify),
+            self._compatible("/encode", sglang.encode),
             self._compatible("/pooling", compat.pooling),
             self._compatible("/v1/embeddings", compat.embeddings),
             self._compatible("/predict", compat.predict),
             self._compatible("/score", compat.score),
+            self._compatible("/v1/score/evaluation", compat.score_evaluation),
+            self._compatible("/", text_classification),
             self._compatible("/tokenize", compat.tokenize),
             Endpoint("GET", "/v2/health/live", self._live, public=True),
             Endpoint("GET", "/v2/health/ready", self._ready, public=True),
+            Endpoint("GET", "/health", self._ready, public=True),
+            Endpoint("GET", "/v1/models", self._models, None, schemas.ModelList),
             Endpoint("GET", "/v2", self._server, None, json_object),
             Endpoint("POST", "/v2/repository/index", self._index, schemas.IndexBody, list[json_object]),
             Endpoint("POST", "/v2/repository/models/{model}/load", self._load, schemas.LoadBody, json_object),
             Endpoint("GET", "/metrics", self._metrics),
             Endpoint("GET", "/openapi.json", self._openapi, None, json_object, public=True),
-            Endpoint("GET", "/docs", _page("docs.html", "Documentation of these endpoints."), public=True),
-            Endpoint("GET", "/", _page("index.html", "A page to try the models."), public=True),
+            Endpoint("GET", "/docs", page("docs.html", "Documentation of these endpoints."), public=True),
+            Endpoint("GET", "/", page("index.html", "A page to try the models."), public=True),
         ]
         self._document = openapi(endpoints, bool(security.token))
         routes = [Route(e.path, self._handler(e), methods=[e.method]) for e in endpoints]
@@ -197,6 +201,14 @@ class HttpApplication:
         extensions = ["binary_tensor_data", "model_configuration", "model_repository"]
         return JSONResponse({"name": "rmjax", "version": rmjax.__version__, "extensions": extensions})
 
+    async def _models(self, request: Request, _: bytes) -> Response:
+        """Lists the models, as vLLM and SGLang do."""
+        models = []
+        for name in self._registry.names:
+            length = self._registry.get(name).metadata.get("max_length")
+            models.append(schemas.ModelEntry(name, "model", self._started, "rmjax", name, length))
+        return Response(msgspec.json.encode(schemas.ModelList("list", models)), media_type="application/json")
+
     async def _index(self, request: Request, body: bytes) -> Response:
         """Lists the models and their states."""
         return JSONResponse(self._registry.index(bool(body and decode(body, schemas.IndexBody).ready)))
@@ -223,17 +235,6 @@ class HttpApplication:
 def _model_of(request: Request) -> tuple[str, str]:
     """Returns the name and version of the model in the request's path."""
     return request.path_params["model"], request.path_params.get("version", "")
-
-
-def _page(name: str, description: str) -> Callable[[Request, bytes], Awaitable[Response]]:
-    text = (importlib.resources.files("rmjax.serving.http") / "pages" / name).read_text(encoding="utf-8")
-    text = text.replace("/* style.css */", style_sheet())
-
-    async def answer(request: Request, _: bytes) -> Response:
-        return HTMLResponse(text, headers=_PAGE_HEADERS)
-
-    answer.__doc__ = description
-    return answer
 
 
 def _error(error: errors.ServingError) -> Response:

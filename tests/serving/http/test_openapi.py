@@ -8,8 +8,9 @@ import typing
 import msgspec
 import pytest
 
-from rmjax.serving.http import compat, schemas
+from rmjax.serving.http import compat, schemas, sglang
 from rmjax.serving.http.openapi import EXAMPLES
+from rmjax.serving.http.text_classification import text_classification
 from rmjax.serving.security import Security
 from tests.serving.conftest import start
 
@@ -21,6 +22,10 @@ PATHS = {
     "/v1/embeddings": compat.embeddings,
     "/predict": compat.predict,
     "/score": compat.score,
+    "/v1/classify": compat.classify,
+    "/encode": sglang.encode,
+    "/v1/score/evaluation": compat.score_evaluation,
+    "/": text_classification,
     "/tokenize": compat.tokenize,
 }
 
