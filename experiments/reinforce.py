@@ -22,7 +22,7 @@ from rmjax.serving import Client
 SAMPLES = 8  # responses per group; the baseline of each is the mean reward of the others
 REPEATS = 4  # groups per prompt and iteration
 LEARNING_RATE = 1e-2
-_OPTIMIZER = optax.adam(LEARNING_RATE)
+OPTIMIZER = optax.adam(LEARNING_RATE)
 
 
 def leave_one_out(rewards: np.ndarray) -> np.ndarray:
@@ -35,7 +35,7 @@ def leave_one_out(rewards: np.ndarray) -> np.ndarray:
 def update(params, opt_state, prompts, digits, advantages):
     """Takes a gradient ascent step on sum_b A_b log p(response_b) / B, of responses [B, N] with advantages A [B]."""
     loss = lambda params: -(advantages * policy.log_probs(params, prompts, digits).sum(1)).mean()
-    updates, opt_state = _OPTIMIZER.update(jax.grad(loss)(params), opt_state)
+    updates, opt_state = OPTIMIZER.update(jax.grad(loss)(params), opt_state)
     return optax.apply_updates(params, updates), opt_state
 
 
@@ -43,7 +43,7 @@ def reinforce(client: Client, iterations: int, seed: int = 0) -> Iterator[tuple[
     """Yields (mean reward, mean gold reward) of each iteration's responses."""
     key, start = jax.random.split(jax.random.key(seed))
     params = policy.init(start)
-    opt_state = _OPTIMIZER.init(params)
+    opt_state = OPTIMIZER.init(params)
     prompts = np.repeat(np.arange(len(policy.PROMPTS)), REPEATS * SAMPLES)
     prompt_texts = [policy.PROMPTS[p][0] for p in prompts]
     for i in range(iterations):

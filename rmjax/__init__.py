@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rmjax.api import Model as Model
     from rmjax.api import Run as Run
+    from rmjax.api import average as average
+    from rmjax.api import calibrate as calibrate
     from rmjax.api import evaluate as evaluate
     from rmjax.api import find_duplicates as find_duplicates
     from rmjax.api import load as load
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from rmjax.core.errors import InputError as InputError
 
 __version__ = "0.1.0"
-_FUNCTIONS = ("train", "load", "evaluate", "serve", "find_duplicates", "Model", "Run")
+_FUNCTIONS = ("average", "calibrate", "train", "load", "evaluate", "serve", "find_duplicates", "Model", "Run")
 
 # Otherwise transformers reports at every start that PyTorch is missing, which rmjax does not need.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -1,8 +1,9 @@
 """Evaluates a reward model on labelled data.
 
     python -m rmjax.evaluate --model=PATH --data=SOURCE --output=DIR
+    python -m rmjax.evaluate --model=PATH --suite=rewardbench2 --output=DIR
 
-Writes metrics.json, predictions.jsonl and report.html, and prints the main metrics.
+Writes metrics.json, predictions.jsonl, suspicious.jsonl and report.html, and prints the main metrics.
 """
 
 import dataclasses
@@ -13,8 +14,13 @@ from rmjax.core import locks, os_errors, program
 from rmjax.core.errors import InputError
 from rmjax.data.records.formats import find_format
 from rmjax.data.records.formats.published import SAFETY_LABELS
-from rmjax.evaluation.evaluate import evaluate, read_evaluation_data
-from rmjax.evaluation.pipeline import describe_model, load_pipeline
+from rmjax.evaluation.ensemble import load_models
+from rmjax.evaluation.evaluate import Evaluation, evaluate, read_evaluation_data
+from rmjax.evaluation.pipeline import RewardPipeline, describe_model
+from rmjax.evaluation.robustness import CHANGES, check_changes
+from rmjax.evaluation.suites import SUITES, find_suite
+from rmjax.evaluation.suites.run import evaluate_suite, read_suite, suite_pipeline, suite_title
+from rmjax.models.members import COMBINATIONS
 
 FLAGS = program.Flags()
 _OPTIONS = {  # configuration keys in messages
@@ -25,8 +31,10 @@ _OPTIONS = {  # configuration keys in messages
     "data.label_field": "--label_field",
     "data.validation": "--data",
 }
-_MODEL = FLAGS.string("model", "", "Artifact, Hugging Face directory with a reward head, or workdir.")
+_MODEL = FLAGS.string("model", "", "Artifact, Hugging Face directory with a head, or workdir; A,B,C: an ensemble.")
 _DATA = FLAGS.list("data", [], "Comma-separated files, globs, hub names or name=path; or `synthetic`.")
+_SUITE = FLAGS.enum("suite", "", ["", *SUITES], "Published benchmark; --data is then optional: the published sets.")
+_THRESHOLD = FLAGS.float("threshold", None, "Reward above which a step is right, for suites of steps.")
 _OUTPUT = FLAGS.string("output", "", "Directory for the results.")
 _FORMAT = FLAGS.string("format", "auto", "Record format, or a Python file with one; auto: detected.")
 _STRINGS = FLAGS.enum("strings", None, ["joined", "chat"], "Prompt format of strings; default: the model's.")
@@ -41,37 +49,68 @@ _ROWS = FLAGS.integer("rows_per_device", 0, "Rows per batch on each device; 0: c
 _DATE = FLAGS.string("template_date", "", program.TEMPLATE_DATE_HELP)
 _DTYPE = FLAGS.enum("dtype", "float32", ["float32", "bfloat16"], "Data type of activations.")
 _MESH = FLAGS.string("mesh", "", program.MESH_HELP)
+_ROBUSTNESS = FLAGS.list("robustness", [], f"Changes of the responses to score too: {', '.join(CHANGES)}.")
+_COMPARE = FLAGS.string("compare", "", "Another model to compare with on the same data, as --model.")
+_COMBINATION = FLAGS.enum("combination", "", ["", *COMBINATIONS], program.COMBINATION_HELP)
+_BETA = FLAGS.float("beta", None, program.BETA_HELP)
 _INT8 = FLAGS.bool("int8", False, "Store the layers' matrices as int8, with a scale for each column.")
 
 
 def main(_: Sequence[str]) -> None:
     """Evaluates --model on --data."""
-    if not _MODEL.value or not _DATA.value or not _OUTPUT.value:
-        raise InputError("--model, --data and --output are required")
+    if not _MODEL.value or not (_DATA.value or _SUITE.value) or not _OUTPUT.value:
+        raise InputError("--model, --data (or --suite) and --output are required")
+    if _SUITE.value and (_COMPARE.value or _ROBUSTNESS.value or _FORMAT.value != "auto"):
+        raise InputError("--suite has its own format and measures; leave out --format, --compare and --robustness")
+    if _THRESHOLD.value is not None and not (_SUITE.value and find_suite(_SUITE.value).steps):
+        raise InputError("--threshold needs --suite=processbench or --suite=prmbench")
     find_format(_FORMAT.value)
+    check_changes(_ROBUSTNESS.value, "--robustness")
     output = pathlib.Path(_OUTPUT.value)
     with locks.hold(output, "--output", directory=True), os_errors.reported(output):
-        pipeline = load_pipeline(
-            _MODEL.value,
-            max_length=_MAX_LENGTH.value,
-            rows_per_device=_ROWS.value,
-            dtype=_DTYPE.value,
-            int8=_INT8.value,
-            template_date=_DATE.value,
-            mesh=_MESH.value,
-            progress=True,
-        ).with_data_options(_FORMAT.value, _COLUMNS.value, _STRINGS.value, _LABEL.value)
-        pipeline = dataclasses.replace(pipeline, option_names=_OPTIONS)
-        print(describe_model(_MODEL.value, pipeline))
-        notes: list[str] = []
-        items = read_evaluation_data(
-            _DATA.value, pipeline.options, limit=_LIMIT.value, on_bad_record=_ON_BAD.value, log=notes.append
-        )
-        title = f"{_MODEL.value} on {','.join(_DATA.value)}"
-        evaluation = evaluate(pipeline, items, title=title, notes=notes)
+        evaluation = _evaluate(_MODEL.value, _ROBUSTNESS.value)
+        compared = None
+        if _COMPARE.value:
+            evaluation.save(_OUTPUT.value)  # kept if the other model cannot be compared
+            compared = evaluation.compare(_evaluate(_COMPARE.value, ()))
+            evaluation = evaluation.with_comparison(compared)
         evaluation.save(_OUTPUT.value)
     print(evaluation)
-    print(f"wrote {_OUTPUT.value}/ (metrics.json, predictions.jsonl, report.html)")
+    if compared is not None:
+        print(f"compared with {_COMPARE.value}:\n{compared}")
+    print(f"wrote {_OUTPUT.value}/ (metrics.json, predictions.jsonl, suspicious.jsonl, report.html)")
+
+
+def _evaluate(model: str, robustness: Sequence[str]) -> Evaluation:
+    """Evaluates a model on --data with the options of the command line."""
+    pipeline = _load(model)
+    print(describe_model(model, pipeline))
+    if _SUITE.value:
+        suite, pipeline = find_suite(_SUITE.value), suite_pipeline(pipeline, _STRINGS.value)
+        bad, limit = _ON_BAD.value, _LIMIT.value
+        records = read_suite(suite, _DATA.value, pipeline.options, limit=limit, on_bad_record=bad)
+        title = suite_title(model, suite, _DATA.value)
+        return evaluate_suite(suite, pipeline, records, threshold=_THRESHOLD.value, title=title)
+    notes: list[str] = []
+    items = read_evaluation_data(
+        _DATA.value, pipeline.options, limit=_LIMIT.value, on_bad_record=_ON_BAD.value, log=notes.append
+    )
+    title = f"{model} on {','.join(_DATA.value)}"
+    return evaluate(pipeline, items, title=title, notes=notes, robustness=robustness)
+
+
+def _load(model: str) -> RewardPipeline:
+    pipeline = load_models(
+        model,
+        max_length=_MAX_LENGTH.value,
+        rows_per_device=_ROWS.value,
+        dtype=_DTYPE.value,
+        int8=_INT8.value,
+        template_date=_DATE.value,
+        mesh=_MESH.value,
+        progress=True,
+    ).with_data_options(_FORMAT.value, _COLUMNS.value, _STRINGS.value, _LABEL.value)
+    return dataclasses.replace(pipeline, option_names=_OPTIONS)
 
 
 if __name__ == "__main__":

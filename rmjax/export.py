@@ -11,6 +11,7 @@ from typing import Any
 
 from rmjax.core import program, readouts
 from rmjax.core.errors import InputError
+from rmjax.models.members import COMBINATIONS
 from rmjax.models.workdir import Workdir
 from rmjax.training.export import export
 
@@ -21,7 +22,8 @@ _OUTPUT = FLAGS.string("output", "", "Directory of the artifact; new or empty.")
 _MERGE = FLAGS.list("merge", [], "Merge attributes into one reward: comma-separated attribute=weight.")
 _STANDARDIZE = FLAGS.bool("standardize", False, "Standardize rewards (mean 0, std 1) over the validation data.")
 _PEFT = FLAGS.bool("peft", False, "Write the adapters and the head alone, for the PEFT library.")
-
+_COMBINATION = FLAGS.enum("combination", "", ["", *COMBINATIONS], program.COMBINATION_HELP)
+_BETA = FLAGS.float("beta", None, program.BETA_HELP)
 _TOKENS = FLAGS.list("head_tokens", [], "With --model: the reward is this token's logit; of two: their difference.")
 _SEPARATOR = FLAGS.string("step_separator", "", "With --model: text after each step at which steps are judged.")
 
@@ -36,7 +38,9 @@ def main(_: Sequence[str]) -> None:
     workdir, output = Workdir(pathlib.Path(_WORKDIR.value)), pathlib.Path(_OUTPUT.value)
     if not workdir.is_workdir:
         raise InputError(f"{workdir}: not a workdir of rmjax.train ({workdir.model_file.name} is missing)")
-    _print(export(workdir.path, output, merge=_MERGE.value, standardize=_STANDARDIZE.value, peft=_PEFT.value))
+    options = {"merge": _MERGE.value, "standardize": _STANDARDIZE.value, "peft": _PEFT.value}
+    options |= {"combination": _COMBINATION.value, "beta": _BETA.value}
+    _print(export(workdir.path, output, **options))
 
 
 def _export_language_model() -> None:
@@ -62,6 +66,8 @@ def _print(metadata: dict[str, Any]) -> None:
             "note: transformers has no sequence classifier of this family, or with this head: its AutoModel loads the "
             "decoder, to which the tensors of `score` are to be applied; rmjax uses the artifact as any other"
         )
+    if (combination := metadata.get("combination", "mean")) != "mean":
+        print(f"note: rmjax combines the head's members by {combination}; the Hugging Face head holds their mean")
     shift = metadata["transformers_shift"]
     if any(shift):
         values = ", ".join(f"{name} {value:+.6g}" for name, value in zip(metadata["attributes"], shift, strict=True))

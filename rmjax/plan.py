@@ -1,12 +1,16 @@
 """Compiles the train step of a configuration for devices that need not be there, and says whether and how fast it runs.
 
     python -m rmjax.plan --config=FILE --topology=v5p:4x4x4 [--config.train.rows_per_device=1 ...] [--json=FILE]
+    python -m rmjax.plan --serve --config=FILE --topology=v5e:2x2 [--mesh=tensor=4] [--max_length=2048] [--json=FILE]
 
 Topologies: v4, v5e, v5p and v6e with their shapes (with the extra [tpu]), h100:N (with the extra [cuda]), and cpu:N, N
 simulated devices. No weights are loaded: of `model.path`, only config.json is read. The training data is read and
 tokenized for its lengths, unless --tokens_per_comparison is given. Without --nosearch, changes that need less memory
 are tried in turn if the step does not fit. --sweep compiles several meshes, rematerialization policies and numbers of
 rows, and ranks them.
+
+With --serve, the program that scores full batches is compiled instead, for float32, bfloat16 and int8 weights, as
+rmjax.serve, rmjax.score and rmjax.evaluate run it; the model is that of --config (its `model.path`, or its sizes).
 """
 
 import dataclasses
@@ -22,6 +26,10 @@ from rmjax.core.config import Config
 from rmjax.core.config_checks import check
 from rmjax.core.errors import InputError
 from rmjax.core.files import write_atomic
+from rmjax.evaluation.plan import ScoringPlan, describe_mesh, meshes, plan_scoring
+from rmjax.models.architecture import HeadConfig
+from rmjax.models.loading import make_model
+from rmjax.training.datasets import load_tokenizer
 from rmjax.training.plan import Plan
 from rmjax.training.planning import Lengths, alternatives, plan_config, read_lengths, sweep
 
@@ -38,6 +46,10 @@ _COMPARISONS = FLAGS.integer(
 _VOCABULARY = FLAGS.integer("vocab_size", 0, "Vocabulary of a model without model.path; 0: the tokenizer's.")
 _SEARCH = FLAGS.bool("search", True, "Try changes that need less memory if the step does not fit.")
 _SWEEP = FLAGS.bool("sweep", False, "Rank meshes, rematerialization policies and rows per device.")
+_SERVE = FLAGS.bool("serve", False, "Plan scoring and serving instead of training.")
+_MESH = FLAGS.string("mesh", "", program.MESH_HELP)
+_MAX_LENGTH = FLAGS.integer("max_length", 0, "Tokens of a conversation, for --serve; 0: config.data.max_length.")
+_ROWS = FLAGS.integer("rows_per_device", 8, "Rows of a scoring batch on each device, for --serve.", lower_bound=1)
 
 
 def main(_: Sequence[str]) -> None:
@@ -48,6 +60,9 @@ def main(_: Sequence[str]) -> None:
     if not _TOPOLOGY.value:
         raise InputError("--topology is missing; give a chip and a shape, such as --topology=v5e:4x8")
     parse_topology(_TOPOLOGY.value)
+    if _SERVE.value:  # needs no data
+        _plan_serving(config)
+        return
     check(config)
     if _TOKENS.value:
         lengths, vocabulary = Lengths(np.full(_COMPARISONS.value, _TOKENS.value)), _VOCABULARY.value or 32000
@@ -63,6 +78,64 @@ def main(_: Sequence[str]) -> None:
         print("\n" + rank([(what, make(changed)) for what, changed in sweep(config, len(devices))]))
     elif plan.fits is False and _SEARCH.value:
         print(search(alternatives(config, len(devices)), make))
+
+
+def _plan_serving(config: Config) -> None:
+    """Prints the plans of scoring with the model of a configuration."""
+    devices, length = topology_devices(_TOPOLOGY.value), _MAX_LENGTH.value or config.data.max_length
+    vocabulary = _VOCABULARY.value or (0 if config.model.path else len(load_tokenizer(config)))
+    model = make_model(config.model, vocabulary, HeadConfig(tuple(config.objective.attributes) or ("reward",)))
+    model = dataclasses.replace(model, decoder=model.decoder.for_length(length))
+    plans, mesh, rows = [], _MESH.value, _ROWS.value
+
+    def plan(mesh: str, rows: int) -> list[ScoringPlan]:
+        return list(plan_scoring(model, _TOPOLOGY.value, devices, mesh, rows, length))
+
+    print(f"{_TOPOLOGY.value}, {len(devices)} devices, mesh: {describe_mesh(mesh, len(devices))}, {length} tokens")
+    for found in plan(mesh, rows):
+        plans.append(found)
+        print(describe_scoring(found), flush=True)
+    if _SEARCH.value and any(found.fits is False for found in plans):
+        missing = {found.flags.split(" --mesh")[0] for found in plans if found.fits is False}
+        options = [(mesh, rows) for mesh in meshes(len(devices), model.decoder.num_kv_heads)]
+        for tried, count in [*options, *((mesh, 1) for mesh, _ in options if rows > 1)]:
+            try:
+                found_plans = plan(tried, count)
+            except InputError as error:
+                print(f"  --mesh={tried}: {error}")
+                continue
+            for found in found_plans:
+                if found.fits and (name := found.flags.split(" --mesh")[0]) in missing:
+                    missing.remove(name)
+                    plans.append(found)
+                    print(f"fits with --rows_per_device={count}:\n{describe_scoring(found)}", flush=True)
+            if not missing:
+                break
+        for name in sorted(missing):
+            print(f"{name}: no mesh found with which it fits: use more or larger chips")
+    if _JSON.value:
+        text = json.dumps([dataclasses.asdict(found) for found in plans], indent=2) + "\n"
+        write_atomic(pathlib.Path(_JSON.value), text)
+
+
+def describe_scoring(plan: ScoringPlan) -> str:
+    """Returns the lines that show a plan of scoring."""
+    verdict = {True: "fits", False: "DOES NOT FIT", None: "the memory of these devices is not known"}[plan.fits]
+    available = f" of {_size(plan.hbm_bytes)}" if plan.hbm_bytes else ""
+    parts = ", ".join(f"{name} {_size(size)}" for name, size in plan.memory.items())
+    received = ", ".join(f"{kind} {_size(size)}" for kind, size in plan.collectives.items()) or "none"
+    lines = [
+        f"{plan.flags}",
+        f"  memory: {_size(plan.peak_bytes)}{available} per device, {verdict}: {parts}",
+        f"  batch of {plan.rows} rows: {plan.flops:.3g} FLOP; collectives per device: {received}",
+    ]
+    if plan.batch_seconds:
+        bounds = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in plan.seconds.items())
+        lines.append(
+            f"  roofline: at least {plan.batch_seconds:.3g} s per batch ({bounds}), at most "
+            f"{plan.conversations_per_second:,.1f} conversations/s"
+        )
+    return "\n".join(lines)
 
 
 def search(changes: Iterator[tuple[str, Config]], make) -> str:

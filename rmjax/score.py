@@ -27,12 +27,14 @@ from rmjax.core import locks, os_errors, program
 from rmjax.core.errors import InputError
 from rmjax.core.text import count_of
 from rmjax.data.records.formats import find_format
-from rmjax.evaluation.pipeline import describe_model, load_pipeline
+from rmjax.evaluation.ensemble import load_models
+from rmjax.evaluation.pipeline import describe_model
 from rmjax.evaluation.score_file import score_file
+from rmjax.models.members import COMBINATIONS
 
 FLAGS = program.Flags()
 _OPTIONS = {f"data.{name}": f"--{name}" for name in ("format", "strings", "columns", "max_length", "template_date")}
-_MODEL = FLAGS.string("model", "", "Artifact, Hugging Face directory with a reward head, or workdir.")
+_MODEL = FLAGS.string("model", "", "Artifact, Hugging Face directory with a head, or workdir; A,B,C: an ensemble.")
 _INPUT = FLAGS.string("input", "", "JSONL file (also .gz) of pairs, texts or messages, with or without labels.")
 _FORMAT = FLAGS.string("format", "auto", "Record format, or a Python file with one; auto: detected.")
 _STRINGS = FLAGS.enum("strings", None, ["joined", "chat"], "Prompt format of strings; default: the model's.")
@@ -45,6 +47,8 @@ _BEST_OF = FLAGS.bool("best_of", False, "Best-of-N: add `best`, the index of the
 _DATE = FLAGS.string("template_date", "", program.TEMPLATE_DATE_HELP)
 _DTYPE = FLAGS.enum("dtype", "float32", ["float32", "bfloat16"], "Data type of activations.")
 _MESH = FLAGS.string("mesh", "", program.MESH_HELP)
+_COMBINATION = FLAGS.enum("combination", "", ["", *COMBINATIONS], program.COMBINATION_HELP)
+_BETA = FLAGS.float("beta", None, program.BETA_HELP)
 _INT8 = FLAGS.bool("int8", False, "Store the layers' matrices as int8, with a scale for each column.")
 
 
@@ -64,7 +68,7 @@ def main(_: Sequence[str]) -> None:
     program.initialize_distributed()
     output = pathlib.Path(_OUTPUT.value)
     with locks.hold(output, "--output", directory=False), os_errors.reported(output):
-        pipeline = load_pipeline(
+        pipeline = load_models(
             _MODEL.value,
             max_length=_MAX_LENGTH.value,
             rows_per_device=_ROWS.value,
@@ -72,6 +76,8 @@ def main(_: Sequence[str]) -> None:
             int8=_INT8.value,
             template_date=_DATE.value,
             mesh=_MESH.value,
+            combination=_COMBINATION.value,
+            beta=_BETA.value,
             progress=True,
         ).with_data_options(_FORMAT.value, _COLUMNS.value, _STRINGS.value)
         pipeline = dataclasses.replace(pipeline, option_names=_OPTIONS)

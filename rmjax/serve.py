@@ -22,6 +22,7 @@ from rmjax.core.mesh import make_mesh, parse_sizes, row_shards
 from rmjax.data.tokens.tokenizer import Tokenizer
 from rmjax.evaluation.pipeline import load_pipeline
 from rmjax.models.loading import load_model
+from rmjax.models.members import COMBINATIONS
 from rmjax.serving import app
 from rmjax.serving.engine.offload import DeviceMemory
 from rmjax.serving.metrics import ModelMetrics
@@ -46,6 +47,8 @@ _DATE = FLAGS.string("template_date", "", program.TEMPLATE_DATE_HELP)
 _DTYPE = FLAGS.enum("dtype", "float32", ["float32", "bfloat16"], "Data type of activations.")
 _MESH = FLAGS.string("mesh", "", program.MESH_HELP)
 _INT8 = FLAGS.bool("int8", False, "Store the layers' matrices as int8, with a scale for each column.")
+_COMBINATION = FLAGS.enum("combination", "", ["", *COMBINATIONS], program.COMBINATION_HELP)
+_BETA = FLAGS.float("beta", None, program.BETA_HELP)
 _DETERMINISTIC = FLAGS.bool(
     "deterministic", False, "Bit for bit equal rewards whatever else is asked; slower: one conversation per row."
 )
@@ -72,6 +75,8 @@ def _load(path: str, memory: DeviceMemory, metrics: ModelMetrics) -> RewardServi
             template_date=_DATE.value,
             mesh=_MESH.value,
             deterministic=_DETERMINISTIC.value,
+            combination=_COMBINATION.value,
+            beta=_BETA.value,
             progress=True,
         )
     return app.make_reward_service(

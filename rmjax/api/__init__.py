@@ -3,6 +3,7 @@
 Everything here works in notebooks, in threads and while an event loop is running, and prints nothing unless asked.
 """
 
+from rmjax.api.calibration import calibrate as calibrate
 from rmjax.api.duplicates import find_duplicates as find_duplicates
 from rmjax.api.explanation import Explanation as Explanation
 from rmjax.api.model import Model as Model
@@ -11,3 +12,4 @@ from rmjax.api.model import load as load
 from rmjax.api.runs import Run as Run
 from rmjax.api.runs import train as train
 from rmjax.api.server import serve as serve
+from rmjax.training.averaging import average as average

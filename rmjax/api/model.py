@@ -19,10 +19,14 @@ from rmjax.data.records.sources import memory_source
 from rmjax.data.schema import Comparison, Record, Tree
 from rmjax.data.tokens.rendering import make_trees
 from rmjax.data.tokens.templates import TemplateReport
+from rmjax.evaluation.ensemble import load_models
 from rmjax.evaluation.evaluate import Evaluation, read_evaluation_data
 from rmjax.evaluation.evaluate import evaluate as evaluate_items
 from rmjax.evaluation.figures import Figure, draw_row
-from rmjax.evaluation.pipeline import RewardPipeline, load_pipeline, score_chunks
+from rmjax.evaluation.pipeline import RewardPipeline, score_chunks
+from rmjax.evaluation.rewards import std_of
+from rmjax.evaluation.suites import find_suite
+from rmjax.evaluation.suites.run import evaluate_suite, read_suite, suite_pipeline, suite_title
 from rmjax.training.export import export
 
 
@@ -65,12 +69,34 @@ class Model:
         Raises:
           InputError: a response cannot be scored, for example because it is too long.
         """
+        rewards, single = self._score(prompt, responses)
+        return self._shape(rewards, single)
+
+    def uncertainty(self, prompt: Any, responses: Any = None) -> np.ndarray:
+        """Returns the standard deviations of the rewards that `score` returns, of the same shape; see there.
+
+        Raises:
+          InputError: a response cannot be scored, or the model has one head without a Laplace approximation.
+        """
+        rewards, single = self._score(prompt, responses)
+        if (std := std_of(rewards)) is None:
+            raise InputError(
+                f"{self.path}: its rewards have no standard deviation; train with config.model.head_members above 1, "
+                "load an ensemble, or run rmjax.calibrate --laplace"
+            )
+        return self._shape(std, single)
+
+    def _score(self, prompt: Any, responses: Any) -> tuple[np.ndarray, bool]:
+        """Returns the rewards [K, A] of responses, and whether it is a single one."""
         record, single = _record(prompt, responses)
         (rewards,) = self._rewards([record], _format(record))
         if isinstance(rewards, str):
             raise InputError(rewards)
-        rewards = rewards[:, 0] if len(self.attributes) == 1 else rewards
-        return rewards[0] if single else rewards
+        return rewards, single
+
+    def _shape(self, values: np.ndarray, single: bool) -> np.ndarray:
+        values = np.asarray(values)[:, 0] if len(self.attributes) == 1 else np.asarray(values)
+        return values[0] if single else values
 
     def score_batch(
         self, records: Iterable[Record], *, format: str = "auto", errors: str = "raise", progress: bool = False
@@ -92,7 +118,7 @@ class Model:
                     raise InputError(f"record {len(found)}: {rewards}; errors='return' returns errors in the list")
                 found.append(InputError(rewards))
             else:
-                found.append(rewards[:, 0] if len(self.attributes) == 1 else rewards)
+                found.append(self._shape(rewards, False))
         return found
 
     def _rewards(self, records: list[Record], format: str, progress: bool = False) -> list[np.ndarray | str]:
@@ -141,34 +167,50 @@ class Model:
 
     def evaluate(
         self,
-        data: Data,
+        data: Data = (),
         *,
+        suite: str = "",
+        threshold: float | None = None,
         format: str = "auto",
         columns: Sequence[str] = (),
         label_field: str = "",
         limit: int = 0,
         on_bad_record: str = "error",
+        robustness: Sequence[str] = (),
         progress: bool = False,
     ) -> Evaluation:
         """Returns the metrics and predictions on labeled data; `report.save(DIR)` writes what `rmjax.evaluate` writes.
 
         Args:
+          data: optional with `suite`: the published sets.
+          suite: a published benchmark (`rewardbench2`, …), evaluated by its own rule; empty: none. `format` and
+            `robustness` do not apply to it.
+          threshold: reward above which a step is right, for suites of steps; None: chosen by the rule.
           format, columns: of the records; columns are renamed, `old=new` each.
           label_field: the label of PKU-SafeRLHF, which has two; empty: that of training.
           limit: maximum number of comparisons; 0: no limit.
           on_bad_record: `error`, or `skip` records that cannot be read.
+          robustness: changes of the responses with which they are scored again: `whitespace`, `markdown`, `order`,
+            `filler`.
 
         Raises:
           InputError: a record cannot be used, or nothing could be scored.
         """
         pipeline = self.pipeline.with_data_options(format, columns, None, label_field)
+        if suite:
+            found, pipeline = find_suite(suite), suite_pipeline(pipeline, None)
+            given = to_sources(data) if len(data) else []
+            records = read_suite(found, given, pipeline.options, limit=limit, on_bad_record=on_bad_record)
+            title = suite_title(self.path, found, given)
+            return evaluate_suite(found, pipeline, records, threshold=threshold, title=title, progress=progress)
         sources = to_sources(data)
         notes: list[str] = []
         items = read_evaluation_data(
             sources, pipeline.options, limit=limit, on_bad_record=on_bad_record, log=notes.append
         )
         names = ", ".join(str(getattr(source, "location", source)) for source in sources)
-        return evaluate_items(pipeline, items, title=f"{self.path} on {names}", notes=notes, progress=progress)
+        title = f"{self.path} on {names}"
+        return evaluate_items(pipeline, items, title=title, notes=notes, robustness=robustness, progress=progress)
 
     def export(
         self,
@@ -177,6 +219,8 @@ class Model:
         merge: Mapping[str, float] | None = None,
         standardize: bool = False,
         peft: bool = False,
+        combination: str = "",
+        beta: float | None = None,
     ) -> pathlib.Path:
         """Writes the serving artifact and returns its directory, which must be empty or missing.
 
@@ -184,9 +228,12 @@ class Model:
           merge: {attribute: weight}, to reduce the attributes to one reward.
           standardize: rewards of mean 0 and standard deviation 1 over the validation data.
           peft: write the adapters and the head alone, for the PEFT library.
+          combination, beta: of the rewards of a head's members, as the default of the artifact; see `load`.
         """
         weights = [f"{name}={weight}" for name, weight in (merge or {}).items()]
-        export(self.path, pathlib.Path(output), merge=weights, standardize=standardize, peft=peft)
+        options: dict[str, Any] = {"merge": weights, "standardize": standardize, "peft": peft}
+        options |= {"combination": combination, "beta": beta}
+        export(self.path, pathlib.Path(output), **options)
         return pathlib.Path(output)
 
     def __repr__(self) -> str:
@@ -221,12 +268,14 @@ def load(
     int8: bool = False,
     template_date: str = "",
     mesh: str = "",
+    combination: str = "",
+    beta: float | None = None,
 ) -> Model:
     """Returns a reward model.
 
     Args:
       path: a workdir (its best checkpoint), an artifact, a Hugging Face directory with a reward head, a hub name, or a
-        `Run`.
+        `Run`; of an ensemble "A,B,C", or a JSON file {"models": [A, B, C]}.
       max_length: longest conversation in tokens; 0: the model's.
       rows_per_device: rows of a batch; 0: chosen by platform.
       dtype: of activations, `float32` or `bfloat16`.
@@ -234,12 +283,14 @@ def load(
       template_date: date (YYYY-MM-DD) that a chat template writes; empty: that of training, or 2024-07-26.
       mesh: sizes of the device mesh's axes data, fsdp, tensor and sequence, such as `tensor=4,fsdp=2`, over which
         parameters and rows are sharded; empty: each device has all parameters.
+      combination, beta: of the rewards of a head's members or an ensemble: mean, minimum, mean_std (mean - beta · std)
+        or quantile (of level beta); empty and None: the model's.
 
     Raises:
       InputError: there is no usable model.
     """
     path = str(path.workdir if isinstance(path, Run) else path)
-    pipeline = load_pipeline(
+    pipeline = load_models(
         path,
         max_length=max_length,
         rows_per_device=rows_per_device,
@@ -247,10 +298,12 @@ def load(
         int8=int8,
         template_date=template_date,
         mesh=mesh,
+        combination=combination,
+        beta=beta,
     )
     return Model(path, pipeline)
 
 
-def evaluate(model: "Model | Run | str | pathlib.Path", data: Data, **options: Any) -> Evaluation:
+def evaluate(model: "Model | Run | str | pathlib.Path", data: Data = (), **options: Any) -> Evaluation:
     """Returns `rmjax.load(model).evaluate(data, **options)`."""
     return (model if isinstance(model, Model) else load(model)).evaluate(data, **options)

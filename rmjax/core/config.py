@@ -37,6 +37,7 @@ def default() -> ml_collections.ConfigDict:
     model.head_dim = 0  # P, size of an attention head; 0: hidden_size / num_heads
     model.rope_theta = 10000.0  # base of the rotary position embedding's frequencies
     model.head_init = 0.0  # standard deviation of a new reward head's weights; 0: the initial loss is ln 2
+    model.head_members = 1  # reward heads that are trained on the same features, for the uncertainty of a reward
     model.dtype = "float32"  # activations and matrix products: float32 or bfloat16; the reward head is always float32
     # parameters in the computation and in artifacts: float32 or bfloat16. Those that are trained, their gradients and
     # the optimizer's moments are stored in float32 whichever is set; the reward head is always float32
@@ -96,6 +97,8 @@ def default() -> ml_collections.ConfigDict:
     objective.attributes = ()  # attributes that the head predicts; (): those of the data, or `reward`
     objective.attribute_weights = ()  # regression: weights of the attributes in the loss, one each; (): 1 each
     objective.standardize = False  # regression: predict (label - mean) / std of the training labels
+    # data weights of each of several `model.head_members`: exponential or poisson (bootstrap of comparisons), or equal
+    objective.member_weights = "exponential"
     objective.process_loss = "cross_entropy"  # process: cross_entropy, or mse (Brier score of the probability)
 
     config.lora = lora = ml_collections.ConfigDict()  # Low-rank adapters (LoRA) of the decoder's matrices.

@@ -16,7 +16,10 @@ _LOGGING = ("checkpoint.", "evaluation.", "train.log_every", "train.profile")
 CHANGEABLE_ON_RESUME = ("name", "train.cache_features", "train.skip_non_finite", *_LAYOUT, *_LOGGING)
 _FROM_RUN = ("data.template_date", "data.readout")  # keys whose value "" stands for that of the run that is resumed
 BOUNDS = {  # section: (keys of 1 or more, keys of 0 or more)
-    "model": (("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads"), ("head_init",)),
+    "model": (
+        ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_members"),
+        ("head_init",),
+    ),
     "data": (("max_length",), ("row_length", "train_limit", "validation_limit", "preference_label")),
     "objective": ((), ("centering", "reward_l2", "label_smoothing")),
     "lora": ((), ("rank", "alpha")),
@@ -39,6 +42,7 @@ _CHOICES = {
     "data.duplicates": ("keep", "drop", "drop_near"),
     "data.on_overlong": ("drop", "truncate_prompt", "error"),
     "data.on_bad_record": ("error", "skip"),
+    "objective.member_weights": ("exponential", "poisson", "equal"),
     "objective.process_loss": ("cross_entropy", "mse"),
     "optimizer.name": ("adamw", "lion", "adafactor", "muon"),
     "optimizer.schedule": ("constant", "linear", "cosine"),

@@ -27,10 +27,13 @@ def make_mesh(sizes: Sequence[int] = (1, 1, 1, 1), devices: Sequence[jax.Device]
         devices than there are.
       devices: default: `jax.devices()`.
 
+    The devices of a slice (of TPUs, by fast links) are neighbors in the mesh, and the outermost axis `data` spans the
+    slices: across the slow links between them, only gradients are summed.
+
     Raises:
-      InputError: the sizes do not fit the number of devices.
+      InputError: the sizes do not fit the number of devices or of slices.
     """
-    devices = list(jax.devices() if devices is None else devices)
+    devices = sorted(jax.devices() if devices is None else devices, key=_slice)  # stable
     given = dict(zip(AXES, sizes, strict=True))
     fixed = math.prod(size for size in sizes if size != -1)
     automatic = len([size for size in sizes if size == -1])
@@ -43,7 +46,18 @@ def make_mesh(sizes: Sequence[int] = (1, 1, 1, 1), devices: Sequence[jax.Device]
             "expected a multiple if a size is -1, else as many (a single process may have more)"
         )
     shape = [len(devices) // fixed if size == -1 else size for size in sizes]
+    slices = len({_slice(device) for device in devices[: math.prod(shape)]})
+    if shape[0] % slices:
+        raise InputError(
+            f"config.mesh is {given}, and there are {slices} slices of devices; expected a multiple of {slices} as "
+            "data, so that only gradients cross the slow links between slices"
+        )
     return Mesh(np.asarray(devices[: math.prod(shape)]).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _slice(device: jax.Device) -> int:
+    """Returns the slice of a device of several TPU slices; 0 if there are none."""
+    return getattr(device, "slice_index", None) or 0
 
 
 def parse_sizes(text: str) -> tuple[int, ...]:

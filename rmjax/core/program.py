@@ -27,6 +27,8 @@ MESH_HELP = (
     "Sizes of the device mesh's axes, such as tensor=4,fsdp=2, over which parameters and rows are sharded; default: "
     "each device has all parameters."
 )
+COMBINATION_HELP = "Combination of the rewards of a head's members; default: the model's."
+BETA_HELP = "Factor of the standard deviation in mean_std, level of quantile; default: the model's."
 _WARN = warnings.showwarning
 _HELP_FLAGS = {"-h", "-?", "--help", "-help", "--helpshort", "--helpfull", "--helpxml"}
 # What absl says of values that cannot be parsed, and what the programs say.
@@ -42,10 +44,14 @@ class Flags:
     """The flags of one program, separate from absl's global ones: several programs can be imported in one process.
 
     The methods define a flag (as absl's DEFINE_*) and return its holder, with its `value` after `parse`.
+
+    Args:
+      positional: there are positional arguments, before, between or after flags; otherwise they are refused.
     """
 
-    def __init__(self) -> None:
-        self.values = flags.FlagValues()
+    def __init__(self, positional: bool = False) -> None:
+        self.values, self.positional = flags.FlagValues(), positional
+        self.values.set_gnu_getopt(positional)
         define: Callable[[Callable], Callable] = lambda function: functools.partial(function, flag_values=self.values)
         self.string = define(flags.DEFINE_string)
         self.integer = define(flags.DEFINE_integer)
@@ -117,7 +123,7 @@ def run(
     A signal exits with 128 + its number (`stopping`). Of several processes, the others are told (`peers`).
 
     Args:
-      main: is called with the program's name; positional arguments are refused.
+      main: is called with the program's name and the positional arguments, which only some programs have.
       options: the flags that set configuration keys, {"data.format": "--format"}; error messages name them instead.
       more_help: returns text that --help prints below the flags.
     """
@@ -139,7 +145,7 @@ def run(
     warnings.showwarning = _show_warning
 
     def checked_main(arguments: Sequence[str]) -> None:
-        if len(arguments) > 1:
+        if len(arguments) > 1 and not program_flags.positional:
             _fail(f"unexpected argument {arguments[1]!r}; see --help")
         stopping.start()
         try:

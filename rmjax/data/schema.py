@@ -110,16 +110,20 @@ class Tree:
 PER_TOKEN = ("tokens", "group", "branch", "position")  # the arrays [B, T] of a packed batch
 
 
-def packed_spec(rows: int, row_length: int, readouts: int, edges: int, attributes: int) -> dict[str, tuple]:
+def packed_spec(
+    rows: int, row_length: int, readouts: int, edges: int, attributes: int, *, comparisons: bool = False
+) -> dict[str, tuple]:
     """Returns {name: (shape, dtype, fill value)} of the arrays of a packed batch of B rows.
 
     `group` is the number of a comparison in its row, from 1; 0 on padding. `branch` is 0 on a prefix, k + 1 on response
     k; `position` continues from the prefix in every branch. The readout and edge tables are per row: `readout_index`
     [B, R] refers to tokens of the row, `edge_winner` and `edge_loser` [B, E] to entries of the row's readout table;
     `readout_span` is as `Tree.spans`. Unused readouts have `readout_group` 0, unused edges `edge_weight` 0; missing
-    labels are NaN.
+    labels are NaN. With `comparisons`, `readout_comparison` [B, R] is the index of a readout's comparison in
+    the dataset.
     """
-    return {
+    named = {"readout_comparison": ((rows, readouts), np.int32, 0)} if comparisons else {}
+    return named | {
         "tokens": ((rows, row_length), np.int32, 0),
         "group": ((rows, row_length), np.int32, 0),
         "branch": ((rows, row_length), np.int32, 0),

@@ -17,16 +17,31 @@ from rmjax.data.records.options import DATA_DEFAULTS, ReadOptions
 from rmjax.data.records.read import read_items
 from rmjax.data.records.sources import Source
 from rmjax.data.schema import Comparison
-from rmjax.data.tokens.dataset import align_labels
 from rmjax.data.tokens.templates import TemplateReport
 from rmjax.evaluation import report
+from rmjax.evaluation.comparison import ModelComparison, compare_scores
+from rmjax.evaluation.measures.labels import label_values, measure_attributes, measure_steps
+from rmjax.evaluation.measures.mistakes import suspicious_labels, worst_mistakes
+from rmjax.evaluation.measures.preferences import measure_preferences
+from rmjax.evaluation.measures.rankings import measure_rankings
+from rmjax.evaluation.measures.uncertainty import measure_uncertainty
 from rmjax.evaluation.pipeline import RewardPipeline, prediction_line, score_chunks, template_lines
-from rmjax.metrics.edges import EdgeTable, edge_table
-from rmjax.metrics.labels import label_metrics
+from rmjax.evaluation.robustness import CHANGES, check_changes, measure_robustness
+from rmjax.evaluation.scores import FEW_PROMPTS, Scores, clusters, prompt_ids, prompt_text
+from rmjax.evaluation.sections import INTERVAL_COLUMNS, Measured, Section, Table, interval_cells
 from rmjax.metrics.pairs import pair_metrics
-from rmjax.metrics.subsets import subset_metrics
+from rmjax.metrics.subsets import subset_metrics, subsets
+from rmjax.models import card
 
-ScoredComparison = tuple[Comparison, np.ndarray]  # with its rewards float32 [R, A]
+# Metrics of the headline; those of subsets are the first of these that a subset has.
+_HEADLINE = (
+    *("accuracy", "accuracy_ceiling", "loss", "margin", "calibration_error", "temperature"),
+    *("kendall", "top1_accuracy", "regret", "mse", "mse_floor", "pearson", "spearman", "auc"),
+    *("first_error_f1", "prm_score", "reward_mean", "reward_std", "chosen_reward_mean", "rejected_reward_mean"),
+    *("reward_length_spearman_within", "accuracy_longer_chosen", "accuracy_shorter_chosen"),
+)
+_MAIN = ("accuracy", "spearman")  # of a subset
+_SUBSETS = 20  # in the headline; all are in metrics.json and in the report
 
 
 def read_evaluation_data(
@@ -55,50 +70,79 @@ class Evaluation:
 
     Attributes:
       title: names model and data.
-      metrics: `comparisons`, `not_scored`, and the metrics by name, those of a subset as `SUBSET/NAME`.
+      metrics: `comparisons`, `not_scored`, `prompts`, and the metrics by name, those of a subset as `SUBSET/NAME`;
+        `NAME_low` and `NAME_high` are the bounds of the 95 % bootstrap interval over prompts (`scores.clusters`).
       predictions: a line per item: the record's fields and `rewards` or `error`.
-      edges: rewards at the edges' ends, for figures; None if the data has no preferences.
+      sections: the report's sections, with tables, figures and examples.
+      suspicious: labels that the model contradicts with confidence (`mistakes.suspicious_labels`).
+      scores: the scored comparisons.
       notes: the use of the records' fields; what the chat template adds of its own, and leaves out of the data.
+      facts: of the model (`models.card.facts`).
     """
 
     title: str
     metrics: dict[str, float]
     predictions: list[dict[str, Any]]
-    edges: EdgeTable | None
+    sections: tuple[Section, ...]
+    suspicious: list[dict[str, Any]]
+    scores: Scores
     notes: tuple[str, ...] = ()
+    facts: tuple[tuple[str, str], ...] = ()
 
     @property
     def headline(self) -> list[tuple[str, str]]:
-        """The metrics as (name, text) rows."""
+        """The main metrics as (name, text) rows."""
         rows = [("comparisons", f"{self.metrics['comparisons']:,}")]
         if self.metrics["not_scored"]:
             rows.append(("not scored (see `error` in predictions.jsonl)", f"{self.metrics['not_scored']:,}"))
-        for name, value in list(self.metrics.items())[2:]:
-            if name == "accuracy" and "accuracy_low" in self.metrics:
-                interval = f"{self.metrics['accuracy_low']:.4f} to {self.metrics['accuracy_high']:.4f}"
-                rows.append((name, f"{value:.4f} (95 %: {interval})"))
-            elif not name.endswith(("accuracy_low", "accuracy_high")):
-                rows.append((name, f"{value:.4f}"))
-        return rows
+        few = " (so few that intervals are over comparisons)" if self.metrics["prompts"] < FEW_PROMPTS else ""
+        rows.append(("prompts", f"{self.metrics['prompts']:,}{few}"))
+        of_subsets = [f"{subset}/{name}" for subset in self._subsets() for name in self._main_metric(subset)]
+        robust = [f"robustness/{name}/{key}" for name in CHANGES for key in ("change", "flips", "hacked")]
+        names = [*(name for name in (*_HEADLINE, *robust) if name in self.metrics), *of_subsets[:_SUBSETS]]
+        return rows + [(name, self._text(name)) for name in names]
+
+    def _subsets(self) -> list[str]:
+        return list(subsets([comparison.subset for comparison in self.scores.comparisons]))
+
+    def _main_metric(self, subset: str) -> list[str]:
+        return [name for name in _MAIN if f"{subset}/{name}" in self.metrics][:1]
+
+    def _text(self, name: str) -> str:
+        value, low, high = interval_cells(self.metrics, name)
+        return f"{value:.4f}" + ("" if low is None or high is None else f" (95 %: {low:.4f} to {high:.4f})")
+
+    def compare(self, other: "Evaluation") -> ModelComparison:
+        """Returns the comparison with another model's evaluation on the same data; see `comparison.compare_scores`."""
+        return compare_scores(self.scores, other.scores)
+
+    def with_comparison(self, found: ModelComparison) -> "Evaluation":
+        """Returns the evaluation with the metrics of a comparison as `compare/NAME`, and its section."""
+        metrics = self.metrics | {f"compare/{name}": value for name, value in found.metrics.items()}
+        return dataclasses.replace(self, metrics=metrics, sections=(*self.sections, found.section))
 
     def save(self, directory: pathlib.Path | str) -> None:
-        """Writes metrics.json, predictions.jsonl and report.html to `directory`, which is created if missing.
+        """Writes metrics.json, predictions.jsonl, suspicious.jsonl and report.html to `directory`, created if missing.
 
         Without metrics.json the others are incomplete: the program was killed.
         """
         path = pathlib.Path(directory)
         path.mkdir(parents=True, exist_ok=True)
-        lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self.predictions)
-        page = report.render(self.title, self.headline, self.edges, self.notes)
-        metrics = json.dumps(self.metrics, indent=2) + "\n"
-        write_together(path, {"metrics.json": metrics, "predictions.jsonl": lines, "report.html": page})
+        lines = lambda values: "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
+        files = {
+            "metrics.json": json.dumps(self.metrics, indent=2) + "\n",
+            "predictions.jsonl": lines(self.predictions),
+            "suspicious.jsonl": lines(self.suspicious),
+            "report.html": report.render(self.title, self.facts, self.headline, self.sections, self.notes),
+        }
+        write_together(path, files)
 
     def __repr__(self) -> str:
         width = max(len(name) for name, _ in self.headline)
         return "\n".join((*(f"{name:<{width}}  {value}" for name, value in self.headline), *self.notes))
 
     def _repr_html_(self) -> str:
-        return report.render_body(self.headline, self.edges, self.notes)
+        return report.render_body(self.headline, self.sections, self.notes)
 
 
 def evaluate(
@@ -107,69 +151,115 @@ def evaluate(
     *,
     title: str = "",
     notes: Sequence[str] = (),
+    robustness: Sequence[str] = (),
     progress: bool = True,
 ) -> Evaluation:
     """Scores items and computes the metrics of their labels.
 
     Items that cannot be scored (for example too long) are counted in the metrics and have `error` in the predictions.
-    `notes` about the data are the first of the evaluation's notes.
+    `notes` about the data are the first of the evaluation's notes. `robustness` names changes of the responses with
+    which they are scored again (`robustness.CHANGES`).
 
     Raises:
-      InputError: no item could be scored, or no scored comparison has a preference or a label.
+      InputError: no item could be scored, no scored comparison has a preference or a label, or `robustness` names what
+        is not there.
     """
-    scored: list[ScoredComparison] = []
-    predictions = []
+    check_changes(robustness)
     template = TemplateReport()
-    with progress_bar(len(items), "scoring", "record", disable=not progress) as bar:
-        for item, rewards in (pair for chunk in score_chunks(pipeline, items, bar, template) for pair in chunk):
-            predictions.append(prediction_line(item, rewards, pipeline.attributes))
-            if isinstance(item, Comparison) and not isinstance(rewards, str):
-                scored.append((item, rewards))
-    if not scored:
+    predictions, scores, prompts = _score(pipeline, items, template, progress)
+    if not scores.comparisons:
         errors = [line["error"] for line in predictions if "error" in line]
         first = f"; the first error: {errors[0]}" if errors else "; the data has no records"
         raise InputError(f"none of {count_of(len(items), 'record')} could be scored{first}")
-    metrics = compute_metrics(pipeline, scored)
+    metrics = compute_metrics(scores)
     if not metrics:
-        names = sorted({name for comparison, _ in scored for name in comparison.attributes})
+        names = sorted({name for comparison in scores.comparisons for name in comparison.attributes})
         raise InputError(
             "no scored comparison has a known preference or a label of the model's attributes "
             f"({', '.join(pipeline.attributes)}; the data has {', '.join(names) or 'none'}); for unlabeled data use "
             "rmjax.score"
         )
-    subsets = [comparison.subset for comparison, _ in scored]
-    metrics |= subset_metrics(subsets, lambda members: compute_metrics(pipeline, [scored[i] for i in members]))
-    counts = {"comparisons": len(scored), "not_scored": len(items) - len(scored)}
-    edges = edge_table(*_ranked(pipeline, scored)) if "accuracy_low" in metrics else None
+    of_subsets = [comparison.subset for comparison in scores.comparisons]
+    metrics |= subset_metrics(of_subsets, lambda members: compute_metrics(scores.select(members)))
+    measured = [_subset_table(metrics, list(subsets(of_subsets))), *_measure(scores, metrics)]
+    if _has_preferences(scores):
+        weights = np.asarray(pipeline.scorer.model.head.merge_weights)
+        measured.append(measure_uncertainty(scores.with_edges(), weights))
+    if robustness:
+        measured.append(measure_robustness(pipeline, scores, robustness, progress=progress))
+    for part in measured:
+        metrics |= part.metrics
+    counts = {"comparisons": len(scores.comparisons), "not_scored": len(items) - len(scores.comparisons)}
+    counts["prompts"] = prompts
+    sections = [section for part in measured for section in part.sections]
+    suspicious: list[dict[str, Any]] = []
+    if _has_preferences(scores):
+        ranked = scores.with_edges()
+        sections.append(worst_mistakes(ranked))
+        suspicious = suspicious_labels(ranked, metrics["temperature"])
     notes = (*notes, *template_lines(pipeline, template))
-    return Evaluation(title, counts | metrics, predictions, edges, notes)
+    facts = tuple(card.facts(pipeline.metadata))
+    return Evaluation(title, counts | metrics, predictions, tuple(sections), suspicious, scores, notes, facts)
 
 
-def compute_metrics(pipeline: RewardPipeline, scored: Sequence[ScoredComparison]) -> dict[str, float]:
+def _score(
+    pipeline: RewardPipeline, items: Sequence[Item], template: TemplateReport, progress: bool
+) -> tuple[list[dict[str, Any]], Scores, int]:
+    """Returns the lines of predictions.jsonl, the scores of the scored comparisons, and their number of prompts."""
+    predictions: list[dict[str, Any]] = []
+    comparisons: list[Comparison] = []
+    found: list[np.ndarray] = []
+    tokens: list[np.ndarray] = []
+    lengths: list[np.ndarray | None] = []
+    with progress_bar(len(items), "scoring", "record", disable=not progress) as bar:
+        for chunk in score_chunks(pipeline, items, bar, template, lengths):
+            for item, rewards in chunk:
+                length = lengths[len(predictions)]
+                predictions.append(prediction_line(item, rewards, pipeline.attributes))
+                if isinstance(item, Comparison) and not isinstance(rewards, str) and length is not None:
+                    comparisons.append(item)
+                    found.append(rewards)
+                    tokens.append(length)
+    merged = [pipeline.merge(rewards) for rewards in found]
+    prompts = [prompt_text(comparison) for comparison in comparisons]
+    distinct = list(dict.fromkeys(prompts))
+    encoded = pipeline.tokenizer.encode_texts(distinct, [False] * len(distinct)) if distinct else []
+    of_prompt = {text: len(ids) if text else 0 for text, ids in zip(distinct, encoded, strict=True)}
+    tokens = [np.maximum(each - of_prompt[text], 0) for each, text in zip(tokens, prompts, strict=True)]
+    scores = Scores(comparisons, found, merged, tokens, clusters(prompts), pipeline.attributes)
+    return predictions, scores, len(np.unique(prompt_ids(prompts)))
+
+
+def compute_metrics(scores: Scores) -> dict[str, float]:
     """Returns the metrics of the labels that comparisons have: preferences, attributes, steps."""
     metrics: dict[str, float] = {}
-    if any(edge.target != 0.5 for comparison, _ in scored for edge in comparison.edges):
-        ceilings = [comparison.ceiling for comparison, _ in scored if comparison.edges]
-        metrics |= pair_metrics(*_ranked(pipeline, scored), ceilings)
-    for steps, ceiling in ((False, "mse_floor"), (True, "accuracy_ceiling")):
-        members = [pair for pair in scored if pair[0].labels is not None and bool(pair[0].steps) == steps]
-        labels = [_aligned_labels(pipeline, comparison) for comparison, _ in members]
-        found = label_metrics([rewards for _, rewards in members], labels, pipeline.attributes, steps=steps)
-        metrics |= found
-        if found and not np.isnan(ceilings := [comparison.ceiling for comparison, _ in members]).any():
-            metrics[ceiling] = float(np.mean(ceilings))
+    if _has_preferences(scores):
+        ranked = scores.with_edges()
+        edges = [comparison.edges for comparison in ranked.comparisons]
+        ceilings = [comparison.ceiling for comparison in ranked.comparisons]
+        metrics |= pair_metrics(ranked.merged, edges, ceilings, ranked.prompts.tolist())
+    for steps in (False, True):
+        metrics |= label_values(scores, steps=steps)
     return metrics
 
 
-def _ranked(pipeline: RewardPipeline, scored: Sequence[ScoredComparison]) -> tuple[list, list]:
-    """Returns the merged rewards [R] and the edges of each comparison that has edges."""
-    ranked = [(pipeline.merge(rewards), comparison.edges) for comparison, rewards in scored if comparison.edges]
-    return [rewards for rewards, _ in ranked], [edges for _, edges in ranked]
+def _has_preferences(scores: Scores) -> bool:
+    return any(edge.target != 0.5 for comparison in scores.comparisons for edge in comparison.edges)
 
 
-def _aligned_labels(pipeline: RewardPipeline, comparison: Comparison) -> np.ndarray:
-    """Returns the labels [R, A] of the head's attributes, NaN where the data lacks one."""
-    assert comparison.labels is not None
-    # The single label of a step belongs to the head's first attribute, whatever its name.
-    names = pipeline.attributes[:1] if comparison.steps else comparison.attributes
-    return align_labels(comparison.labels, names, pipeline.attributes)
+def _measure(scores: Scores, metrics: dict[str, float]) -> list[Measured]:
+    """Returns what is reported of all comparisons together beyond `compute_metrics`, which gave `metrics`."""
+    found = []
+    if _has_preferences(scores):
+        ranked = scores.with_edges()
+        found += [measure_preferences(ranked, metrics), measure_rankings(ranked)]
+    return [*found, measure_attributes(scores, metrics), measure_steps(scores, metrics)]
+
+
+def _subset_table(metrics: dict[str, float], names: Sequence[str]) -> Measured:
+    rows = []
+    for subset in names:
+        for name in [name for name in _MAIN if f"{subset}/{name}" in metrics][:1]:
+            rows.append((subset, name, *interval_cells(metrics, f"{subset}/{name}")))
+    table = Table("Main metric of each subset", ("subset", "metric", *INTERVAL_COLUMNS), tuple(rows))
+    return Measured({}, (Section("Subsets", tables=(table,)),) if rows else ())

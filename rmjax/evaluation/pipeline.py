@@ -21,9 +21,12 @@ from rmjax.data.schema import Comparison, Tree
 from rmjax.data.tokens.rendering import Overlong, make_trees
 from rmjax.data.tokens.templates import TemplateReport
 from rmjax.data.tokens.tokenizer import Tokenizer
+from rmjax.evaluation.rewards import std_of
 from rmjax.evaluation.scoring import Scorer
+from rmjax.models.correction import Correction
 from rmjax.models.int8 import quantize
 from rmjax.models.loading import load_model
+from rmjax.models.members import with_combination
 
 CHUNK_SIZE = 256  # records that are tokenized, scored and written together
 _ACCELERATOR_ROWS = 8  # default rows per device of a batch; on CPU one row keeps all cores busy
@@ -70,14 +73,23 @@ class RewardPipeline:
         weights = self.scorer.model.head.merge or [1 / len(self.attributes)] * len(self.attributes)
         return rewards @ np.asarray(weights, np.float32)
 
-    def rewards(self, items: Sequence[Item], report: TemplateReport | None = None) -> list[np.ndarray | str]:
+    def rewards(
+        self,
+        items: Sequence[Item],
+        report: TemplateReport | None = None,
+        lengths: list[np.ndarray | None] | None = None,
+    ) -> list[np.ndarray | str]:
         """Returns the rewards float32 [R, A] of each item, or an error message if it cannot be scored.
 
-        `report` counts what the chat template leaves out.
+        `report` counts what the chat template leaves out; to `lengths`, the numbers of tokens of each item's
+        conversations are appended, int64 [K], None for an item without tokens.
         """
         comparisons = [item for item in items if isinstance(item, Comparison)]
         made = iter(make_trees(comparisons, self.tokenizer, report=report, max_length=self.max_length))
         trees = [next(made) if isinstance(item, Comparison) else item.reason for item in items]
+        if lengths is not None:
+            tokens = lambda tree: len(tree.prefix) + np.array([*map(len, tree.branches)])
+            lengths += [tokens(tree) if isinstance(tree, Tree) else None for tree in trees]
         usable = [tree for tree in trees if isinstance(tree, Tree) and tree.longest <= self.max_length]
         _check_same_input(self.scorer, usable)
         scored = iter(self.scorer.score(usable))
@@ -122,6 +134,8 @@ def load_pipeline(
     template_date: str = "",
     mesh: str = "",
     deterministic: bool = False,
+    combination: str = "",
+    beta: float | None = None,
     progress: bool = False,
 ) -> RewardPipeline:
     """Returns the pipeline of a model.
@@ -135,6 +149,7 @@ def load_pipeline(
       mesh: sizes of the device mesh's axes, as `core.mesh.parse_sizes` reads them, over which parameters and rows are
         sharded; empty: all devices have all parameters, and share the rows.
       deterministic: see `Scorer`.
+      combination, beta: of the rewards of a head's members (`models.members`); empty and None: the model's.
       progress: show a progress bar while the parameters are loaded.
 
     Raises:
@@ -145,7 +160,9 @@ def load_pipeline(
     try:
         device_mesh = make_mesh(parse_sizes(mesh))
         with jax.set_mesh(device_mesh):
-            loaded = load_model(path, mesh=device_mesh, dtype=dtype, max_length=max_length, progress=progress)
+            loaded = load_model(
+                path, mesh=device_mesh, dtype=dtype, param_dtype=dtype, max_length=max_length, progress=progress
+            )
             params = quantize(loaded.params) if int8 else loaded.params
     except InputError as error:
         raise InputError(str(error).replace("config.mesh", "mesh")) from error
@@ -158,7 +175,9 @@ def load_pipeline(
     rows = rows_per_device or (1 if device_mesh.devices.flat[0].platform == "cpu" else _ACCELERATOR_ROWS)
     max_length = max_length or loaded.max_length
     rows *= row_shards(device_mesh)
-    scorer = Scorer(loaded.model, params, device_mesh, max_length, rows, deterministic=deterministic)
+    model = with_combination(loaded.model, combination, beta)
+    correction = Correction.from_metadata(loaded.metadata)
+    scorer = Scorer(model, params, device_mesh, max_length, rows, deterministic=deterministic, correction=correction)
     options = ReadOptions(**loaded.metadata.get("data_options", {}))
     return RewardPipeline(scorer, tokenizer, max_length, options, loaded.metadata)
 
@@ -177,15 +196,19 @@ def describe_model(path: str, pipeline: RewardPipeline) -> str:
 
 
 def score_chunks(
-    pipeline: RewardPipeline, items: Iterable[Item], progress: Any, report: TemplateReport | None = None
+    pipeline: RewardPipeline,
+    items: Iterable[Item],
+    progress: Any,
+    report: TemplateReport | None = None,
+    lengths: list[np.ndarray | None] | None = None,
 ) -> Iterator[list[tuple[Item, np.ndarray | str]]]:
     """Yields chunks of (item, its rewards or error message), in order.
 
-    `progress` is from `progress_bar`; `report` counts what the chat template leaves out.
+    `progress` is from `progress_bar`; `report` and `lengths` are as for `RewardPipeline.rewards`.
     """
     items = iter(items)
     while chunk := list(itertools.islice(items, CHUNK_SIZE)):
-        yield list(zip(chunk, pipeline.rewards(chunk, report), strict=True))
+        yield list(zip(chunk, pipeline.rewards(chunk, report, lengths), strict=True))
         progress.update(len(chunk))
 
 
@@ -200,14 +223,19 @@ def template_lines(pipeline: RewardPipeline, report: TemplateReport) -> list[str
 def prediction_line(item: Item, rewards: np.ndarray | str, attributes: Sequence[str]) -> dict[str, Any]:
     """Returns the record's own fields and `rewards` or `error`: a line of predictions.jsonl or of a score file.
 
-    `rewards` holds a number per response, or an object {attribute: value} if the head has several attributes.
+    `rewards` holds a number per response, or an object {attribute: value} if the head has several attributes; so does
+    `reward_std`, their standard deviations, if the model has an uncertain head.
     """
     record = json_record(item.record)
     if isinstance(rewards, str):
         return record | {"error": f"{item.where}: {rewards}"}
+    found, std = {"rewards": rewards}, std_of(rewards)
+    if std is not None:
+        found["reward_std"] = std
     if len(attributes) == 1:
-        return record | {"rewards": rewards[:, 0].tolist()}
-    return record | {"rewards": [dict(zip(attributes, row, strict=True)) for row in rewards.tolist()]}
+        return record | {name: values[:, 0].tolist() for name, values in found.items()}
+    rows = lambda values: [dict(zip(attributes, row, strict=True)) for row in values.tolist()]
+    return record | {name: rows(values) for name, values in found.items()}
 
 
 def json_record(record: dict[str, Any]) -> dict[str, Any]:

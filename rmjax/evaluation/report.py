@@ -1,67 +1,96 @@
-"""report.html: the headline table and two figures as inline SVG, in one file without external resources."""
+"""report.html: the headline table and the sections of an evaluation, in one file without external resources."""
 
 import html
 import re
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
-
-import numpy as np
+from collections.abc import Sequence
 
 from rmjax.core.plotting import draw_svg
 from rmjax.core.web import page
-from rmjax.metrics.calibration import calibration
-from rmjax.metrics.edges import EdgeTable
+from rmjax.evaluation.sections import Cell, Example, Figure, Section, Table
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+# Sorts a table by the column whose head is clicked: numbers by size, descending first.
+_SCRIPT = """
+for (const head of document.querySelectorAll("th")) head.onclick = () => {
+  const table = head.closest("table"), column = [...head.parentNode.children].indexOf(head);
+  const rows = [...table.querySelectorAll("tr")].slice(1), key = row => row.children[column].textContent;
+  const number = text => parseFloat(text.replaceAll(",", ""));
+  const up = head.dataset.up = head.dataset.up === "0" ? "1" : "0";
+  const compare = (a, b) => isNaN(number(a)) || isNaN(number(b)) ? a.localeCompare(b) : number(a) - number(b);
+  rows.sort((a, b) => (up === "1" ? 1 : -1) * compare(key(a), key(b))).forEach(row => row.parentNode.append(row));
+};
+"""
 
 
-def render(title: str, headline: list[tuple[str, str]], table: EdgeTable | None, notes: Sequence[str] = ()) -> str:
-    """Returns the HTML page, with `headline` as (name, value) rows; without figures if `table` is None."""
+def render(
+    title: str,
+    facts: Sequence[tuple[str, str]],
+    headline: Sequence[tuple[str, str]],
+    sections: Sequence[Section],
+    notes: Sequence[str] = (),
+) -> str:
+    """Returns the HTML page, with the model's `facts` and the `headline` as (name, value) rows."""
     head = f'<header><h1>Reward model evaluation</h1><span class="muted">{html.escape(title)}</span></header>'
-    return page(f"Evaluation: {title}", head + render_body(headline, table, notes))
+    body = head + _rows("Model", facts) + render_body(headline, sections, notes)
+    return page(f"Evaluation: {title}", f"{body}<script>{_SCRIPT}</script>")
 
 
-def render_body(headline: list[tuple[str, str]], table: EdgeTable | None, notes: Sequence[str] = ()) -> str:
-    """Returns the table, the notes and the figures of `render` without the page around them."""
-    rows = "".join(
-        f'<tr><td>{html.escape(name)}</td><td class="number">{html.escape(value)}</td></tr>' for name, value in headline
+def render_body(headline: Sequence[tuple[str, str]], sections: Sequence[Section], notes: Sequence[str] = ()) -> str:
+    """Returns the table, the notes and the sections of `render` without the page around them."""
+    links = " · ".join(f'<a href="#{_anchor(section)}">{html.escape(section.title)}</a>' for section in sections)
+    parts = [_rows("Results", headline, "number"), _paragraphs(notes), f"<nav><p>{links}</p></nav>" if links else ""]
+    return "".join([*parts, *map(_section, sections)])
+
+
+def _rows(title: str, rows: Sequence[tuple[str, str]], kind: str = "") -> str:
+    cell = f'<td class="{kind}">' if kind else "<td>"
+    text = "".join(f"<tr><td>{html.escape(name)}</td>{cell}{html.escape(value)}</td></tr>" for name, value in rows)
+    return f"<h2>{title}</h2><table>{text}</table>" if rows else ""
+
+
+def _anchor(section: Section) -> str:
+    return re.sub(r"\W+", "-", section.title.lower())
+
+
+def _paragraphs(texts: Sequence[str]) -> str:
+    return "".join(f"<p>{html.escape(text)}</p>" for text in texts if text)
+
+
+def _section(section: Section) -> str:
+    parts = (
+        f'<h2 id="{_anchor(section)}">{html.escape(section.title)}</h2>',
+        _paragraphs(section.text.split("\n\n")),
+        f'<div class="figures">{"".join(map(_figure, section.figures))}</div>' if section.figures else "",
+        *map(_table, section.tables),
+        *map(_example, section.examples),
     )
-    figures = "" if table is None else _margins(table) + _calibration(table)
-    paragraphs = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
-    return f'<table>{rows}</table>{paragraphs}<div class="figures">{figures}</div>'
+    return f"<section>{''.join(parts)}</section>"
 
 
-def _margins(table: EdgeTable) -> str:
-    bound = max(float(np.abs(table.margin).max()), 1e-6)
-    counts, edges = np.histogram(table.margin, bins=31, range=(-bound, bound), weights=table.weight)
-
-    def plot(axes: "Axes") -> None:
-        axes.stairs(counts, edges, fill=True, color="#47a", gid="histogram")
-        axes.axvline(0, color="#b33", linestyle="--", linewidth=1, gid="zero")
-        axes.set(xlabel="margin", ylabel="comparisons", ylim=(0, max(1.0, 1.05 * counts.max())))
-        axes.locator_params(axis="y", integer=True)
-
-    caption = "Margins r(chosen) - r(rejected); the model ranks comparisons left of the dashed line wrongly."
-    return _figure("margins", plot, caption)
+def _table(table: Table) -> str:
+    kinds = [' class="number"' if isinstance(cell, int | float) else "" for cell in (table.rows or ((),))[0]]
+    kinds += [""] * (len(table.columns) - len(kinds))
+    head = "".join(
+        f'<th{kind} title="sort">{html.escape(column)}</th>' for column, kind in zip(table.columns, kinds, strict=True)
+    )
+    rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in table.rows)
+    caption = f"<caption>{html.escape(table.caption)}</caption>"
+    return f'<div style="overflow-x: auto"><table>{caption}<tr>{head}</tr>{rows}</table></div>'
 
 
-def _calibration(table: EdgeTable) -> str:
-    confidence, accuracy, weight = calibration(table)
-
-    def plot(axes: "Axes") -> None:
-        axes.plot([0.5, 1], [0.5, 1], color="#b33", linestyle="--", linewidth=1, gid="calibrated")
-        area = 16 + 500 * weight / weight.sum()
-        axes.scatter(confidence, accuracy, area, color="#47a", alpha=0.6, clip_on=False, zorder=3, gid="bins")
-        axes.set(xlim=(0.5, 1), ylim=(0, 1), xlabel="probability of the response with the higher reward")
-        axes.set_ylabel("accuracy")
-
-    caption = "Calibration: a calibrated model is on the dashed line. Dot areas grow with the share of comparisons."
-    return _figure("calibration", plot, caption)
+def _cell(cell: Cell) -> str:
+    if isinstance(cell, str):
+        return f"<td>{html.escape(cell)}</td>"
+    text = "" if cell is None else f"{cell:.4f}" if isinstance(cell, float) else f"{cell:,}"
+    return f'<td class="number">{text}</td>'
 
 
-def _figure(name: str, plot: Callable[["Axes"], None], caption: str) -> str:
-    svg = draw_svg([plot], name)
+def _example(example: Example) -> str:
+    fields = "".join(f"<h3>{html.escape(name)}</h3><pre>{html.escape(text)}</pre>" for name, text in example.fields)
+    return f"<details><summary>{html.escape(example.title)}</summary>{fields}</details>"
+
+
+def _figure(figure: Figure) -> str:
+    svg = draw_svg(figure.plots, figure.name)
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg[svg.index("<svg") :])  # HTML needs neither prologue nor namespaces
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)  # ids must be unique in the page
-    return f"<figure>{svg}<figcaption>{caption}</figcaption></figure>"
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{figure.name}-", svg)  # ids must be unique in the page
+    return f"<figure>{svg}<figcaption>{html.escape(figure.caption)}</figcaption></figure>"

@@ -171,7 +171,8 @@ def _existing_lines(output: pathlib.Path) -> Iterator[tuple[dict[str, Any], int]
 
 def _check_line(where: str, line: dict[str, Any], item: Item | None, best_of: bool) -> None:
     """Raises InputError if an existing line is not what scoring the item with `best_of` would write."""
-    fields = lambda record: {key: value for key, value in record.items() if key not in ("rewards", "error", "best")}
+    own = ("rewards", "reward_std", "error", "best")
+    fields = lambda record: {key: value for key, value in record.items() if key not in own}
     if item is None or fields(line) != fields(json_record(item.record)):
         expected = "no such record" if item is None else f"another record at {item.where}"
         raise InputError(

@@ -9,6 +9,7 @@ from typing import Any
 from rmjax.core import state_files
 from rmjax.core.errors import InputError
 from rmjax.data.records.formats import user_format
+from rmjax.evaluation.ensemble import EnsemblePipeline
 from rmjax.evaluation.pipeline import RewardPipeline
 from rmjax.models import partition
 
@@ -25,7 +26,13 @@ def describe(pipeline: RewardPipeline) -> dict[str, Any]:
     """
     model, tokenizer = pipeline.scorer.model, pipeline.tokenizer
     hyperparameters = repr((model.decoder, model.head, model.family))
-    return {
+    others: dict[str, Any] = {"correction": None, "ensemble": None}
+    if pipeline.scorer.correction is not None:
+        others["correction"] = pipeline.scorer.correction.to_json()
+    if isinstance(pipeline, EnsemblePipeline):
+        combined = pipeline.combined
+        others["ensemble"] = [*map(describe, pipeline.others), combined.combination, combined.beta]
+    return others | {
         "parameters": partition.checksum(pipeline.scorer.params),
         "hyperparameters": hashlib.sha256(hyperparameters.encode()).hexdigest(),
         "dtype": model.dtype,

@@ -5,6 +5,7 @@ Axis letters: B rows, T tokens of a row, R readouts, A attributes.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,10 +16,25 @@ from rmjax.core.errors import InputError
 from rmjax.core.mesh import ROWS, replicated, row_shards
 from rmjax.data.packing.rows import fill_rows, pack, split_readouts
 from rmjax.data.schema import Tree, packed_spec
+from rmjax.evaluation.rewards import Rewards, make_rewards
+from rmjax.models.correction import Correction
 from rmjax.models.decoder import Params, RewardModel
 
 _MIN_ROW_LENGTH = 64  # tokens; the time of a shorter batch is dominated by its dispatch
 _TREES_PER_ROW = 4  # rows that hold this many trees of mean length have little padding after first-fit packing
+
+
+def compile_scoring(model: RewardModel, params: Params, batch: Any, mesh: Mesh) -> jax.stages.Compiled:
+    """Returns the program that scores a batch: parameters and batch to rewards float32 [B, R, A].
+
+    Of an uncertain head the result is [B, R, 2 A], see `RewardModel.rewards_and_std`.
+
+    Args:
+      params, batch: arrays, or their shapes and shardings on devices that need not be there.
+    """
+    compute = model.rewards_and_std if model.head.uncertain else model.rewards
+    with jax.set_mesh(mesh):
+        return jax.jit(compute, out_shardings=replicated(mesh)).lower(params, batch).compile()
 
 
 class Scorer:
@@ -33,10 +49,19 @@ class Scorer:
       rows: B, a multiple of the mesh's row shards.
       deterministic: each conversation has a row of its own, whose length depends on it alone, so that its reward is bit
         for bit the same whatever else is scored; without it, equal up to float rounding.
+      correction: of the reward, after the head.
     """
 
     def __init__(
-        self, model: RewardModel, params: Params, mesh: Mesh, row_length: int, rows: int, *, deterministic: bool = False
+        self,
+        model: RewardModel,
+        params: Params,
+        mesh: Mesh,
+        row_length: int,
+        rows: int,
+        *,
+        deterministic: bool = False,
+        correction: Correction | None = None,
     ):
         if rows < 1 or rows % row_shards(mesh):
             raise InputError(f"scoring batch of {rows} rows; expected a multiple of the {row_shards(mesh)} row shards")
@@ -45,6 +70,7 @@ class Scorer:
         shards = mesh.shape["sequence"]
         self.model, self.row_length, self.rows = model, -(-row_length // shards) * shards, rows
         self.params, self._mesh, self.deterministic = params, mesh, deterministic
+        self.correction = correction
         lengths = [self.row_length]
         while (shorter := 1 << ((lengths[-1] - 1).bit_length() - 1)) >= _MIN_ROW_LENGTH and shorter % shards == 0:
             lengths.append(shorter)
@@ -76,7 +102,9 @@ class Scorer:
                 )
 
     def score(self, trees: Sequence[Tree]) -> list[np.ndarray]:
-        """Returns the rewards at each tree's readouts, float32 [readouts, A] each.
+        """Returns the rewards at each tree's readouts, float32 [readouts, A] each, corrected.
+
+        They are `Rewards`, which have `reward_std` if the model's head is uncertain.
 
         A tree longer than the longest row is scored as one tree per response. One non-finite sequence makes its whole
         row non-finite, since in attention 0 * NaN is NaN: non-finite trees are scored again, first the tree alone,
@@ -100,7 +128,17 @@ class Scorer:
             if len(parts[i].branches) > 1 and not np.isfinite(found[i]).all():
                 found[i] = _join(parts[i], [self._score_alone(response) for response in _responses(parts[i])])
         scored = (found[i] for i in range(len(parts)))
-        return [_join(tree, [next(scored) for _ in tree_parts]) for tree, tree_parts in zip(trees, split, strict=True)]
+        joined = (_join(tree, [next(scored) for _ in parts]) for tree, parts in zip(trees, split, strict=True))
+        return [self._finish(tree, values) for tree, values in zip(trees, joined, strict=True)]
+
+    def _finish(self, tree: Tree, values: np.ndarray) -> Rewards:
+        """Returns the corrected rewards of what `_run` returned for a tree."""
+        head = self.model.head
+        rewards = make_rewards(values, len(head.attributes), head.uncertain)
+        if self.correction is not None:
+            tokens = [len(tree.prefix) + len(tree.branches[k]) for k, _ in tree.readouts]
+            rewards[:, 0] = self.correction(np.asarray(rewards[:, 0]), np.array(tokens))
+        return rewards
 
     def _score_alone(self, tree: Tree) -> np.ndarray:
         return self._run([[tree]], self._shortest_row(tree.length))[0, : len(tree.readouts)]
@@ -141,14 +179,13 @@ class Scorer:
         return row_length, [[indices[i] for i in row] for row in packed]
 
     def _run(self, rows: Sequence[Sequence[Tree]], row_length: int) -> np.ndarray:
-        """Returns the rewards of one batch, float32 [B, R, A]."""
+        """Returns the rewards of one batch, float32 [B, R, A]; of an uncertain head [B, R, 2 A], see `RewardModel`."""
         # There is at most one readout per token, so R = T fits any combination of trees.
         batch = fill_rows(rows, packed_spec(self.rows, row_length, row_length, 0, 1))
         with jax.set_mesh(self._mesh):  # a setting of the calling thread
             placed = self._place(batch)
             if row_length not in self._programs:
-                program = jax.jit(self.model.rewards, out_shardings=replicated(self._mesh))
-                self._programs[row_length] = program.lower(self.params, placed).compile()
+                self._programs[row_length] = compile_scoring(self.model, self.params, placed, self._mesh)
             return np.asarray(self._programs[row_length](self.params, placed))
 
     def _place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

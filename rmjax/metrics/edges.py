@@ -14,13 +14,23 @@ from rmjax.data.schema import Edge
 
 @dataclasses.dataclass(frozen=True)
 class EdgeTable:
-    """Rewards `winner` and `loser`, `weight` and `target` of edges, float64 [E]; index of `comparison`, int64 [E]."""
+    """Edges of comparisons with the rewards at their ends.
+
+    Attributes:
+      winner, loser: rewards, float64 [E].
+      weight, target, label_margin, strength: of the edges, as in `Edge`, float64 [E].
+      comparison: index of the comparison, int64 [E].
+      ends: indices of winner and loser within the comparison, int64 [E, 2].
+    """
 
     winner: np.ndarray
     loser: np.ndarray
     weight: np.ndarray
     target: np.ndarray
     comparison: np.ndarray
+    label_margin: np.ndarray
+    strength: np.ndarray
+    ends: np.ndarray
 
     @property
     def margin(self) -> np.ndarray:
@@ -38,12 +48,17 @@ def edge_table(rewards: Sequence[np.ndarray], edges: Sequence[Sequence[Edge]]) -
       InputError: there is no edge.
     """
     rows = [
-        (values[edge.winner], values[edge.loser], edge.weight, edge.target, i)
+        (
+            *(values[edge.winner], values[edge.loser], edge.weight, edge.target, i),
+            *(edge.margin, edge.strength, edge.winner, edge.loser),
+        )
         for i, (values, known) in enumerate(zip(rewards, edges, strict=True))
         for edge in known
         if edge.target != 0.5
     ]
     if not rows:
         raise InputError("no scored comparison has a known preference; expected chosen and rejected responses")
-    winner, loser, weight, target, comparison = np.array(rows, np.float64).T
-    return EdgeTable(winner, loser, weight, target, comparison.astype(np.int64))
+    columns = np.array(rows, np.float64).T
+    winner, loser, weight, target, comparison, label_margin, strength = columns[:7]
+    ends = columns[7:].T.astype(np.int64)
+    return EdgeTable(winner, loser, weight, target, comparison.astype(np.int64), label_margin, strength, ends)

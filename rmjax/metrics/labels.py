@@ -1,14 +1,19 @@
 """Agreement of rewards with labels of attributes, and of the steps of a process; float64 on the host.
 
-Axis letters: R readouts of a comparison, N readouts of all comparisons, A attributes.
+Axis letters: R readouts of a comparison, N readouts of all comparisons, A attributes, S resamples (`bootstrap`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import scipy.stats
 
+from rmjax.metrics.bootstrap import Bootstrap, percentiles, with_interval
+from rmjax.metrics.correlation import auc, pearson, spearman
+from rmjax.metrics.process import first_error_f1, first_errors, prm_score
 from rmjax.metrics.ranking import correctness
+
+Statistic = Callable[[np.ndarray], np.ndarray]  # from weights of rows [S, N] to [S]
 
 
 def label_metrics(
@@ -51,6 +56,48 @@ def _correlation(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.sum(x * y) / scale) if scale > 0 else 0.0
 
 
+def attribute_intervals(
+    rewards: np.ndarray, labels: np.ndarray, attributes: Sequence[str], prompts: np.ndarray
+) -> dict[str, float]:
+    """Returns the bounds `NAME_low` and `NAME_high` of the metrics of `attribute_metrics`, over resampled prompts.
+
+    Args:
+      rewards, labels: [N, A]; NaN labels are missing.
+      prompts: int [N], of each readout.
+    """
+    bootstrap, samples = Bootstrap(prompts), {}
+    for a, name in enumerate(attributes):
+        known = ~np.isnan(labels[:, a])
+        if known.any():
+            x, y = rewards[known, a].astype(np.float64), labels[known, a].astype(np.float64)
+            statistics = {"mse": _mean(np.square(x - y)), "pearson": _pearson(x, y), "spearman": spearman(x, y)}
+            for kind, statistic in statistics.items():
+                samples[f"{kind}/{name}"] = bootstrap.samples(_of_rows(statistic, known))
+    # All attributes have the same resamples, so those of their mean are known.
+    for kind in ("mse", "pearson", "spearman") if samples else ():
+        samples[kind] = np.mean([values for name, values in samples.items() if name.startswith(f"{kind}/")], axis=0)
+    return _bounds(samples)
+
+
+def _mean(values: np.ndarray) -> Statistic:
+    return lambda weights: weights @ values / weights.sum(1)
+
+
+def _pearson(x: np.ndarray, y: np.ndarray) -> Statistic:
+    return lambda weights: pearson(x, y, weights)
+
+
+def _of_rows(statistic: Statistic, rows: np.ndarray) -> Statistic:
+    return lambda weights: statistic(weights[:, rows])
+
+
+def _bounds(samples: Mapping[str, np.ndarray]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name, values in samples.items():
+        found |= with_interval(name, np.nan, percentiles(values))
+    return found
+
+
 def step_metrics(rewards: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Returns `accuracy` and `auc`, the area under the ROC curve (omitted if all labels are equal), of process steps.
 
@@ -59,8 +106,7 @@ def step_metrics(rewards: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     Args:
       rewards, labels: [N]; labels are 1 (right), 0 (wrong), or 0.5 (neutral) and NaN (missing), which are excluded.
     """
-    known = ~np.isnan(labels) & (labels != 0.5)
-    rewards, right = rewards[known].astype(np.float64), labels[known] > 0.5
+    rewards, right, _ = _judged(rewards, labels)
     if not len(rewards):
         return {}
     metrics = {"accuracy": float(np.mean(correctness(rewards * np.where(right, 1, -1))))}
@@ -69,3 +115,59 @@ def step_metrics(rewards: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         ranks = scipy.stats.rankdata(rewards)
         metrics["auc"] = float((ranks[right].sum() - positive * (positive + 1) / 2) / (positive * negative))
     return metrics
+
+
+def _judged(rewards: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns rewards and rightness of the steps that are right or wrong, and which these are, bool [N]."""
+    known = ~np.isnan(labels) & (labels != 0.5)
+    return rewards[known].astype(np.float64), labels[known] > 0.5, known
+
+
+def process_metrics(
+    rewards: Sequence[np.ndarray], labels: Sequence[np.ndarray], prompts: Sequence[int]
+) -> dict[str, float]:
+    """Returns what `step_metrics` lacks: bounds of its metrics, and metrics by the rules of ProcessBench and PRMBench.
+
+    `first_error_f1` with its parts `error_accuracy` and `correct_accuracy`: `process.first_error_f1`; the predicted
+    first error is the first step whose reward is not above 0. `prm_score` with `f1` and `negative_f1`:
+    `process.prm_score`. All have intervals; those of which a class is missing are left out.
+
+    Args:
+      rewards, labels: of each process, [steps], as for `step_metrics`; processes without a judged step are left out.
+      prompts: of each process.
+    """
+    pairs = zip(rewards, labels, prompts, strict=True)
+    kept = [(x, y, prompt) for x, y, prompt in pairs if len(_judged(x, y)[0])]
+    if not kept:
+        return {}
+    steps = np.repeat([prompt for *_, prompt in kept], [len(x) for x, *_ in kept])
+    x, right, known = _judged(np.concatenate([x for x, *_ in kept]), np.concatenate([y for _, y, _ in kept]))
+    bootstrap, said = Bootstrap(steps[known]), x > 0
+    samples = {"accuracy": bootstrap.samples(_mean(correctness(x * np.where(right, 1, -1))))}
+    if right.any() and not right.all():
+        samples["auc"] = bootstrap.samples(auc(x, right))
+    found = _bounds(samples)
+    sums = bootstrap.sums(np.stack([said & right, ~said & ~right, said != right], 1))
+    with np.errstate(invalid="ignore"):
+        f1, negative = (2 * hits / (2 * hits + sums[:, 2]) for hits in (sums[:, 0], sums[:, 1]))
+    resampled = {"prm_score": 0.5 * (f1 + negative), "f1": f1, "negative_f1": negative}
+    for name, value in prm_score(said, right).items():
+        found |= with_interval(name, value, percentiles(np.nan_to_num(resampled[name])))
+    return found | _first_error_metrics(kept)
+
+
+def _first_error_metrics(kept: Sequence[tuple[np.ndarray, np.ndarray, int]]) -> dict[str, float]:
+    actual = np.array([int(np.argmax(y < 0.5)) if (y < 0.5).any() else -1 for _, y, _ in kept])
+    predicted = np.array(first_errors([x for x, *_ in kept]))
+    wrong, hit = actual != -1, predicted == actual
+    columns = np.stack([hit & wrong, wrong, hit & ~wrong, ~wrong], 1)
+    sums = Bootstrap([prompt for *_, prompt in kept]).sums(columns)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        error, correct = sums[:, 0] / sums[:, 1], sums[:, 2] / sums[:, 3]
+        f1 = np.where(error + correct == 0, 0.0, 2 * error * correct / (error + correct))
+    values = first_error_f1(predicted, actual)
+    samples = {"f1": f1, "error_accuracy": error, "correct_accuracy": correct}
+    found: dict[str, float] = {}
+    for name, value in values.items():
+        found |= with_interval("first_error_f1" if name == "f1" else name, value, percentiles(samples[name]))
+    return found

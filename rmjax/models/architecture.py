@@ -130,6 +130,9 @@ class DecoderConfig:
         return f"rotary scaling longrope: {reason}"
 
 
+OPTIONAL_HEAD_KEYS = ("hidden", "members", "combination", "beta", "laplace")  # of `HeadConfig.to_json`
+
+
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
     """The reward head: a float32 linear map without bias from the final norm's output to one value per attribute.
@@ -144,15 +147,31 @@ class HeadConfig:
     shift: tuple[float, ...] = ()  # one per attribute; (): 0 each
     merge: tuple[float, ...] = ()  # weights of the attributes in the single ranking reward; (): their mean
     hidden: int = 0  # size of the hidden layer; 0: none
+    members: int = 1  # K linear maps, whose rewards are combined; see `rmjax.models.members`
+    combination: str = "mean"  # of the members' rewards; one of `members.COMBINATIONS`
+    beta: float = 1.0  # of the combinations mean_std and quantile
+    laplace: bool = False  # the parameters hold a factor of the posterior covariance of the linear map
+
+    @property
+    def uncertain(self) -> bool:
+        """Whether a reward has a standard deviation."""
+        return self.members > 1 or self.laplace
+
+    @property
+    def merge_weights(self) -> tuple[float, ...]:
+        """The weights of the attributes in the single ranking reward, A numbers."""
+        return self.merge or (1 / len(self.attributes),) * len(self.attributes)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the head's values for rmjax.json and head.json; `from_json` reads them."""
         values = {name: list(getattr(self, name)) for name in ("attributes", "scale", "shift", "merge")}
-        return values | ({"hidden": self.hidden} if self.hidden else {})
+        several = ("members", "combination", "beta") if self.members > 1 else ()
+        names = [*(["hidden"] if self.hidden else []), *several, *(["laplace"] if self.laplace else [])]
+        return values | {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "HeadConfig":
         """Returns the head of the values that `to_json` returned."""
         scale, shift, merge = (tuple(values.get(name) or ()) for name in ("scale", "shift", "merge"))
-        hidden = values.get("hidden", 0)
-        return cls(tuple(values["attributes"]), hidden=hidden, scale=scale, shift=shift, merge=merge)
+        others = {name: values[name] for name in OPTIONAL_HEAD_KEYS if name in values}
+        return cls(tuple(values["attributes"]), scale=scale, shift=shift, merge=merge, **others)

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from rmjax.core import readouts, safetensors, state_files
 from rmjax.core.errors import InputError
-from rmjax.models import peft, weights
+from rmjax.models import card, members, peft, weights
+from rmjax.models.architecture import OPTIONAL_HEAD_KEYS
 from rmjax.models.decoder import Params, RewardModel
 from rmjax.models.families import FAMILIES
 
@@ -35,6 +36,28 @@ def write(
       the contents of rmjax.json.
     """
     model, params = fold_scale(model, params)
+    write_config(directory, model, pad_token_id)
+    safetensors.write(directory, weights.named_tensors(*write_members(directory, model, params)))
+    return write_metadata(directory, model, metadata)
+
+
+def write_members(directory: pathlib.Path, model: RewardModel, params: Params) -> tuple[RewardModel, Params]:
+    """Writes `members.FILE` of an uncertain head; returns the model with the head of their mean, a Hugging Face head.
+
+    Other combinations than the mean, and standard deviations, are not linear: only rmjax computes them.
+    """
+    head = params["head"]
+    members.write(directory, model.head, head)
+    if not model.head.uncertain:
+        return model, params
+    plain = {name: part for name, part in head.items() if name != "laplace"}
+    plain["kernel"] = members.mean_kernel(head["kernel"], model.head.members)
+    config = dataclasses.replace(model.head, members=1, combination="mean", beta=1.0, laplace=False)
+    return dataclasses.replace(model, head=config), params | {"head": plain}
+
+
+def write_config(directory: pathlib.Path, model: RewardModel, pad_token_id: int) -> None:
+    """Writes the config.json of a sequence classifier; `pad_token_id` is as in `write`."""
     attributes, family = model.head.attributes, FAMILIES[model.family]
     config = family.write_config(model.decoder) | {
         **({"architectures": [classifier]} if (classifier := transformers_class(model)) else {}),
@@ -47,26 +70,26 @@ def write(
         "dtype": model.param_dtype,
     }
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    safetensors.write(directory, weights.named_tensors(model, params))
-    return write_metadata(directory, model, metadata)
 
 
 def write_metadata(directory: pathlib.Path, model: RewardModel, metadata: dict[str, Any]) -> dict[str, Any]:
-    """Writes and returns rmjax.json, with the head and the checksums of all other files in `directory`.
+    """Writes and returns rmjax.json, with the head and the checksums of all other files in `directory`; the model card.
 
     Args:
       model: its head has no scale (`fold_scale`).
       metadata: as in `write`.
     """
-    without = (METADATA_FILE, peft.CONFIG_FILE)  # the latter has the path of the base model, which may move
+    without = (METADATA_FILE, card.FILE, peft.CONFIG_FILE)  # the last has the path of the base model, which may move
     checksums = {path.name: _sha256(path) for path in sorted(directory.iterdir()) if path.name not in without}
     head = "linear_relu_linear" if model.head.hidden else "linear"
     pooling = metadata.get("pooling", readouts.LAST_TOKEN)
     fixed = {"format_version": FORMAT_VERSION, "head": head, "pooling": pooling}
     fixed |= {"transformers_class": transformers_class(model)}
     shift = {"transformers_shift": list(model.head.shift) or [0.0] * len(model.head.attributes)}
-    metadata = metadata | fixed | model.head.to_json() | shift | {"sha256": checksums}
+    kept = {name: value for name, value in metadata.items() if name not in OPTIONAL_HEAD_KEYS}
+    metadata = kept | fixed | model.head.to_json() | shift | {"sha256": checksums}
     (directory / METADATA_FILE).write_text(json.dumps(state_files.seal(metadata), indent=2) + "\n")
+    card.write(directory, metadata, metadata["transformers_class"])
     return metadata
 
 
@@ -79,9 +102,12 @@ def fold_scale(model: RewardModel, params: Params) -> tuple[RewardModel, Params]
     """Returns the model with its head's scale in the head's weights; the rewards stay the same, to float rounding."""
     if not model.head.scale:
         return model, params
-    kernel = params["head"]["kernel"] * jnp.asarray(model.head.scale, jnp.float32)
+    scale = jnp.asarray(model.head.scale, jnp.float32)
+    parts = {"kernel": params["head"]["kernel"] * jnp.tile(scale, model.head.members)}
+    if model.head.laplace:  # of one reward
+        parts["laplace"] = {name: part * scale for name, part in params["head"]["laplace"].items()}
     head = dataclasses.replace(model.head, scale=())
-    return dataclasses.replace(model, head=head), params | {"head": params["head"] | {"kernel": kernel}}
+    return dataclasses.replace(model, head=head), params | {"head": params["head"] | parts}
 
 
 def read_metadata(directory: pathlib.Path, *, verify: bool = True) -> dict[str, Any]:

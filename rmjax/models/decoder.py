@@ -14,7 +14,7 @@ from flax import nnx
 
 from rmjax.core import pytree
 from rmjax.core.mesh import ROWS, constrain
-from rmjax.models import int8, lora
+from rmjax.models import int8, lora, members
 from rmjax.models.architecture import DecoderConfig, HeadConfig, LayerKind
 from rmjax.models.attention import SAVED, Mask, choose_kernel, make_mask
 from rmjax.models.experts import RoutedMLP
@@ -125,7 +125,33 @@ class RewardModel:
         return repr(self.decoder), self.dtype, self.param_dtype, *mean
 
     def head_rewards(self, params: Params, features: jax.Array) -> jax.Array:
-        """Returns the rewards float32 [B, R, A] of `features`; of the parameters, only `head` is used."""
+        """Returns the rewards float32 [B, R, A] of `features`; of the parameters, only `head` is used.
+
+        Of several members: their combination.
+        """
+        rewards = self.member_rewards(params, features)
+        return rewards[:, :, 0] if self.head.members == 1 else members.combine(rewards, self.head)
+
+    def rewards_and_std(self, params: Params, batch: dict[str, jax.Array]) -> jax.Array:
+        """Returns the rewards and their standard deviations, float32 [B, R, 2 A], of a head that is `uncertain`.
+
+        The standard deviation is that of the members; of a Laplace approximation |Lᵀ x - o| of the features x,
+        with its factor L and offset o, times the head's scale.
+        """
+        features = self.features(params, batch)
+        rewards = self.head_rewards(params, features)
+        if self.head.members > 1:
+            std = members.spread(self.member_rewards(params, features))
+        else:
+            laplace, exact = params["head"]["laplace"], jax.lax.Precision.HIGHEST
+            read = features.astype(jnp.float32)
+            projected = jnp.einsum("brd,de->bre", read, laplace["factor"], precision=exact) - laplace["offset"]
+            std = jnp.linalg.norm(projected, axis=-1, keepdims=True)
+            std = std * jnp.abs(jnp.asarray(self.head.scale or (1.0,), jnp.float32))
+        return jnp.concatenate([rewards, std], axis=-1)
+
+    def member_rewards(self, params: Params, features: jax.Array) -> jax.Array:
+        """Returns the rewards of each of K members, float32 [B, R, K, A], of `features`."""
         read, kernel = features.astype(jnp.float32), params["head"]["kernel"]
         if self.head.hidden:
             hidden = params["head"]["hidden"]
@@ -133,6 +159,7 @@ class RewardModel:
             read = jax.nn.relu(read + hidden["bias"])
         # Highest precision: on TPU the default would round the float32 operands to bfloat16.
         rewards = jnp.einsum("brd,da->bra", read, kernel, precision=jax.lax.Precision.HIGHEST)
+        rewards = rewards.reshape(*rewards.shape[:2], self.head.members, -1)
         if self.head.scale:
             rewards = rewards * jnp.asarray(self.head.scale, jnp.float32)
         return rewards + jnp.asarray(self.head.shift, jnp.float32) if self.head.shift else rewards
@@ -140,11 +167,15 @@ class RewardModel:
     def init_head(self, key: jax.Array) -> Params:
         """Returns random parameters of the head."""
         size, hidden = self.decoder.hidden_size, self.head.hidden
-        kernel = jax.random.normal(key, (hidden or size, len(self.head.attributes)), jnp.float32)
+        outputs = self.head.members * len(self.head.attributes)
+        kernel = jax.random.normal(key, (hidden or size, outputs), jnp.float32)
         params: Params = {"kernel": self.head.init * kernel}
         if hidden:
             first = size**-0.5 * jax.random.normal(jax.random.fold_in(key, 1), (size, hidden), jnp.float32)
             params["hidden"] = {"kernel": first, "bias": jnp.zeros(hidden, jnp.float32)}
+        if self.head.laplace:
+            zeros = lambda *shape: jnp.zeros(shape, jnp.float32)
+            params["laplace"] = {"factor": zeros(size, size), "offset": zeros(size)}
         return params
 
     def _shared(self, batch: dict[str, jax.Array]) -> tuple[tuple[Mask, Rope], jax.Array | None]:

@@ -34,3 +34,11 @@ class FeatureModel:
     def rewards(self, params: Params, batch: dict[str, jax.Array]) -> jax.Array:
         """Returns the rewards float32 [B, R, A] of `features`, [B, R, D]."""
         return self.whole.head_rewards(params, batch["features"])
+
+    def features(self, params: Params, batch: dict[str, jax.Array]) -> jax.Array:
+        """Returns `features` [B, R, D] of a batch."""
+        return batch["features"]
+
+    def member_rewards(self, params: Params, features: jax.Array) -> jax.Array:
+        """See `RewardModel`."""
+        return self.whole.member_rewards(params, features)

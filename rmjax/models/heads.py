@@ -17,6 +17,7 @@ from rmjax.core import readouts
 from rmjax.core.errors import InputError
 from rmjax.core.files import read_json
 from rmjax.core.safetensors import TensorDirectory
+from rmjax.models import members
 from rmjax.models.architecture import DecoderConfig, HeadConfig
 
 # Names of a head in transformers (score), TRL (v_head.summary), OpenRLHF (score, value_head) and published models.
@@ -44,11 +45,12 @@ class Head:
     """A reward head that was read from files.
 
     Attributes:
-      kernel: float32 [D, A]; [H, A] after a hidden layer.
+      kernel: float32 [D, K·A], K members; [H, K·A] after a hidden layer.
       tensors: names of the tensors that it was read from.
       description: its tensors, and what is computed from their output.
       statistics: `reward_mean` and `reward_std` in config.json that are stored, not applied; may be empty.
       hidden: `kernel` float32 [D, H] and `bias` float32 [H] of a hidden layer with ReLU before the kernel; None: none.
+      laplace: `factor` float32 [D, D] and `offset` float32 [D] of a Laplace approximation; None: none.
     """
 
     config: HeadConfig
@@ -57,11 +59,13 @@ class Head:
     description: str
     statistics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     hidden: Mapping[str, np.ndarray] | None = None
+    laplace: Mapping[str, np.ndarray] | None = None
 
     @property
     def params(self) -> dict[str, Any]:
         """The parameters of the head, as those of `RewardModel.init_head`."""
-        return {"kernel": self.kernel} | ({"hidden": dict(self.hidden)} if self.hidden else {})
+        laplace = {} if self.laplace is None else {"laplace": dict(self.laplace)}
+        return {"kernel": self.kernel} | ({"hidden": dict(self.hidden)} if self.hidden else {}) | laplace
 
 
 def read(files: TensorDirectory, decoder: DecoderConfig, metadata: Mapping[str, Any]) -> Head | None:
@@ -80,10 +84,10 @@ def read(files: TensorDirectory, decoder: DecoderConfig, metadata: Mapping[str, 
       InputError: the head is not linear or not finite, there are several, or config.json does not fit it.
     """
     where = files.directory
-    if (found := _find(files, decoder)) is None:
+    if (module_tensors := _find(files, decoder)) is None:
         _refuse_torch_files(where)
         return None
-    module, tensors = found
+    module, tensors = module_tensors
     names, hidden = frozenset(tensors.values()), None
     if any(name[0] in "02" for name in tensors):
         hidden, module, tensors = _read_hidden(files, module, tensors, decoder.hidden_size)
@@ -94,7 +98,9 @@ def read(files: TensorDirectory, decoder: DecoderConfig, metadata: Mapping[str, 
     if metadata:
         config = HeadConfig.from_json(dict(metadata))
         _check_count(where / "rmjax.json", config.attributes, module, kernel)
-        return Head(config, kernel, names, description, hidden=hidden)
+        found = members.read(where, config, size) if config.uncertain else {}
+        kernel = found.get("kernel", kernel)
+        return Head(config, kernel, names, description, hidden=hidden, laplace=found.get("laplace"))
     values = read_json(files.config_file)
     attributes = _attributes(files.config_file, values, module, kernel)
     if name := _two_classes(values, attributes):

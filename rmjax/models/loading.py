@@ -16,7 +16,7 @@ from rmjax.core.config import Config
 from rmjax.core.errors import InputError
 from rmjax.core.files import read_json
 from rmjax.core.readouts import is_mean
-from rmjax.models import artifact, head_tokens, heads, int8, lora, memory, partition, paths, weights
+from rmjax.models import artifact, head_tokens, heads, int8, lora, members, memory, partition, paths, weights
 from rmjax.models.architecture import DecoderConfig, HeadConfig
 from rmjax.models.continued import StartAdapters
 from rmjax.models.decoder import Params, RewardModel
@@ -42,7 +42,7 @@ class LoadedModel:
 
 def make_model(config: Config, vocab_size: int, head: HeadConfig = _DEFAULT_HEAD) -> RewardModel:
     """Returns the model of the section `config.model`: of its path, or with its sizes and `vocab_size`."""
-    head = dataclasses.replace(head, init=config.head_init)
+    head = dataclasses.replace(head, init=config.head_init, members=config.head_members)
     keys = ("dtype", "param_dtype", "frozen_dtype", "attention", "remat", "scan_layers")
     options = {key: config[key] for key in keys}
     if config.path:
@@ -168,15 +168,18 @@ def initial_params(config: Config, model: RewardModel, mesh: Mesh, key: jax.Arra
         return jax.jit(model.init, out_shardings=shardings)(key)
     workdir = Workdir(paths.resolve_path(config.path))
     if workdir.is_workdir:
-        _check_head(workdir.path, workdir.head(), model.head)
-        return _rescale(restore_merged(workdir, model, mesh), workdir.head(), model.head)
+        found = workdir.head()
+        _check_head(workdir.path, found, model.head)
+        saved = dataclasses.replace(model, head=dataclasses.replace(model.head, members=found.members))
+        return _rescale(restore_merged(workdir, saved, mesh), found, model.head)
     files = paths.tensors(workdir.path)
-    found = heads.read(files, model.decoder, artifact.read_metadata(workdir.path))
-    if found is None:
+    read = heads.read(files, model.decoder, artifact.read_metadata(workdir.path))
+    if read is None:
         return weights.load(files, model, mesh, model.init_head(key), progress=progress)
-    _check_head(workdir.path, found.config, model.head)
-    params = weights.load(files, model, mesh, found.params, found.tensors, progress)
-    return _rescale(params, found.config, model.head)
+    _check_head(workdir.path, read.config, model.head)
+    saved = dataclasses.replace(model, head=dataclasses.replace(model.head, members=read.config.members))
+    params = weights.load(files, saved, mesh, read.params, read.tensors, progress)
+    return _rescale(params, read.config, model.head)
 
 
 def continue_head(config: Config, head: HeadConfig) -> HeadConfig:
@@ -220,6 +223,11 @@ def _check_head(directory: pathlib.Path, found: HeadConfig, expected: HeadConfig
             f"{', '.join(expected.attributes)}: set config.objective.attributes to the head's, merge them into one "
             "(rmjax.export --merge), or start from a model without a reward head"
         )
+    if found.members not in (1, expected.members):
+        raise InputError(
+            f"{directory}: the reward head has {found.members} members; config.model.head_members is "
+            f"{expected.members}: set it to {found.members}"
+        )
     if found.shift != expected.shift:
         raise InputError(
             f"{directory}: the reward head has the shift {list(found.shift)}; config.objective.standardize needs "
@@ -230,13 +238,16 @@ def _check_head(directory: pathlib.Path, found: HeadConfig, expected: HeadConfig
 def _rescale(params: Params, found: HeadConfig, expected: HeadConfig) -> Params:
     """Returns the parameters with the head's weights such that the rewards of `found` result with `expected`'s scale.
 
-    Export folds the scale into the weights, so that an artifact of a standardized head has scale 1.
+    Export folds the scale into the weights, so that an artifact of a standardized head has scale 1. Members of a head
+    that had one are copies of it.
     """
-    if found.scale == expected.scale:
+    if (found.scale, found.members) == (expected.scale, expected.members):
         return params
     ones = (1.0,) * len(expected.attributes)
     ratio = jnp.asarray(found.scale or ones, jnp.float32) / jnp.asarray(expected.scale or ones, jnp.float32)
-    return params | {"head": params["head"] | {"kernel": params["head"]["kernel"] * ratio}}
+    kernel = members.fit(params["head"]["kernel"], found.members, expected.members)
+    kernel = kernel * jnp.tile(ratio, expected.members)
+    return params | {"head": params["head"] | {"kernel": kernel}}
 
 
 def load_model(
@@ -244,6 +255,7 @@ def load_model(
     *,
     mesh: Mesh,
     dtype: str = "float32",
+    param_dtype: str = "float32",
     attention: str = "auto",
     max_length: int = 0,
     progress: bool = False,
@@ -253,6 +265,7 @@ def load_model(
     """Returns a trained reward model: an artifact, a Hugging Face classifier, or a workdir's best checkpoint.
 
     Args:
+      param_dtype: of parameters; those of a workdir have the dtype of its configuration.
       max_length: of a conversation, for a model that stores none; it matters to LongRoPE alone. 0: all its positions.
       progress: show a progress bar.
       tokens, attribute: of a head made of rows of the language modeling head, see `head_tokens.read`.
@@ -297,7 +310,7 @@ def load_model(
         options, pooling = heads.data_options(values), heads.readout(values)
         metadata = {"reward_head": head.description, "data_options": options, "pooling": pooling, **head.statistics}
     decoder, mean = decoder.for_length(metadata.get("max_length", max_length)), is_mean(metadata["pooling"])
-    model = RewardModel(decoder, head.config, dtype, attention=attention, family=family, mean_readout=mean)
+    model = RewardModel(decoder, head.config, dtype, param_dtype, attention, family=family, mean_readout=mean)
     check_heads(decoder, mesh)
     memory.check_parameters(model, mesh, path)
     params = weights.load(files, model, mesh, head.params, head.tensors, progress)

@@ -27,7 +27,8 @@ STATE_RULES: tuple[tuple[str, P], ...] = (
     (r"(?<!experts/)(output|down)/kernel$", P(None, "tensor", "fsdp")),  # [L, N * P, D] or [L, F, D]
     (r"(output|down)/bias$", P(None, None)),  # [L, D]
     (r"norm/(scale|bias)$", P()),  # [L, D] or [D]
-    (r"head/(kernel|hidden/kernel|hidden/bias)$", P()),  # [D, A]; with a hidden layer [H, A], [D, H], [H]
+    # [D, K A]; with a hidden layer [H, K A], [D, H], [H]; a Laplace factor [D, D] and offset [D]
+    (r"head/(kernel|hidden/kernel|hidden/bias|laplace/factor|laplace/offset)$", P()),
     (r"(^|/)(step|count|ns_coeffs)$", P()),  # counters, and constants of Muon
 )
 

@@ -6,11 +6,15 @@ import importlib.util
 import signal
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from rmjax.core.errors import InputError
+from rmjax.data.schema import Tree
 from rmjax.evaluation.pipeline import RewardPipeline
+from rmjax.evaluation.rewards import std_of
 from rmjax.serving.client import Client
 from rmjax.serving.engine.offload import DeviceMemory
 from rmjax.serving.engine.queue import Engine
@@ -100,7 +104,12 @@ def make_reward_service(
       truncate: truncate sequences that are too long, instead of rejecting them.
     """
     scorer, readout = pipeline.scorer, pipeline.tokenizer.readout_place
-    score = lambda trees: scorer.score([readout.place(tree) for tree in trees])
+    uncertain = scorer.model.head.uncertain
+
+    def score(trees: Sequence[Tree]) -> list[np.ndarray]:
+        rewards = scorer.score([readout.place(tree) for tree in trees])
+        return [np.hstack([found, np.asarray(std_of(found))]) for found in rewards] if uncertain else rewards
+
     on_device = memory.resident(memory.register(scorer, "params", metrics))
     engine = Engine(
         on_device(score),
@@ -118,6 +127,7 @@ def make_reward_service(
         attributes=pipeline.attributes,
         prompt_format=pipeline.options.strings,
         truncate=truncate,
+        uncertain=uncertain,
         metadata={**pipeline.metadata, "deterministic": scorer.deterministic},
     )
 

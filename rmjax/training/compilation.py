@@ -18,6 +18,7 @@ from rmjax.data.schema import PER_TOKEN, packed_spec
 from rmjax.models import loading, partition, paths
 from rmjax.models.architecture import HeadConfig
 from rmjax.models.lora import LoraConfig
+from rmjax.training.members import Members
 from rmjax.training.objectives import make_objective
 from rmjax.training.optimizer import make_optimizer, make_schedule
 from rmjax.training.step import Trainer
@@ -39,7 +40,7 @@ def make_trainer(config: Config, mesh: Mesh, vocab_size: int) -> Trainer:
     Args:
       vocab_size: of a model without a path.
     """
-    head = HeadConfig(tuple(config.objective.attributes) or ("reward",))
+    head = HeadConfig(tuple(config.objective.attributes) or ("reward",))  # `make_model` sets its members
     model = loading.make_model(config.model, vocab_size, head)
     decoder = model.decoder.for_length(config.data.max_length)
     lora, mean = LoraConfig.from_config(config.lora), is_mean(paths.readout_of(config))
@@ -49,7 +50,7 @@ def make_trainer(config: Config, mesh: Mesh, vocab_size: int) -> Trainer:
     objective = make_objective(config.objective, head)
     trainable = partition.trainable_pattern(config)
     clip, skip = config.optimizer.grad_clip, config.train.skip_non_finite > 0
-    return Trainer(model, objective, optimizer, schedule, clip, mesh, trainable, skip)
+    return Trainer(model, objective, optimizer, schedule, clip, mesh, trainable, skip, Members.from_config(config))
 
 
 def compile_step(trainer: Trainer, rows_per_device: int, shape: StepShape) -> jax.stages.Compiled:
@@ -59,7 +60,7 @@ def compile_step(trainer: Trainer, rows_per_device: int, shape: StepShape) -> ja
     """
     mesh, rows = trainer.mesh, rows_per_device * row_shards(trainer.mesh)
     attributes = len(trainer.model.head.attributes)
-    spec = packed_spec(rows, shape.row_length, shape.readouts, shape.edges, attributes)
+    spec = packed_spec(rows, shape.row_length, shape.readouts, shape.edges, attributes, comparisons=True)
 
     def leaf(name: str) -> jax.ShapeDtypeStruct:
         sharding = NamedSharding(mesh, P(None, ROWS, "sequence") if name in PER_TOKEN else P(None, ROWS))

@@ -35,6 +35,7 @@ from rmjax.training import datasets, features, loop, memory, profiling, summary
 from rmjax.training.checkpoints import Checkpoints
 from rmjax.training.checks import check_config, check_workdir
 from rmjax.training.logging import OpenWriter, ProgressBar
+from rmjax.training.members import Members
 from rmjax.training.objectives import make_head, make_objective
 from rmjax.training.optimizer import make_optimizer, make_schedule
 from rmjax.training.step import State, Trainer, local_rows
@@ -97,7 +98,7 @@ def _train(
     model = _make_model(config, tokenizer, mesh)
     training, validation, mixture = datasets.load(config, sources, tokenizer, log, progress)
     head = loading.continue_head(config.model, make_head(config.objective, training))
-    head = dataclasses.replace(head, init=config.model.head_init)
+    head = dataclasses.replace(head, init=config.model.head_init, members=config.model.head_members)
     objective = make_objective(config.objective, head)
     training, validation = (dataset.with_attributes(head.attributes) for dataset in (training, validation))
     objective.check_data("train", training)
@@ -115,7 +116,8 @@ def _train(
         model = dataclasses.replace(model, head=head)
         trainable = partition.trainable_pattern(config)
         clip, skip = config.optimizer.grad_clip, config.train.skip_non_finite > 0
-        trainer = Trainer(model, objective, optimizer, schedule, clip, mesh, trainable, skip)
+        members = Members.from_config(config)
+        trainer = Trainer(model, objective, optimizer, schedule, clip, mesh, trainable, skip, members)
         longest = max(int(dataset.lengths.max()) for dataset in (training, validation))
         for line in memory.check(config, trainer, memory.shape_of(config, plan), longest):
             log(line)

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from rmjax.models.architecture import HeadConfig
 from rmjax.models.decoder import RewardModel
 from rmjax.models.families import FAMILIES, read_config
 from rmjax.models.lora import LoraConfig
+from rmjax.models.members import with_combination
 from rmjax.models.workdir import Workdir
 from rmjax.training import token_head
 
@@ -35,6 +36,9 @@ def export(
     peft: bool = False,
     head_tokens: Sequence[str] = (),
     step_separator: str = "",
+    combination: str = "",
+    beta: float | None = None,
+    change: Callable[[loading.LoadedModel], loading.LoadedModel] = lambda loaded: loaded,
 ) -> dict[str, Any]:
     """Writes the artifact of a model; `output` appears only when it is complete.
 
@@ -47,6 +51,9 @@ def export(
       head_tokens: `model` is a causal language model, and the reward the logit of this token, or that of the first
         minus that of the second.
       step_separator: with `head_tokens`: the model judges steps, and is read at this text after each.
+      combination, beta: of the members' rewards (`models.members`), which rmjax applies by default; empty: the model's.
+        The Hugging Face head of the artifact holds their mean whichever is chosen.
+      change: returns the model to be written, of the one that was loaded; it has the same decoder.
 
     Returns:
       the contents of rmjax.json.
@@ -60,7 +67,7 @@ def export(
         locks.hold(output, "--output", directory=False),
         os_errors.reported(output),
         jax.set_mesh(mesh),
-        _new_directory(output) as incomplete,
+        output_directory(output) as incomplete,
     ):
         if head_tokens:
             loaded = token_head.load(str(model), mesh, head_tokens, step_separator)
@@ -71,6 +78,8 @@ def export(
                 f"{model}: {wrong[0]} is not finite, so the model is not exported; train again with a lower "
                 "config.optimizer.learning_rate, or restore the weights"
             )
+        loaded = change(loaded)
+        loaded = dataclasses.replace(loaded, model=with_combination(loaded.model, combination, beta))
         if merge:
             loaded = _merge_attributes(loaded, merge)
         if standardize:
@@ -89,7 +98,7 @@ def export(
 
 
 @contextlib.contextmanager
-def _new_directory(output: pathlib.Path) -> Iterator[pathlib.Path]:
+def output_directory(output: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a temporary directory beside `output`, which must be new or empty, and replaces it at the end."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output}: exists and is not an empty directory; choose another --output or remove it")
@@ -143,7 +152,7 @@ def _write_adapters(
         )
     tokenizer.save(directory)
     model, params = artifact.fold_scale(loaded.model, loaded.params)
-    peft_adapters.write(directory, model, params, base)
+    peft_adapters.write(directory, *artifact.write_members(directory, model, params), base)
     files, family = paths.tensors(paths.resolve_path(base)), FAMILIES[model.family]
     names = {re.sub(f"^{family.prefix}", family.base, name): name for name in files.shapes}
     checksum = peft_format.base_sum(files, [names[name] for name in peft_adapters.matrices(model)])
@@ -179,11 +188,13 @@ def _merge_attributes(loaded: loading.LoadedModel, merge: Sequence[str]) -> load
     w = jnp.asarray(list(weights.values()), jnp.float32)
     scale = jnp.asarray(head.scale or [1.0] * len(w), jnp.float32)
     shift = sum(a * b for a, b in zip(weights.values(), head.shift or [0.0] * len(w), strict=True))
-    kernel = loaded.params["head"]["kernel"] @ (w * scale)[:, None]
+    kernel = loaded.params["head"]["kernel"]
+    kernel = kernel.reshape(kernel.shape[0], head.members, -1) @ (w * scale)  # [D, K]
     metadata = loaded.metadata | {"merged": weights}
     if tuple(weights.values()) != head.merge:  # the stored statistics are of another reward
         metadata |= {"reward_mean": None, "reward_std": None}
-    head = HeadConfig(hidden=head.hidden, shift=(shift,) if shift else ())
+    of_members = {name: getattr(head, name) for name in ("members", "combination", "beta")}
+    head = HeadConfig(hidden=head.hidden, shift=(shift,) if shift else (), **of_members)
     model = dataclasses.replace(loaded.model, head=head)
     params = loaded.params | {"head": loaded.params["head"] | {"kernel": kernel}}
     return dataclasses.replace(loaded, model=model, params=params, metadata=metadata)

@@ -1,7 +1,8 @@
 """Loss functions over packed rows, each returned as (sum, weight); the caller divides after accumulation.
 
 Axis letters: B rows, R readouts, E edges, A attributes. `rewards` are float32 [B, R, A]; `batch` holds the arrays of
-`rmjax.data.schema.packed_spec`: unused readouts have `readout_group` 0, unused edges weight 0, missing labels NaN.
+`rmjax.data.schema.packed_spec`: unused readouts have `readout_group` 0, unused edges weight 0, missing labels NaN. For
+a member of a head (`training.members`) it also holds `label_weight` [B, R, 1], a factor of the labels' weights.
 `merge` holds A weights that reduce the attributes to the one reward that ranks responses.
 """
 
@@ -92,6 +93,7 @@ def regression(
     labels = batch["labels"]
     chex.assert_equal_shape((rewards, labels))
     weight = jnp.where(jnp.isnan(labels), 0.0, 1.0) * jnp.asarray(attribute_weights or (1.0,), rewards.dtype)
+    weight = weight * batch.get("label_weight", 1.0)
     # Replace NaN before the subtraction: 0 * NaN is NaN, in the gradient too.
     error = (rewards - jnp.where(jnp.isnan(labels), 0.0, labels)) / jnp.asarray(scale or (1.0,), rewards.dtype)
     return jnp.sum(weight * jnp.square(error)), jnp.sum(weight)
@@ -114,7 +116,8 @@ def process(rewards: jax.Array, batch: Batch, *, process_loss: str = "cross_entr
         each = jnp.square(jax.nn.sigmoid(rewards) - y)
     else:
         each = -y * jax.nn.log_sigmoid(rewards) - (1 - y) * jax.nn.log_sigmoid(-rewards)
-    return jnp.sum(jnp.where(known, each, 0.0)), jnp.sum(known, dtype=jnp.float32)
+    weight = known * jnp.asarray(batch.get("label_weight", 1.0), jnp.float32)
+    return jnp.sum(jnp.where(known, weight * each, 0.0)), jnp.sum(weight, dtype=jnp.float32)
 
 
 def centering(rewards: jax.Array, batch: Batch, *, merge: Sequence[float] = (1.0,)) -> SumAndWeight:

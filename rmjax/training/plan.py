@@ -1,33 +1,16 @@
 """What a training step needs on devices that need not be there: memory, FLOPs, communication, time."""
 
 import dataclasses
-import math
-import re
-from collections.abc import Iterator
 
-import jax
 import jax.numpy as jnp
 
-from rmjax.core import pytree
-from rmjax.core.chips import CHIPS, Chip
-from rmjax.core.errors import InputError
+from rmjax.core.chips import Chip
+from rmjax.core.compiled import compile_program
+from rmjax.models.counts import matrix_parameters
 from rmjax.models.decoder import RewardModel
-from rmjax.models.partition import split
 from rmjax.models.sharding import bytes_per_device
 from rmjax.training.compilation import StepShape, compile_step
 from rmjax.training.step import Trainer
-
-_DTYPES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8}
-_KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
-_SHAPE = re.compile(rf"\b({'|'.join(_DTYPES)})\[([\d,]*)\]")
-_COLLECTIVE = re.compile(rf"^\s*(?:ROOT )?%?[\w.-]+ = (.*?) ({_KINDS})(-start)?\(")
-_SCATTER = re.compile(r"^\s*(?:ROOT )?%?[\w.-]+ = (\S+) fusion\(.*calls=%?(all-reduce-scatter[\w.-]*)")
-_CHANNEL = re.compile(r"channel_id=(\d+)")
-_OP_NAME = re.compile(r'op_name="([^"]*)"')
-_RING = re.compile(r"%([\w.-]*windowed_dot_general_body[\w.-]*) ")
-_PAIR = re.compile(r"\{(\d+),(\d+)\}")
-_NO_MEMORY = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm", re.IGNORECASE)
-_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,14 +62,6 @@ class Plan:
     device_hours: float
 
 
-class _DoesNotFit(Exception):
-    """The compiler found no allocation; `peak` and `available` are bytes."""
-
-    def __init__(self, peak: float, available: float):
-        super().__init__(peak, available)
-        self.peak, self.available = peak, available
-
-
 def make_plan(
     trainer: Trainer, topology: str, chip: Chip, rows_per_device: int, shape: StepShape, work: Work, slots: int
 ) -> Plan:
@@ -105,24 +80,16 @@ def make_plan(
         "parameters": bytes_per_device(state["params"]) + bytes_per_device(state["frozen"]),
         "moments": bytes_per_device(state["opt_state"]),
     }
-    try:
-        compiled, available = _compile(trainer, rows_per_device, shape), chip.memory
-        statistics, text = compiled.memory_analysis(), compiled.as_text()
-        assert statistics is not None
-        assert text is not None
-        peak = statistics.peak_memory_in_bytes
-        if chip.name == CHIPS["cpu"].name:  # XLA's peak leaves out temporary arrays there
-            peak = statistics.argument_size_in_bytes + statistics.temp_size_in_bytes
-        found = list(_collectives(text, _trip_counts(model, shape)))
-        memory["batch"] = statistics.argument_size_in_bytes - sum(memory.values())
-    except _DoesNotFit as error:
-        peak, available, found = int(error.peak), error.available, []
-        memory["batch"] = 0
+    made = compile_program(
+        lambda: compile_step(trainer, rows_per_device, shape), chip, _trip_counts(model, shape), "the step"
+    )
+    memory["batch"] = made.argument_bytes - sum(memory.values()) if made.argument_bytes else 0
+    peak, available = made.peak_bytes, made.available
     memory["gradients and activations"] = peak - sum(memory.values())
-    collectives = {kind: sum(size for other, size in found if other == kind) for kind in sorted({k for k, _ in found})}
+    collectives = made.collectives
     between_nodes = bool(chip.node) and devices > chip.node
     slow = collectives if between_nodes else {}
-    elements, used = _matrix_parameters(model, trainer.trainable), _matrix_parameters(model, trainer.trainable, True)
+    elements, used = matrix_parameters(model, trainer.trainable), matrix_parameters(model, trainer.trainable, True)
     per_token, attention = 4 * used[0] + 2 * used[1], _attention_flops(model, work)
     flops = per_token * work.tokens + attention
     recomputed = 2 * used[0] if model.remat == "layer" else 0.0  # the forward pass once more
@@ -157,90 +124,9 @@ def make_plan(
     )
 
 
-def _compile(trainer: Trainer, rows_per_device: int, shape: StepShape) -> jax.stages.Compiled:
-    try:
-        return compile_step(trainer, rows_per_device, shape)
-    except jax.errors.JaxRuntimeError as error:
-        if match := _NO_MEMORY.search(str(error)):
-            peak, available = (float(match[i]) * _UNITS[match[i + 1].upper()] for i in (1, 3))
-            raise _DoesNotFit(peak, available) from error
-        raise InputError(f"the step cannot be compiled: {' '.join(str(error).split())[:400]}") from error
-
-
 def _trip_counts(model: RewardModel, shape: StepShape) -> list[int]:
     """Returns how often the loops of a step run, the outermost first: microbatches, then layers."""
     return [*([shape.microbatches] if shape.microbatches > 1 else []), model.decoder.num_layers]
-
-
-def _collectives(text: str, trip_counts: list[int]) -> Iterator[tuple[str, float]]:
-    """Yields the kind of each collective in a compiled program, and the bytes that a device receives by it in a step.
-
-    An all-reduce counts twice, since each byte is sent to be summed and sent back. The nesting of loops is read from
-    the name of the operation; a channel that occurs several times is one collective, split to overlap with products.
-    A loop that XLA makes of a gather or scatter and a product passes the shards around a ring, each to every device.
-    """
-    found: dict[tuple[str, str], float] = {}
-    inside_scatter, ring = False, ""
-    for line in text.splitlines():
-        if line.startswith("%all-reduce-scatter"):
-            inside_scatter = True
-        elif line.startswith("}"):
-            inside_scatter, ring = False, ""
-        elif found_ring := _RING.match(line):
-            ring = found_ring[1]
-        scatter, match = _SCATTER.match(line), _COLLECTIVE.match(line)
-        if scatter:
-            kind, result, channel = "reduce-scatter", scatter[1], scatter[2]
-        elif match and not inside_scatter:
-            kind, result = match[2], match[1]
-            channel = number[1] if (number := _CHANNEL.search(line)) else line
-        else:
-            continue
-        name = match_name[1] if (match_name := _OP_NAME.search(line)) else ""
-        times = 1
-        for trips in trip_counts[: name.count("while/body")]:
-            times *= trips
-        sizes = _sizes(result)
-        received = max(sizes) if match and match[3] else sum(sizes)  # asynchronous: operands are in the type too
-        if ring and kind == "collective-permute":
-            times, channel = times * (_ring_length(line) - 1), ring
-        size = times * received * (2 if kind == "all-reduce" else 1)
-        found[kind, channel] = max(size, found.get((kind, channel), 0.0))
-    for (kind, _), size in found.items():
-        yield kind, size
-
-
-def _ring_length(line: str) -> int:
-    """Returns the number of devices around which a collective-permute passes an array."""
-    pairs = dict(_PAIR.findall(line))
-    first = device = next(iter(pairs))
-    length = 1
-    while (device := pairs.get(device, first)) != first:
-        length += 1
-    return length
-
-
-def _sizes(result: str) -> list[float]:
-    """Returns the bytes of each array of a result's type, such as `bf16[4,8]{1,0}` or a tuple of them."""
-    sizes = []
-    for dtype, dimensions in _SHAPE.findall(result):
-        sizes.append(float(math.prod(map(int, filter(None, dimensions.split(",")))) * _DTYPES[dtype]))
-    return sizes
-
-
-def _matrix_parameters(model: RewardModel, trainable: str, used: bool = False) -> tuple[float, float]:
-    """Returns the number of elements of the layers' matrices, and of those of them that are trained.
-
-    Args:
-      used: count those that a token is multiplied with, thus only the experts chosen for it.
-    """
-    params = jax.eval_shape(model.init, jax.random.key(0))
-    trained, _ = split(params, trainable)
-    config = model.decoder
-    share = config.experts_per_token / config.num_experts if used and config.num_experts else 1.0
-    size = lambda path, leaf: leaf.size * (share if "/experts/" in path else 1.0)
-    count = lambda tree: sum(size(path, leaf) for path, leaf in pytree.flatten(tree).items() if "/layers/" in path)
-    return float(count(params)), float(count(trained))
 
 
 def _attention_flops(model: RewardModel, work: Work) -> float:

@@ -23,6 +23,7 @@ from rmjax.models.decoder import Params, RewardModel
 from rmjax.models.feature_model import FeatureModel
 from rmjax.models.sharding import sharded_shapes
 from rmjax.training.losses import Batch
+from rmjax.training.members import Members
 from rmjax.training.objectives import Objective, Sums
 
 State = dict[str, Any]  # step: int32 [], params (the trained ones), frozen (the others), opt_state
@@ -40,6 +41,7 @@ class Trainer:
     mesh: Mesh
     trainable: str = ""  # regex of the paths of the parameters that are trained; the others are constants
     skip_non_finite: bool = False  # leave out updates by losses or gradients that are not finite
+    members: Members | None = None  # of the head, with the weights of their data; None: one
 
     def init(self, params: Params) -> State:
         """Returns the state before the first step; see `rmjax.models.partition.store` for its dtypes."""
@@ -90,6 +92,12 @@ class Trainer:
 
         return jax.jit(evaluate, out_shardings=replicated(self.mesh))
 
+    def _sums(self, params: Params, rows: Batch) -> Sums:
+        if self.members is None:
+            return self.objective(self.model.rewards(params, rows), rows)
+        rewards = self.model.member_rewards(params, self.model.features(params, rows))
+        return self.members.sums(self.objective, rewards, rows)
+
     def _step(
         self, short_length: int, shardings: Params, state: State, batch: Batch, microbatches: jax.Array
     ) -> tuple[State, dict[str, Any]]:
@@ -99,7 +107,7 @@ class Trainer:
 
         def sums_and_gradients(rows: Batch) -> tuple[Sums, Params]:
             def loss_share(params: Params) -> tuple[jax.Array, Sums]:
-                sums = self.objective(self.model.rewards(pytree.merge(params, frozen), rows), rows)
+                sums = self._sums(pytree.merge(params, frozen), rows)
                 return self.objective.loss_share(sums, total_weights), sums
 
             gradients, sums = jax.grad(loss_share, has_aux=True)(params)

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from rmjax.data.schema import Edge
-from rmjax.evaluation.report import render
+from rmjax.evaluation import report
+from rmjax.evaluation.measures.preferences import calibration_figure, margin_figure
+from rmjax.evaluation.sections import Example, Section, Table
 from rmjax.metrics.calibration import calibration
 from rmjax.metrics.edges import edge_table
 
@@ -17,6 +19,12 @@ PAIR = (Edge(0, 1),)
 
 def make_table(*pairs):
     return edge_table([np.array(pair, np.float32) for pair in pairs], [PAIR] * len(pairs))
+
+
+def render(title, headline, table):
+    """Returns the page with the two figures of an edge table, or none."""
+    figures = () if table is None else (margin_figure(table), calibration_figure(table))
+    return report.render(title, [("base model", "m<")], headline, [Section("Preferences", figures=figures)])
 
 
 def figures(page):
@@ -37,6 +45,7 @@ def test_the_page_is_self_contained():
     page = render("a <model>", [("accuracy", "0.5")], make_table((1, 0), (0, 0)))
     assert page.count("<svg") == 2
     assert "a &lt;model&gt;" in page
+    assert "<tr><td>base model</td><td>m&lt;</td></tr>" in page
     assert '<tr><td>accuracy</td><td class="number">0.5</td></tr>' in page
     assert 'name="viewport"' in page
     assert "<?xml" not in page
@@ -80,6 +89,20 @@ def test_the_calibration_curve_has_a_dot_per_bin():
     widths = np.array([np.ptp(dot[:, 0]) for dot in dots])
     assert widths.argmax() == weight.argmax()
     np.testing.assert_allclose(np.diff(np.square(widths)), 500 * np.diff(weight) / weight.sum(), atol=0.1)
+
+
+def test_sections_have_text_tables_and_examples_that_unfold():
+    table = Table("Groups <1>", ("group", "accuracy"), (("a & b", 0.25), ("none", None), ("many", 1234)))
+    example = Example("margin -1", (("prompt", "<b>Is it?</b>"), ("chosen", "Yes.")))
+    page = report.render("t", [], [], [Section("A title", "One.\n\nTwo.", (table,), (), (example,))])
+    assert '<h2 id="a-title">A title</h2><p>One.</p><p>Two.</p>' in page
+    assert '<a href="#a-title">A title</a>' in page
+    heads = '<th title="sort">group</th><th class="number" title="sort">accuracy</th>'
+    assert f"<caption>Groups &lt;1&gt;</caption><tr>{heads}</tr>" in page
+    assert '<td>a &amp; b</td><td class="number">0.2500</td>' in page
+    assert '<td class="number"></td>' in page
+    assert '<td class="number">1,234</td>' in page
+    assert "<details><summary>margin -1</summary><h3>prompt</h3><pre>&lt;b&gt;Is it?&lt;/b&gt;</pre>" in page
 
 
 def test_rendering_is_deterministic():

@@ -13,9 +13,9 @@ import pytest
 
 from rmjax.core import config as configs
 from rmjax.core.chips import CHIPS, parse_topology
+from rmjax.core.compiled import collectives_of
 from rmjax.core.errors import InputError
 from rmjax.core.mesh import AXES, make_mesh
-from rmjax.training import plan as plans
 from rmjax.training.compilation import StepShape, compile_step, make_trainer
 from rmjax.training.planning import Lengths, alternatives, plan_config, sweep
 
@@ -99,7 +99,7 @@ ENTRY %main {{
   %c = {permute}, channel_id=3, {name}
 }}
 """
-    found = list(plans._collectives(text, [7]))
+    found = list(collectives_of(text, [7]))
     assert found == [("collective-permute", 7 * 2 * 24.0), ("collective-permute", 7 * 24.0)]
 
 
@@ -116,7 +116,7 @@ ENTRY %main {
   %e = (f32[6], f32[6], u32[], u32[]) collective-permute-start(%y), channel_id=3
 }
 """
-    found = dict(plans._collectives(text, [3, 5]))
+    found = dict(collectives_of(text, [3, 5]))
     assert found == {
         "all-gather": 3 * 5 * 32 * 2,
         "all-reduce": 2 * 3 * 5 * 4,

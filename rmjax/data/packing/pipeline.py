@@ -34,11 +34,15 @@ def materialize(dataset: Dataset, plan: BatchPlan, step: int, rows: np.ndarray) 
       `microbatches`: int32 [2], see `BatchPlan.microbatches`.
     """
     sizes, packed = plan.sizes, plan.rows(step)
-    spec = packed_spec(len(rows), plan.row_length, sizes.readouts, max(sizes.edges, 1), len(dataset.attributes))
+    edges, attributes = max(sizes.edges, 1), len(dataset.attributes)
+    spec = packed_spec(len(rows), plan.row_length, sizes.readouts, edges, attributes, comparisons=True)
     microbatches = []
     for first in range(0, sizes.microbatches * plan.microbatch_rows, plan.microbatch_rows):
         chosen = [packed[first + row] if first + row < len(packed) else [] for row in rows]
         microbatches.append(fill_rows([[dataset.tree(i) for i in row] for row in chosen], spec))
+        for b, row in enumerate(chosen):
+            indices = np.array([0, *row], np.int32)  # group 0: unused
+            microbatches[-1]["readout_comparison"][b] = indices[microbatches[-1]["readout_group"][b]]
     batch = {name: np.stack([microbatch[name] for microbatch in microbatches]) for name in spec}
     return {"batch": dataset.model_inputs(batch), "microbatches": plan.microbatches(step)}
 

@@ -47,17 +47,36 @@ class AsyncClient:
         truncate: bool = False,
     ) -> np.ndarray:
         """Returns the rewards of n conversations; see `Client.rewards`."""
+        return (await self._score(conversations, prompts, truncate, std=False))[0]
+
+    async def rewards_and_std(
+        self,
+        conversations: Conversations,
+        prompts: Conversations | Conversation | None = None,
+        *,
+        truncate: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the rewards of n conversations and their standard deviations; see `Client.rewards_and_std`."""
+        rewards, std = await self._score(conversations, prompts, truncate, std=True)
+        return rewards, std
+
+    async def _score(
+        self, conversations: Conversations, prompts: Conversations | Conversation | None, truncate: bool, *, std: bool
+    ) -> list[np.ndarray]:
+        """Returns the rewards, and with `std` the standard deviations, [n] or [n, A] each."""
         samples = join(conversations, prompts)
         parameters = {"truncate": truncate, "add_eos": prompts is not None}
         starts = range(0, len(samples), self._batch)
-        tasks = [asyncio.ensure_future(self._infer(samples, start, parameters)) for start in starts]
+        tasks = [asyncio.ensure_future(self._infer(samples, start, parameters, std)) for start in starts]
         try:
             found = await asyncio.gather(*tasks)
         finally:  # after a failure, the other requests are of no use
             for task in tasks:
                 task.cancel()
-        rewards = np.concatenate(found) if found else np.zeros((0, 1), np.float32)
-        return rewards[:, 0] if rewards.shape[1] == 1 else rewards
+        if not found:
+            return [np.zeros(0, np.float32)] * (1 + std)
+        values = [np.concatenate([answer[i] for answer in found]) for i in range(1 + std)]
+        return [each[:, 0] if each.shape[1] == 1 else each for each in values]
 
     async def reward_function(self, prompts: Conversations, completions: Conversations, **_: object) -> list[float]:
         """Returns the rewards of completions, strings or lists of messages, in the signature of TRL's trainers."""
@@ -84,21 +103,23 @@ class AsyncClient:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _infer(self, samples: list[Conversation], start: int, parameters: dict[str, bool]) -> np.ndarray:
+    async def _infer(
+        self, samples: list[Conversation], start: int, parameters: dict[str, bool], std: bool
+    ) -> list[np.ndarray]:
         batch = samples[start : start + self._batch]
         data = [entry if isinstance(entry, str) else json.dumps(entry) for entry in batch]
         name = "sentences" if isinstance(batch[0], str) else "messages"
         rows = "" if len(samples) == len(batch) else f" for conversations {start} to {start + len(batch) - 1}"
         async with self._slots:
             answer: Answer = await self._retries.run(
-                lambda left: self._transport.infer(name, data, parameters, left, rows)
+                lambda left: self._transport.infer(name, data, parameters, std, left, rows)
             )
         if answer.left_out:
             warnings.warn(f"the model's chat template leaves out content: {answer.left_out}", stacklevel=2)
         if answer.exceeded.any():
             count = f"{answer.exceeded.sum()} of {len(data)} conversations"
             warnings.warn(f"{count} were longer than the model's maximum, and were cut", stacklevel=2)
-        return answer.rewards
+        return [answer.rewards] if answer.reward_std is None else [answer.rewards, answer.reward_std]
 
 
 def _transport(url: str, model: str, token: str, concurrency: int, options: dict[str, Any]) -> Transport:
@@ -168,6 +189,20 @@ class Client:
           ServerError: the server cannot be reached, or a request was refused or not answered in time.
         """
         return self._run(self._client.rewards(conversations, prompts, truncate=truncate))
+
+    def rewards_and_std(
+        self,
+        conversations: Conversations,
+        prompts: Conversations | Conversation | None = None,
+        *,
+        truncate: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the rewards of n conversations and their standard deviations, of the same shape; see `rewards`.
+
+        Raises:
+          ServerError: as `rewards`, or the model has no standard deviations (one head, no Laplace approximation).
+        """
+        return self._run(self._client.rewards_and_std(conversations, prompts, truncate=truncate))
 
     def reward_function(self, prompts: Conversations, completions: Conversations, **_: object) -> list[float]:
         """Returns the rewards of completions, strings or lists of messages, in the signature of TRL's trainers."""

@@ -66,23 +66,25 @@ class GrpcTransport:
         return self._channel
 
     async def infer(
-        self, name: str, data: list[str], parameters: dict[str, bool], left: float, rows: str = ""
+        self, name: str, data: list[str], parameters: dict[str, bool], std: bool, left: float, rows: str = ""
     ) -> Answer:
-        """Returns the rewards of the strings in the input tensor `name`; `rows` names them in errors."""
+        """Returns the rewards of the strings in the input tensor `name`; see `Transport`."""
         request = service_pb2.ModelInferRequest(model_name=self._model)
         request.inputs.add(name=name, datatype="BYTES", shape=[len(data), 1])
         texts = [text.encode() for text in data]
         request.raw_input_contents.append(b"".join(struct.pack("<I", len(text)) + text for text in texts))
-        for output in ("rewards", "exceeded"):
+        for output in ("rewards", "exceeded", *(["reward_std"] if std else [])):
             request.outputs.add(name=output)
         for key, value in parameters.items():
             request.parameters[key].bool_param = value
         found = await self._call("ModelInfer", request, service_pb2.ModelInferResponse, left, rows)
-        rewards, exceeded = found.raw_output_contents
+        rewards, exceeded, *deviations = found.raw_output_contents
+        read = lambda raw: np.frombuffer(raw, "<f4").reshape(found.outputs[0].shape)
         return Answer(
-            np.frombuffer(rewards, "<f4").reshape(found.outputs[0].shape),
+            read(rewards),
             np.frombuffer(exceeded, "<i4").astype(bool),
             found.parameters["left_out"].string_param if "left_out" in found.parameters else "",
+            read(deviations[0]) if std else None,
         )
 
     async def model_card(self, left: float) -> dict[str, Any]:

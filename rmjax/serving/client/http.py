@@ -35,20 +35,23 @@ class HttpTransport:
         self._http = httpx2.AsyncClient(headers=headers, **settings)
 
     async def infer(
-        self, name: str, data: list[str], parameters: dict[str, bool], left: float, rows: str = ""
+        self, name: str, data: list[str], parameters: dict[str, bool], std: bool, left: float, rows: str = ""
     ) -> Answer:
-        """Returns the rewards of the strings in the input tensor `name`; `rows` names them in errors."""
+        """Returns the rewards of the strings in the input tensor `name`; see `Transport`."""
         tensor = {"name": name, "datatype": "BYTES", "shape": [len(data), 1], "data": data}
-        outputs = [{"name": "rewards", "parameters": {"binary_data": True}}, {"name": "exceeded"}]
+        binary = {"binary_data": True}
+        outputs = [{"name": "rewards", "parameters": binary}, {"name": "exceeded"}]
+        outputs += [{"name": "reward_std", "parameters": binary}] if std else []
         body = json.dumps({"inputs": [tensor], "outputs": outputs, "parameters": parameters}).encode()
         response = await self._request("POST", self._path + "/infer", left, body, rows)
         if _LENGTH_HEADER not in response.headers:
             raise ServerError(self._foreign(response))
         length = int(response.headers[_LENGTH_HEADER])
         header = json.loads(response.content[:length])
-        rewards, exceeded = header["outputs"]
-        values = np.frombuffer(response.content[length:], "<f4").reshape(rewards["shape"])
-        return Answer(values, np.array(exceeded["data"], bool), header.get("parameters", {}).get("left_out", ""))
+        shape, exceeded = header["outputs"][0]["shape"], np.array(header["outputs"][1]["data"], bool)
+        values = np.frombuffer(response.content[length:], "<f4").reshape(1 + std, *shape)
+        left_out = header.get("parameters", {}).get("left_out", "")
+        return Answer(values[0], exceeded, left_out, values[1] if std else None)
 
     async def model_card(self, left: float) -> dict[str, Any]:
         """Returns the model's metadata."""

@@ -18,11 +18,13 @@ class Answer(NamedTuple):
       rewards: float32 [n, A].
       exceeded: bool [n], whether a conversation was longer than the model's maximum, and was cut.
       left_out: what the chat template left out; empty: nothing.
+      reward_std: standard deviations of the rewards, float32 [n, A], if asked for.
     """
 
     rewards: np.ndarray
     exceeded: np.ndarray
     left_out: str
+    reward_std: np.ndarray | None = None
 
 
 class Transport(Protocol):
@@ -32,9 +34,12 @@ class Transport(Protocol):
     """
 
     async def infer(
-        self, name: str, data: list[str], parameters: dict[str, bool], left: float, rows: str = ""
+        self, name: str, data: list[str], parameters: dict[str, bool], std: bool, left: float, rows: str = ""
     ) -> Answer:
-        """Returns the rewards of the strings in the input tensor `name`; `rows` names them in errors."""
+        """Returns the rewards of the strings in the input tensor `name`, with `std` their standard deviations too.
+
+        `rows` names the strings in errors.
+        """
 
     async def model_card(self, left: float) -> dict[str, Any]:
         """Returns the model's metadata."""

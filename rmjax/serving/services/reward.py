@@ -24,11 +24,13 @@ class ScoreResult:
       rewards: float32 [B, A].
       lengths: number of scored tokens of each sequence.
       exceeded: bool [B], whether the sequence exceeded the limit and was truncated.
+      reward_std: standard deviations of the rewards, float32 [B, A]; None if the model has none.
     """
 
     rewards: np.ndarray
     lengths: list[int]
     exceeded: np.ndarray
+    reward_std: np.ndarray | None = None
 
 
 class RewardService:
@@ -38,6 +40,7 @@ class RewardService:
       tokenizer, vocab_size, truncate: see `InputReader`.
       attributes: names of the A rewards.
       prompt_format: how prompt and response strings form a conversation: `joined` as one string, or as `chat` messages.
+      uncertain: the engine returns [B, 2 A], the rewards and their standard deviations.
       metadata: of the model, added to the served metadata.
     """
 
@@ -54,12 +57,14 @@ class RewardService:
         attributes: Sequence[str],
         prompt_format: str = "joined",
         truncate: bool = False,
+        uncertain: bool = False,
         metadata: Mapping[str, Any] | None = None,
     ):
         self.engine, self.attributes, self.prompt_format = engine, tuple(attributes), prompt_format
         self.reader = InputReader(tokenizer, vocab_size, engine.max_length, truncate, engine.metrics)
         self.metrics, self.max_batch_size = engine.metrics, engine.queue_size
-        self.outputs = {"rewards": Tensor("FP32", (-1, len(self.attributes))), "exceeded": EXCEEDED}
+        values = Tensor("FP32", (-1, len(self.attributes)))
+        self.outputs = {"rewards": values, "exceeded": EXCEEDED} | ({"reward_std": values} if uncertain else {})
         self.metadata = {"attributes": list(attributes), "max_length": engine.max_length, **(metadata or {})}
 
     @property
@@ -70,13 +75,16 @@ class RewardService:
     async def infer(self, tensors: Arrays, call: Call) -> Arrays:
         """Returns `rewards` float32 [B, A], and `exceeded` int32 [B, 1], 1 if the sequence was truncated.
 
+        Of a model with an uncertain head, `reward_std` float32 [B, A] too.
+
         Raises:
           RequestError: a tensor is missing or invalid; names it.
           ServingError: see `Engine.submit`.
         """
         source, conversations, call = self.reader.parse(tensors, call)
         scored = await self.score(conversations, source, call)
-        return {"rewards": scored.rewards, "exceeded": scored.exceeded[:, None].astype(np.int32)}
+        found = {"rewards": scored.rewards, "exceeded": scored.exceeded[:, None].astype(np.int32)}
+        return found if scored.reward_std is None else found | {"reward_std": scored.reward_std}
 
     async def score(self, conversations: Sequence[Conversation], source: InputName, call: Call) -> ScoreResult:
         """Scores strings, lists of messages, or tokens int [length].
@@ -92,7 +100,11 @@ class RewardService:
         self.engine.admit(source, len(conversations), ahead=self.reader.queued, client=call.client)
         sequences, exceeded = await self.reader.tokenize(conversations, source, call)
         rewards = await self.engine.submit(sequences, source, client=call.client, deadline=call.deadline)
-        return ScoreResult(rewards, [len(sequence) for sequence in sequences], exceeded)
+        lengths, count = [len(sequence) for sequence in sequences], len(self.attributes)
+        if "reward_std" not in self.outputs:
+            return ScoreResult(rewards, lengths, exceeded)
+        values, std = np.ascontiguousarray(rewards[:, :count]), np.ascontiguousarray(rewards[:, count:])
+        return ScoreResult(values, lengths, exceeded, std)
 
     async def start(self) -> None:
         """Warms up; requests are accepted from then on."""

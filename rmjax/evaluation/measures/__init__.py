@@ -1,0 +1,1 @@
+"""What an evaluation reports of the scores, a module per kind of label: metrics by name, and sections of the report."""
