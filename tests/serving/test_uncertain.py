@@ -41,7 +41,5 @@ def test_rewards_and_std(models):
                 assert [values.shape for values in client.rewards_and_std([])] == [(0,), (0,)]
             with Client(url, "one") as client:
                 assert client.rewards(texts).shape == (3,)
-                with pytest.raises(
-                    ServerError, match=r"unknown output tensor 'reward_std'; the model's outputs"
-                ):
+                with pytest.raises(ServerError, match=r"unknown output tensor 'reward_std'; the model's outputs"):
                     client.rewards_and_std(texts)
