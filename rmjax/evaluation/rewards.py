@@ -30,3 +30,9 @@ def make_rewards(values: np.ndarray, attributes: int, uncertain: bool) -> Reward
 def std_of(rewards: np.ndarray) -> np.ndarray | None:
     """Returns the standard deviations float32 [R, A] of rewards that a scorer returned; None if they are not known."""
     return getattr(rewards, "reward_std", None)
+
+
+def with_std(rewards: np.ndarray) -> np.ndarray:
+    """Returns rewards [R, A] as an array, followed by their standard deviations, [R, 2 A], if these are known."""
+    std = std_of(rewards)
+    return np.asarray(rewards) if std is None else np.hstack([rewards, std])

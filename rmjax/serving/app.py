@@ -6,15 +6,12 @@ import importlib.util
 import signal
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-import numpy as np
-
 from rmjax.core.errors import InputError
-from rmjax.data.schema import Tree
 from rmjax.evaluation.pipeline import RewardPipeline
-from rmjax.evaluation.rewards import std_of
+from rmjax.evaluation.rewards import with_std
 from rmjax.serving.client import Client
 from rmjax.serving.engine.offload import DeviceMemory
 from rmjax.serving.engine.queue import Engine
@@ -104,12 +101,7 @@ def make_reward_service(
       truncate: truncate sequences that are too long, instead of rejecting them.
     """
     scorer, readout = pipeline.scorer, pipeline.tokenizer.readout_place
-    uncertain = scorer.model.head.uncertain
-
-    def score(trees: Sequence[Tree]) -> list[np.ndarray]:
-        rewards = scorer.score([readout.place(tree) for tree in trees])
-        return [np.hstack([found, np.asarray(std_of(found))]) for found in rewards] if uncertain else rewards
-
+    score = lambda trees: [with_std(rewards) for rewards in scorer.score([readout.place(tree) for tree in trees])]
     on_device = memory.resident(memory.register(scorer, "params", metrics))
     engine = Engine(
         on_device(score),
@@ -127,7 +119,7 @@ def make_reward_service(
         attributes=pipeline.attributes,
         prompt_format=pipeline.options.strings,
         truncate=truncate,
-        uncertain=uncertain,
+        uncertain=scorer.model.head.uncertain,
         metadata={**pipeline.metadata, "deterministic": scorer.deterministic},
     )
 
