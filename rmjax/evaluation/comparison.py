@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 
 from rmjax.core.errors import InputError
+from rmjax.core.sections import Example, Section, Table, metric_table
 from rmjax.evaluation.measures.texts import edge_example
 from rmjax.evaluation.scores import Scores
-from rmjax.evaluation.sections import Example, Section, Table, metric_table
 from rmjax.metrics.comparison import compare_edges
 from rmjax.metrics.edges import EdgeTable, edge_table
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from rmjax.core import report
 from rmjax.core.errors import InputError
 from rmjax.core.files import write_together
 from rmjax.core.progress import progress_bar
+from rmjax.core.sections import INTERVAL_COLUMNS, Measured, Section, Table, interval_cells
 from rmjax.core.text import count_of
 from rmjax.data.records.formats import Item
 from rmjax.data.records.options import DATA_DEFAULTS, ReadOptions
@@ -18,7 +20,6 @@ from rmjax.data.records.read import read_items
 from rmjax.data.records.sources import Source
 from rmjax.data.schema import Comparison
 from rmjax.data.tokens.templates import TemplateReport
-from rmjax.evaluation import report
 from rmjax.evaluation.comparison import ModelComparison, compare_scores
 from rmjax.evaluation.measures.labels import label_values, measure_attributes, measure_steps
 from rmjax.evaluation.measures.mistakes import suspicious_labels, worst_mistakes
@@ -28,7 +29,6 @@ from rmjax.evaluation.measures.uncertainty import measure_uncertainty
 from rmjax.evaluation.pipeline import RewardPipeline, prediction_line, score_chunks, template_lines
 from rmjax.evaluation.robustness import CHANGES, check_changes, measure_robustness
 from rmjax.evaluation.scores import FEW_PROMPTS, Scores, clusters, prompt_ids, prompt_text
-from rmjax.evaluation.sections import INTERVAL_COLUMNS, Measured, Section, Table, interval_cells
 from rmjax.metrics.pairs import pair_metrics
 from rmjax.metrics.subsets import subset_metrics, subsets
 from rmjax.models import card

@@ -8,11 +8,11 @@ import numpy as np
 
 from rmjax.core.errors import InputError
 from rmjax.core.progress import progress_bar
+from rmjax.core.sections import Example, Measured, Section, metric_table
 from rmjax.data.schema import Comparison, Conversation
 from rmjax.evaluation.measures.texts import response_texts, shorten
 from rmjax.evaluation.pipeline import RewardPipeline, score_chunks
 from rmjax.evaluation.scores import Scores
-from rmjax.evaluation.sections import Example, Measured, Section, metric_table
 from rmjax.metrics.bootstrap import Bootstrap, with_interval
 from rmjax.metrics.edges import edge_table
 

@@ -31,7 +31,7 @@ from rmjax.models.decoder import RewardModel
 from rmjax.models.lora import LoraConfig
 from rmjax.models.sharding import check_heads
 from rmjax.models.workdir import Workdir
-from rmjax.training import datasets, features, loop, memory, profiling, summary
+from rmjax.training import datasets, features, loop, memory, profiling, report, summary
 from rmjax.training.checkpoints import Checkpoints
 from rmjax.training.checks import check_config, check_workdir
 from rmjax.training.logging import OpenWriter, ProgressBar
@@ -86,10 +86,16 @@ def _train(
     workdir: Workdir,
     writers: Sequence[OpenWriter],
     sources: Mapping[str, Sequence[str | Source]],
-    log: datasets.Log,
+    print_line: datasets.Log,
     progress: bool,
 ) -> loop.TrainingResult:
     """Trains in a workdir that is locked; see `train`. May change `config`."""
+    said: list[str] = []
+
+    def log(line: str) -> None:
+        said.append(line)
+        print_line(line)
+
     mesh = make_mesh([config.mesh[axis] for axis in AXES])
     tokenizer = datasets.load_tokenizer(config, workdir)
     if tokenizer.writes_date:
@@ -142,6 +148,8 @@ def _train(
             log(line)
         bar = ProgressBar(plan.num_steps, step, log, disable=not progress or step == plan.num_steps)
         result = loop.run(config, trainer, state, iterator, *splits, checkpoints, workdir, writers, bar, stop)
+    if jax.process_index() == 0 and not result.stopped:
+        report.write(workdir, config, result.step, said)
     for line in summary.end_lines(config, result, sources["validation"], workdir, plan.num_steps):
         log(line)
     return result

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,12 +26,17 @@ def add_points(series: Series, step: int, split: str, metrics: dict[str, float])
 
 
 def draw(series: Series) -> str:
-    """Returns an SVG file with a plot per metric that has points.
+    """Returns an SVG file with `learning_plots` side by side."""
+    return draw_svg(learning_plots(series), "learning_curve")
+
+
+def learning_plots(series: Series) -> "list[Callable[[Axes], None]]":
+    """Returns a plot per metric that has points.
 
     Train metrics are smoothed by a moving mean over a fiftieth of their points; validation metrics are drawn unchanged,
     with a dot per validation, and the latest `accuracy_ceiling` as a dashed line.
     """
-    plots = []
+    plots: list[Callable[[Axes], None]] = []
     for name in _LABELS:
         train, validation = (
             np.array(series.get((split, name), []), np.float64).reshape(-1, 2) for split in ("train", "validation")
@@ -40,7 +46,7 @@ def draw(series: Series) -> str:
         ceiling = series.get(("validation", f"{name}_ceiling"), [])
         if len(train) or len(validation):
             plots.append(functools.partial(_plot, name, _subsample(train), _subsample(validation), ceiling))
-    return draw_svg(plots, "learning_curve")
+    return plots
 
 
 def _plot(name: str, train: np.ndarray, validation: np.ndarray, ceiling: list[tuple[int, float]], axes: "Axes") -> None:

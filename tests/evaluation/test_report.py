@@ -7,10 +7,10 @@ import xml.etree.ElementTree
 import numpy as np
 import pytest
 
+from rmjax.core import report
+from rmjax.core.sections import Example, Section, Table
 from rmjax.data.schema import Edge
-from rmjax.evaluation import report
 from rmjax.evaluation.measures.preferences import calibration_figure, margin_figure
-from rmjax.evaluation.sections import Example, Section, Table
 from rmjax.metrics.calibration import calibration
 from rmjax.metrics.edges import edge_table
 

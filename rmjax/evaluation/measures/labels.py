@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rmjax.core.sections import Figure, Measured, Section, Table, interval_cells, metric_table
 from rmjax.evaluation.scores import Scores
-from rmjax.evaluation.sections import Figure, Measured, Section, Table, interval_cells, metric_table
 from rmjax.metrics.labels import attribute_intervals, label_metrics, process_metrics
 
 if TYPE_CHECKING:

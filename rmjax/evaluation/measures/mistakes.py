@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import scipy.special
 
+from rmjax.core.sections import Section
 from rmjax.evaluation.measures.texts import edge_example
 from rmjax.evaluation.pipeline import json_record
 from rmjax.evaluation.scores import Scores
-from rmjax.evaluation.sections import Section
 from rmjax.metrics.edges import edge_table
 
 _EXAMPLES = 20

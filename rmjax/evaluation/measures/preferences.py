@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rmjax.core.sections import INTERVAL_COLUMNS, Figure, Measured, Section, Table, metric_table
 from rmjax.evaluation.measures.groups import group_by_value
 from rmjax.evaluation.scores import Scores, count_turns
-from rmjax.evaluation.sections import INTERVAL_COLUMNS, Figure, Measured, Section, Table, metric_table
 from rmjax.metrics.bootstrap import Bootstrap, with_interval
 from rmjax.metrics.calibration import Temperature, calibration, temperature
 from rmjax.metrics.edges import EdgeTable, edge_table

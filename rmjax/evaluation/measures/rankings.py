@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rmjax.core.sections import Figure, Measured, Section, Table, metric_table
 from rmjax.evaluation.scores import Scores
-from rmjax.evaluation.sections import Figure, Measured, Section, Table, metric_table
 from rmjax.metrics.best_of_n import best_of_n, curve_sizes, top_one
 from rmjax.metrics.bootstrap import Bootstrap, with_interval
 from rmjax.metrics.correlation import kendall_within, spearman_within

@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from rmjax.core.sections import Example
 from rmjax.data.curation.duplicates import split_prompt
 from rmjax.data.schema import Comparison
 from rmjax.evaluation.scores import Scores
-from rmjax.evaluation.sections import Example
 
 _CHARACTERS = 2000  # of a text in the report
 

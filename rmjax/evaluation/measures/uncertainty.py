@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from rmjax.core.sections import Measured, Section, metric_table
 from rmjax.evaluation.rewards import std_of
 from rmjax.evaluation.scores import Scores
-from rmjax.evaluation.sections import Measured, Section, metric_table
 from rmjax.metrics.bootstrap import Bootstrap
 from rmjax.metrics.edges import edge_table
 from rmjax.metrics.uncertainty import uncertainty_metrics

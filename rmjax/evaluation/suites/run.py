@@ -9,6 +9,7 @@ import numpy as np
 
 from rmjax.core.errors import InputError
 from rmjax.core.progress import progress_bar
+from rmjax.core.sections import Section, Table, interval_cells, metric_table
 from rmjax.core.text import count_of
 from rmjax.data.records.fields import BadField
 from rmjax.data.records.formats import FORMATS
@@ -20,7 +21,6 @@ from rmjax.data.tokens.templates import TemplateReport
 from rmjax.evaluation.evaluate import Evaluation
 from rmjax.evaluation.pipeline import RewardPipeline, prediction_line, score_chunks, template_lines
 from rmjax.evaluation.scores import Scores, prompt_ids, prompt_text
-from rmjax.evaluation.sections import Section, Table, interval_cells, metric_table
 from rmjax.evaluation.suites.suite import Suite, Task
 from rmjax.metrics.bootstrap import Bootstrap, percentiles, with_interval
 from rmjax.models import card

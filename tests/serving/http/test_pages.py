@@ -7,8 +7,10 @@ import shutil
 import numpy as np
 import pytest
 
+from rmjax.core.report import render
+from rmjax.core.sections import Section, Table
 from rmjax.data.schema import Edge
-from rmjax.evaluation.report import render
+from rmjax.evaluation.measures.preferences import calibration_figure, margin_figure
 from rmjax.metrics.edges import edge_table
 from rmjax.serving import Client
 from tests.serving.conftest import start_with_critic
@@ -131,10 +133,18 @@ def test_the_report_fits_the_screen(tmp_path, width):
         pytest.skip("no Chromium is installed")
     edges = edge_table([np.array([2.0, 0.0]), np.array([0.5, 1.0])], [[Edge(0, 1)], [Edge(0, 1)]])
     title = "/a/long/path/of/a/model/that/does/not/end on /a/long/path/of/data/that/does/not/end/either.jsonl"
-    (tmp_path / "report.html").write_text(render(title, [("accuracy", "0.5000")], edges), encoding="utf-8")
+    groups = Table("Accuracy by group", ("group", "pairs", "accuracy"), (("short", 10, 0.25), ("long", 2, 0.75)))
+    figures = (margin_figure(edges), calibration_figure(edges))
+    text = render(title, [("base model", "m")], [("accuracy", "0.5000")], [Section("All", "", (groups,), figures)])
+    (tmp_path / "report.html").write_text(text, encoding="utf-8")
     with playwright.sync_playwright() as started:
         page = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]).new_page()
         page.set_viewport_size({"width": width, "height": 800})
         page.goto(f"file://{tmp_path}/report.html")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.locator("svg").count() == 2
+        cells = lambda: page.locator("section td:first-child").all_inner_texts()
+        page.locator("th", has_text="accuracy").click()
+        assert cells() == ["long", "short"]
+        page.locator("th", has_text="accuracy").click()
+        assert cells() == ["short", "long"]

@@ -1,12 +1,12 @@
-"""report.html: the headline table and the sections of an evaluation, in one file without external resources."""
+"""report.html: facts, headline and sections of an evaluation or a run, in one file without external resources."""
 
 import html
 import re
 from collections.abc import Sequence
 
 from rmjax.core.plotting import draw_svg
+from rmjax.core.sections import Cell, Example, Figure, Section, Table
 from rmjax.core.web import page
-from rmjax.evaluation.sections import Cell, Example, Figure, Section, Table
 
 # Sorts a table by the column whose head is clicked: numbers by size, descending first.
 _SCRIPT = """
@@ -27,11 +27,17 @@ def render(
     headline: Sequence[tuple[str, str]],
     sections: Sequence[Section],
     notes: Sequence[str] = (),
+    kind: str = "Evaluation",
 ) -> str:
-    """Returns the HTML page, with the model's `facts` and the `headline` as (name, value) rows."""
-    head = f'<header><h1>Reward model evaluation</h1><span class="muted">{html.escape(title)}</span></header>'
+    """Returns the HTML page, with the model's `facts` and the `headline` as (name, value) rows.
+
+    Args:
+      title: names what the report is about.
+      kind: of the report.
+    """
+    head = f'<header><h1>{kind}</h1><span class="muted">{html.escape(title)}</span></header>'
     body = head + _rows("Model", facts) + render_body(headline, sections, notes)
-    return page(f"Evaluation: {title}", f"{body}<script>{_SCRIPT}</script>")
+    return page(f"{kind}: {title}", f"{body}<script>{_SCRIPT}</script>")
 
 
 def render_body(headline: Sequence[tuple[str, str]], sections: Sequence[Section], notes: Sequence[str] = ()) -> str:
