@@ -1,4 +1,4 @@
-"""The report of a training run, report.html of the workdir: its best checkpoint, learning curves, throughput."""
+"""The report of a run, training_report.html of the workdir: its best checkpoint, learning curves, throughput."""
 
 import statistics
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ def write(workdir: Workdir, config: Config, step: int, lines: Sequence[str]) -> 
         Section("Data", "\n\n".join(lines)),
     ]
     page = report.render(str(workdir), card.facts(metadata), headline, sections, kind="Training")
-    write_atomic(workdir.path / "report.html", page)
+    write_atomic(workdir.path / "training_report.html", page)
 
 
 def describe_overfitting(training: Sequence[dict[str, Any]], validation: Sequence[dict[str, Any]]) -> str:

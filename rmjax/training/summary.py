@@ -72,7 +72,7 @@ def end_lines(
     data = _data_flags(config, validation)
     return [
         line,
-        f"written:  {workdir}/ (report.html, config.json, metrics.jsonl, tensorboard/, checkpoints/)",
+        f"written:  {workdir}/ (training_report.html, config.json, metrics.jsonl, tensorboard/, checkpoints/)",
         f"evaluate: {command('evaluate', f'--model={workdir}', *data, f'--output={workdir}/evaluation')}",
         f"export:   {command('export', f'--workdir={workdir}', f'--output={workdir}/artifact')}",
         f"serve:    {command('serve', f'--model={workdir}/artifact', '--grpc_port=8001')}",

@@ -158,6 +158,6 @@ def test_options_that_depend_on_the_data_pass_the_check_without_data():
 def test_every_option_of_the_configuration_is_used():
     """Options are used by terms, by penalties, or for all objectives alike."""
     used = {option for term in TERMS.values() for option in term.arguments + term.options}
-    everywhere = {"name", "weights", "reward_l2", "reward_attribute", "attributes"}
+    everywhere = {"name", "weights", "reward_l2", "reward_attribute", "attributes", "member_weights"}
     assert used - {"merge", "scale"} | everywhere == set(configs.default().objective.keys())
     assert {field.name for field in dataclasses.fields(HeadConfig)} >= {"merge", "scale"}

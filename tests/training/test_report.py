@@ -28,7 +28,7 @@ def test_overfitting_is_named(training, validation, words):
 def test_a_run_has_a_report(tiny, tmp_path):
     tiny.train.steps, tiny.evaluation.every = 4, 2
     train(tiny, tmp_path / "run", log=lambda line: None, progress=False)
-    page = (tmp_path / "run" / "report.html").read_text()
+    page = (tmp_path / "run" / "training_report.html").read_text()
     assert "<h1>Training</h1>" in page
     for text in ("random initialization", "Learning curves", "overfit", "tokens per second", "accuracy_ceiling"):
         assert text in page, text
