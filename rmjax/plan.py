@@ -120,14 +120,10 @@ def _plan_serving(config: Config) -> None:
 
 def describe_scoring(plan: ScoringPlan) -> str:
     """Returns the lines that show a plan of scoring."""
-    verdict = {True: "fits", False: "DOES NOT FIT", None: "the memory of these devices is not known"}[plan.fits]
-    available = f" of {_size(plan.hbm_bytes)}" if plan.hbm_bytes else ""
-    parts = ", ".join(f"{name} {_size(size)}" for name, size in plan.memory.items())
-    received = ", ".join(f"{kind} {_size(size)}" for kind, size in plan.collectives.items()) or "none"
     lines = [
         f"{plan.flags}",
-        f"  memory: {_size(plan.peak_bytes)}{available} per device, {verdict}: {parts}",
-        f"  batch of {plan.rows} rows: {plan.flops:.3g} FLOP; collectives per device: {received}",
+        f"  {_memory_line(plan)}",
+        f"  batch of {plan.rows} rows: {plan.flops:.3g} FLOP; collectives per device: {_received(plan)}",
     ]
     if plan.batch_seconds:
         bounds = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in plan.seconds.items())
@@ -164,15 +160,11 @@ def rank(plans: Sequence[tuple[str, Plan]]) -> str:
 def describe(plan: Plan, config: Config) -> str:
     """Returns the lines that show a plan."""
     mesh = " x ".join(f"{axis} {config.mesh[axis]}" for axis in config.mesh if config.mesh[axis] != 1) or "one device"
-    verdict = {True: "fits", False: "DOES NOT FIT", None: "the memory of these devices is not known"}[plan.fits]
-    available = f" of {_size(plan.hbm_bytes)}" if plan.hbm_bytes else ""
-    parts = ", ".join(f"{name} {_size(size)}" for name, size in plan.memory.items())
-    received = ", ".join(f"{kind} {_size(size)}" for kind, size in plan.collectives.items()) or "none"
     lines = [
         f"{plan.topology}, {plan.devices} devices, mesh: {mesh}",
-        f"memory: {_size(plan.peak_bytes)}{available} per device, {verdict}: {parts}",
+        _memory_line(plan),
         f"step: {plan.flops:.3g} FLOP, {plan.bytes:.3g} bytes of memory traffic per device",
-        f"collectives per device and step: {received}"
+        f"collectives per device and step: {_received(plan)}"
         + ("; they cross the network between nodes" if plan.slow_collectives else ""),
     ]
     if plan.step_seconds:
@@ -183,6 +175,17 @@ def describe(plan: Plan, config: Config) -> str:
             f"comparisons/s; the run: {plan.device_hours:,.1f} chip hours",
         ]
     return "\n".join(lines)
+
+
+def _memory_line(plan: Plan | ScoringPlan) -> str:
+    verdict = {True: "fits", False: "DOES NOT FIT", None: "the memory of these devices is not known"}[plan.fits]
+    available = f" of {_size(plan.hbm_bytes)}" if plan.hbm_bytes else ""
+    parts = ", ".join(f"{name} {_size(size)}" for name, size in plan.memory.items())
+    return f"memory: {_size(plan.peak_bytes)}{available} per device, {verdict}: {parts}"
+
+
+def _received(plan: Plan | ScoringPlan) -> str:
+    return ", ".join(f"{kind} {_size(size)}" for kind, size in plan.collectives.items()) or "none"
 
 
 def _size(size: float) -> str:

@@ -63,7 +63,15 @@ def _infer_path(model: RewardService) -> str:
 
 def probabilities(rewards: np.ndarray) -> np.ndarray:
     """Returns probabilities [B, A] as transformers' classifiers: sigmoid of one logit, softmax of several."""
-    if rewards.shape[1] == 1:
-        return 0.5 * (1 + np.tanh(0.5 * rewards))
+    return sigmoid(rewards) if rewards.shape[1] == 1 else softmax(rewards)
+
+
+def sigmoid(rewards: np.ndarray) -> np.ndarray:
+    """Returns the logistic function of rewards."""
+    return 0.5 * (1 + np.tanh(0.5 * rewards))
+
+
+def softmax(rewards: np.ndarray) -> np.ndarray:
+    """Returns the softmax of rewards [B, A] over the attributes."""
     powers = np.exp(rewards - rewards.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)

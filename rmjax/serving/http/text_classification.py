@@ -6,7 +6,7 @@ import numpy as np
 
 from rmjax.serving.errors import RequestError, field_name
 from rmjax.serving.http import schemas
-from rmjax.serving.http.fields import join, probabilities
+from rmjax.serving.http.fields import join, probabilities, sigmoid, softmax
 from rmjax.serving.protocol import Call
 from rmjax.serving.services.inputs import Conversation
 from rmjax.serving.services.reward import RewardService
@@ -49,10 +49,9 @@ def _activate(rewards: np.ndarray, function: str | None) -> np.ndarray:
     if function == "none":
         return rewards
     if function == "sigmoid":
-        return 0.5 * (1 + np.tanh(0.5 * rewards))
+        return sigmoid(rewards)
     if function == "softmax":
-        powers = np.exp(rewards - rewards.max(axis=1, keepdims=True))
-        return powers / powers.sum(axis=1, keepdims=True)
+        return softmax(rewards)
     if function is None:
         return probabilities(rewards)
     raise RequestError(
