@@ -67,9 +67,10 @@ class Steps:
     def __init__(self, config: configs.Config, devices: Sequence[jax.Device]):
         tokenizer = Tokenizer.load("")
         options = DatasetOptions(max_length=config.data.max_length)
-        self.dataset, _ = load_dataset(
+        dataset, _ = load_dataset(
             "synthetic", tokenizer, options, split="train", synthetic_size=config.data.synthetic_train, progress=False
         )
+        self.dataset = dataset.with_attributes(("reward",))
         mesh = make_mesh([config.mesh[axis] for axis in AXES], devices)
         rows, lengths = config.train.rows_per_device * row_shards(mesh), self.dataset.lengths
         length = choose_row_length(lengths, config.train.batch_size, rows, short_microbatches=True)

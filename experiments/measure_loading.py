@@ -3,7 +3,8 @@
     python experiments/measure_loading.py [--gigabytes=2] [--shards=4]
 
 Writes a random checkpoint of Llama's shape (bfloat16 files) to a temporary directory, loads it in a process for each
-dtype of the parameters, and prints the peak resident size (`resource.ru_maxrss`) above that before loading.
+dtype of the parameters and once with int8 matrices, and prints the peak resident size (`resource.ru_maxrss`) above that
+before loading.
 """
 
 import argparse
@@ -54,8 +55,8 @@ def make_checkpoint(directory: pathlib.Path, gigabytes: float, shards: int) -> N
     safetensors.write(directory, [(name, lambda s=shape: make(s), size(shape)) for name, shape in shapes.items()])
 
 
-def load(directory: str, dtype: str) -> None:
-    """Loads the checkpoint, and prints its sizes and the peak resident size as JSON."""
+def load(directory: str, kind: str) -> None:
+    """Loads the checkpoint in a dtype, or as `int8`, and prints its sizes and the peak resident size as JSON."""
     import resource
 
     import jax
@@ -69,11 +70,12 @@ def load(directory: str, dtype: str) -> None:
     family, decoder = read_config(path / "config.json")
     files = paths.tensors(path)
     head = heads.read(files, decoder, {})
-    model = RewardModel(decoder, head.config, param_dtype=dtype, family=family)
+    int8 = kind == "int8"
+    model = RewardModel(decoder, head.config, param_dtype="bfloat16" if int8 else kind, family=family)
     jax.block_until_ready(jax.numpy.zeros(1) + 1)
     before = int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     with jax.set_mesh(mesh):
-        params = jax.block_until_ready(weights.load(files, model, mesh, head.params, head.tensors, progress=True))
+        params = jax.block_until_ready(weights.load(files, model, mesh, head.params, head.tensors, True, int8))
     leaves = jax.tree.leaves(params)
     tensor = max(leaf.nbytes // (leaf.shape[0] if leaf.ndim == 3 else 1) for leaf in leaves)
     print(
@@ -95,7 +97,7 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--shards", type=int, default=4)
     parser.add_argument("--make", help=argparse.SUPPRESS)
-    parser.add_argument("--load", nargs=2, metavar=("DIRECTORY", "DTYPE"), help=argparse.SUPPRESS)
+    parser.add_argument("--load", nargs=2, metavar=("DIRECTORY", "KIND"), help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.load:
         load(*flags.load)
@@ -107,14 +109,14 @@ def main() -> None:
         # In processes of their own: `ru_maxrss` of a process begins with the size of the one that started it.
         sizes = [f"--gigabytes={flags.gigabytes}", f"--shards={flags.shards}"]
         subprocess.run([sys.executable, __file__, "--make", temporary, *sizes], check=True)
-        for dtype in ("float32", "bfloat16"):
-            command = [sys.executable, __file__, "--load", temporary, dtype]
+        for kind in ("float32", "bfloat16", "int8"):
+            command = [sys.executable, __file__, "--load", temporary, kind]
             environment = os.environ | {"JAX_PLATFORMS": "cpu"}
             found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment).stdout)
             size = {name: f"{value / 2**30:.2f} GiB" for name, value in found.items()}
             extra = found["peak"] - found["before"] - found["weights"]
             print(
-                f"{dtype}: peak {size['peak']}, of which {size['before']} before loading; weights {size['weights']}, "
+                f"{kind}: peak {size['peak']}, of which {size['before']} before loading; weights {size['weights']}, "
                 f"beside them {extra / 2**20:.0f} MiB; the largest tensor has {found['tensor'] / 2**20:.0f} MiB, the "
                 f"largest array of all layers {found['leaf'] / 2**20:.0f} MiB",
                 flush=True,

@@ -2,56 +2,207 @@
 
     python ../shared/tools/smollm2.py DIR
     python experiments/uncertainty.py --model=DIR --data=../shared/data/vader_pairs/train.jsonl \
-        --test=../shared/data/vader_pairs/test.jsonl --output=runs/uncertainty --limit=1200
+        --test=../shared/data/vader_pairs/test.jsonl --output=runs/uncertainty
 
-The last fifth of the training data is held out: it selects checkpoints, and the Laplace approximation and temperature
-are fitted to it. `one` is a head; `8 heads` are trained together with bootstrap weights; `laplace` is `one` calibrated;
-`warm` is the weight average of three heads with other seeds and learning rates; `ensemble` is these three together. The
-table has 95 % bootstrap intervals over prompts. error_auc_std is the AUROC of the standard deviations as a predictor of
-wrongly ordered pairs, error_auc_margin that of the negated margin.
+The decoder computes the features of all pairs once; they are kept in --output, and a second call reuses them. The last
+fifth of the training pairs are the validation pairs: they choose the learning rate and the epoch of each head, and the
+temperature is fitted to them. Test pairs are only scored.
+
+`one` is a head. `8 heads` are trained together, with the bootstrap weights of `config.objective.member_weights`.
+`laplace` is `one` with a Laplace approximation from the validation pairs, as `rmjax.calibrate --laplace` makes it,
+`laplace, training` from the training pairs; `… difference` takes the standard deviation of the difference of the two
+rewards in place of the sum of theirs. `warm` is the weight average of three heads of other seeds and learning rates;
+`ensemble` is these three together.
+
+A cell has the metric of the first seed, its 95 % bootstrap interval over prompts, and the smallest and the largest
+value over the seeds. error_auc_std is the AUROC of the standard deviations as a predictor of wrongly ordered pairs,
+error_auc_margin that of the negated margin.
+
+Axis letters: n pairs, E edges, D features, K members, L learning rates.
 """
 
 import argparse
-import gzip
+import dataclasses
+import hashlib
 import json
 import pathlib
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
 import rmjax
+from rmjax.core.mesh import make_mesh
+from rmjax.core.progress import progress_bar
+from rmjax.data.records.options import ReadOptions
+from rmjax.data.records.read import read_comparisons
+from rmjax.data.schema import Comparison
+from rmjax.evaluation import laplace
+from rmjax.evaluation.pipeline import RewardPipeline
+from rmjax.evaluation.scores import clusters, prompt_text
+from rmjax.evaluation.scoring import Scorer
+from rmjax.metrics.bootstrap import Bootstrap
+from rmjax.metrics.calibration import fit_temperature
+from rmjax.metrics.edges import EdgeTable, edge_table
+from rmjax.metrics.pairs import pair_metrics
+from rmjax.metrics.uncertainty import uncertainty_metrics
+from rmjax.models import loading
+from rmjax.training.datasets import load_tokenizer
+from rmjax.training.members import Members
 
-MEMBERS = ((0, 1e-2), (1, 2e-2), (2, 5e-3))  # seed and learning rate of the models that are averaged
-METRICS = ("accuracy", "loss", "calibration_error")
-UNCERTAINTY = (
-    *("error_auc_std", "error_auc_margin", "confident_accuracy", "unsure_accuracy"),
-    *("bound_calibration_lower", "bound_calibration_upper"),
-)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+BATCH, EPOCHS, MEMBERS, AVERAGED = 16, 20, 8, 3
+COLUMNS = ("accuracy", "loss", "loss after", "calibration_error", "calibration_error after")
+UNCERTAINTY = ("error_auc_std", "error_auc_margin", "confident_accuracy", "unsure_accuracy")
 
 
-def read(path: pathlib.Path, limit: int) -> list[dict]:
-    """Returns the records of a JSONL file, which may be compressed."""
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-        records = [json.loads(line) for line in file]
-    return records[:limit] if limit else records
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Pairs with their features [n, 2, D], the better response first."""
+
+    comparisons: list[Comparison]
+    features: np.ndarray
+
+    @property
+    def difference(self) -> np.ndarray:
+        """x_chosen - x_rejected, float64 [n, D]."""
+        return self.features[:, 0] - self.features[:, 1]
+
+    def table(self, rewards: np.ndarray) -> EdgeTable:
+        """Returns the edges with rewards [n, 2]."""
+        return edge_table(list(rewards), [one.edges for one in self.comparisons])
 
 
-def train(options: argparse.Namespace, train, held, name: str, seed: int, rate: float, members: int = 1) -> str:
-    """Trains heads on the features of the model and returns the path of their artifact."""
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """Rewards of validation and test pairs, [n, 2], and the standard deviations of the test rewards, if known."""
+
+    validation: np.ndarray
+    test: np.ndarray
+    std: np.ndarray | None = None
+
+
+def load_decoder(options: argparse.Namespace) -> RewardPipeline:
+    """Returns the model with its tokenizer; its head is new and not used."""
     config = rmjax.configs.fine_tuning()
-    config.model.path, config.model.head_members = options.model, members
-    config.train.update(trainable="head", epochs=float(options.epochs), steps=0, batch_size=16, seed=seed)
-    config.optimizer.update(learning_rate=rate, warmup_steps=0)
-    config.data.max_length = options.max_length
-    run = rmjax.train(config, train=train, validation=held, workdir=options.output / f"run-{name}")
-    artifact = options.output / name
-    rmjax.load(run).export(artifact)
-    return str(artifact)
+    config.model.path = options.model
+    tokenizer, mesh = load_tokenizer(config), make_mesh()
+    model = loading.make_model(config.model, len(tokenizer))
+    with jax.set_mesh(mesh):
+        params = loading.start_params(config, model, mesh)
+    scorer = Scorer(model, params, mesh, options.max_length, rows=1)
+    return RewardPipeline(scorer, tokenizer, options.max_length, ReadOptions(strings="chat"))
 
 
-def cell(metrics: dict[str, float], name: str) -> str:
-    """Returns a metric with its interval."""
-    if name not in metrics:
+def read(options: argparse.Namespace, path: pathlib.Path, limit: int, pipelines: list[RewardPipeline]) -> Split:
+    """Returns the pairs of a file that are not too long; `pipelines` gets the model when features are computed."""
+    comparisons, _ = read_comparisons([str(path)], ReadOptions(strings="chat", limit=limit))
+    key = [str(pathlib.Path(options.model).resolve()), options.max_length, [one.record for one in comparisons]]
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    file = options.output / f"features-{name}.npz"
+    if not file.exists():
+        if not pipelines:
+            pipelines.append(load_decoder(options))
+        usable, found = [], []
+        with progress_bar(len(comparisons), f"features of {path.name}", "pair") as bar:
+            for first in range(0, len(comparisons), 64):
+                chunk = [
+                    dataclasses.replace(one, where=str(first + i)) for i, one in enumerate(comparisons[first:][:64])
+                ]
+                kept, values = laplace.read_features(pipelines[0], chunk)
+                usable += [int(one.where) for one in kept]
+                found += values
+                bar.update(len(chunk))
+        np.savez(file, usable=usable, features=np.stack(found).astype(np.float32))
+    stored = np.load(file)
+    return Split([comparisons[i] for i in stored["usable"]], stored["features"].astype(np.float64))
+
+
+def fit(training: Split, validation: Split, seed: int, members: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Returns weights [L, D, K] of heads, one of each learning rate, at their best epoch; and validation losses [L].
+
+    Adam on the Bradley-Terry loss of batches of 16 pairs, from zero. Of several members, it is the mean of their
+    losses with the bootstrap weights of `Members`; the validation loss is that of the mean reward.
+    """
+    d, held = jnp.asarray(training.difference, jnp.float32), jnp.asarray(validation.difference, jnp.float32)
+    weight = jnp.ones((1, len(d)))
+    if members > 1:
+        weight = Members(members, "exponential", seed).weights(jnp.arange(len(d)))
+    rates, steps = jnp.asarray(RATES), len(d) // BATCH
+    optimizer = optax.scale_by_adam()
+
+    def train_epoch(carry, key):
+        order = jax.random.permutation(key, len(d))[: steps * BATCH].reshape(steps, BATCH)
+
+        def step(carry, rows):
+            w, state = carry
+            loss = lambda w: (weight[:, rows].T * jax.nn.softplus(-(d[rows] @ w))).mean(axis=(-2, -1)).sum()
+            update, state = optimizer.update(jax.grad(loss)(w), state)
+            return (w - rates[:, None, None] * update, state), None
+
+        carry, _ = jax.lax.scan(step, carry, order)
+        return carry, (carry[0], jax.nn.softplus(-(held @ carry[0]).mean(axis=-1)).mean(axis=-1))
+
+    start = jnp.zeros((len(RATES), d.shape[1], members))
+    keys = jax.random.split(jax.random.key(seed), EPOCHS)
+    _, (found, losses) = jax.jit(lambda: jax.lax.scan(train_epoch, (start, optimizer.init(start)), keys))()
+    best, each = np.argmin(losses, axis=0), np.arange(len(RATES))
+    return np.asarray(found, np.float64)[best, each], np.asarray(losses)[best, each]
+
+
+def posterior_std(posterior: laplace.Posterior, test: Split, difference: bool) -> np.ndarray:
+    """Returns standard deviations [n, 2] of the test rewards, or halves of those of their differences."""
+    if not difference:
+        return posterior.std(test.features)
+    return np.repeat(posterior.difference_std(test.features[:, 0], test.features[:, 1])[:, None] / 2, 2, axis=1)
+
+
+def models(training: Split, validation: Split, test: Split, seed: int) -> dict[str, Scored]:
+    """Returns the rewards of each model, whose heads are fitted with this seed."""
+    score = lambda w, std=None: Scored(validation.features @ w, test.features @ w, std)
+    fits = [fit(training, validation, AVERAGED * seed + i) for i in range(AVERAGED)]
+    best = int(np.argmin(fits[0][1]))
+    # The average is of heads that differ: the best learning rate, and those beside it.
+    near = [min(max(best + offset, 0), len(RATES) - 1) for offset in (0, 1, -1)]
+    single = np.stack([weights[rate, :, 0] for (weights, _), rate in zip(fits, near, strict=True)], 1)  # [D, 3]
+    several, losses = fit(training, validation, seed, MEMBERS)
+    several, one = several[int(np.argmin(losses))], single[:, 0]
+    spread = lambda w: (test.features @ w).std(axis=-1)
+    print(f"seed {seed}: learning rate {RATES[best]:g}, of 8 heads {RATES[int(np.argmin(losses))]:g}", flush=True)
+    found = {"one": score(one), "8 heads": score(several.mean(axis=1), spread(several))}
+    for name, split in (("laplace", validation), ("laplace, training", training)):
+        posterior = laplace.fit(split.comparisons, list(split.features), one)
+        found[name] = score(one, posterior_std(posterior, test, difference=False))
+        found[f"{name}, difference"] = score(one, posterior_std(posterior, test, difference=True))
+    average = single.mean(axis=1)
+    return found | {"warm": score(average), "ensemble": score(average, spread(single))}
+
+
+def measure(scored: Scored, validation: Split, test: Split) -> dict[str, float]:
+    """Returns the metrics on test pairs, with intervals; `… after` with the temperature of the validation pairs."""
+    table = validation.table(scored.validation)
+    temperature = fit_temperature(table.margin, table.target, table.weight)
+    edges = [one.edges for one in test.comparisons]
+    prompts = clusters([prompt_text(one) for one in test.comparisons])
+    found = pair_metrics(list(scored.test), edges, [np.nan], prompts.tolist())
+    after = pair_metrics(list(scored.test / temperature), edges, [np.nan], prompts.tolist())
+    for name in ("loss", "calibration_error"):
+        found |= {f"{name} after{end}": after[f"{name}{end}"] for end in ("", "_low", "_high")}
+    if scored.std is not None:
+        # Confidence depends on the temperature no more than the order does: margin and deviation are both divided.
+        found |= uncertainty_metrics(test.table(scored.test), scored.std, Bootstrap(prompts))
+    return found
+
+
+def cell(seeds: list[dict[str, float]], name: str) -> str:
+    """Returns a metric of the first seed with its interval, and its range over the seeds."""
+    if name not in seeds[0]:
         return "-"
-    bounds = [metrics.get(f"{name}_{end}") for end in ("low", "high")]
-    return f"{metrics[name]:.3f}" + ("" if None in bounds else f" ({bounds[0]:.3f}-{bounds[1]:.3f})")
+    low, high = (seeds[0].get(f"{name}_{end}", np.nan) for end in ("low", "high"))
+    values = [metrics[name] for metrics in seeds if name in metrics]
+    spread = f"; {min(values):.3f}-{max(values):.3f}" if len(seeds) > 1 else ""
+    return f"{seeds[0][name]:.3f} ({low:.3f}-{high:.3f}{spread})"
 
 
 def main() -> None:
@@ -60,27 +211,31 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="directory of the language model")
     parser.add_argument("--data", required=True, type=pathlib.Path, help="training pairs")
     parser.add_argument("--test", required=True, type=pathlib.Path, help="test pairs")
-    parser.add_argument("--output", required=True, type=pathlib.Path, help="new directory of runs and artifacts")
-    parser.add_argument("--limit", type=int, default=0, help="training and test pairs each; 0: all")
-    parser.add_argument("--epochs", type=int, default=10, help="passes over the training data")
+    parser.add_argument("--output", required=True, type=pathlib.Path, help="directory of features and results")
+    parser.add_argument("--limit", type=int, default=1500, help="training and validation pairs; 0: all")
+    parser.add_argument("--test_limit", type=int, default=400, help="test pairs; 0: all")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds: order of the pairs, and bootstrap weights")
     parser.add_argument("--max_length", type=int, default=512, help="tokens; longer pairs are left out")
     options = parser.parse_args()
-    records, test = read(options.data, options.limit), read(options.test, options.limit)
-    training, held = records[: len(records) * 4 // 5], records[len(records) * 4 // 5 :]
-    single = [train(options, training, held, f"one-{seed}", seed, rate) for seed, rate in MEMBERS]
-    models = {"one": single[0], "8 heads": train(options, training, held, "heads", 0, MEMBERS[0][1], members=8)}
-    models["laplace"] = str(options.output / "laplace")
-    rmjax.calibrate(single[0], held, models["laplace"], laplace=True)
-    models["warm"] = str(options.output / "warm")
-    rmjax.average(single, models["warm"])
-    models["ensemble"] = ",".join(single)
-    print("| model | " + " | ".join((*METRICS, *UNCERTAINTY)) + " |")
-    print("|---" * (1 + len(METRICS) + len(UNCERTAINTY)) + "|")
-    for name, path in models.items():
-        metrics = rmjax.load(path).evaluate(test).metrics
-        cells = [cell(metrics, metric) for metric in METRICS]
-        cells += [cell(metrics, f"uncertainty/{metric}") for metric in UNCERTAINTY]
-        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+    options.output.mkdir(parents=True, exist_ok=True)
+    pipelines: list[RewardPipeline] = []
+    known, test = (
+        read(options, path, limit, pipelines)
+        for path, limit in ((options.data, options.limit), (options.test, options.test_limit))
+    )
+    count = len(known.comparisons) * 4 // 5
+    training = Split(known.comparisons[:count], known.features[:count])
+    validation = Split(known.comparisons[count:], known.features[count:])
+    print(f"{count} training, {len(validation.comparisons)} validation and {len(test.comparisons)} test pairs")
+    results: dict[str, list[dict[str, float]]] = {}
+    for seed in range(options.seeds):
+        for name, scored in models(training, validation, test, seed).items():
+            results.setdefault(name, []).append(measure(scored, validation, test))
+    (options.output / "metrics.json").write_text(json.dumps(results, indent=2))
+    names = (*COLUMNS, *UNCERTAINTY)
+    print("| model | " + " | ".join(names) + " |\n" + "|---" * (1 + len(names)) + "|")
+    for name, seeds in results.items():
+        print(f"| {name} | " + " | ".join(cell(seeds, metric) for metric in names) + " |")
 
 
 if __name__ == "__main__":

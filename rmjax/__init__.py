@@ -20,16 +20,21 @@ if TYPE_CHECKING:
     from rmjax.api import Run as Run
     from rmjax.api import average as average
     from rmjax.api import calibrate as calibrate
+    from rmjax.api import describe as describe
     from rmjax.api import evaluate as evaluate
     from rmjax.api import find_duplicates as find_duplicates
     from rmjax.api import load as load
+    from rmjax.api import plan as plan
     from rmjax.api import serve as serve
     from rmjax.api import train as train
     from rmjax.core import config as configs  # noqa: F401
     from rmjax.core.errors import InputError as InputError
 
 __version__ = "0.1.0"
-_FUNCTIONS = ("average", "calibrate", "train", "load", "evaluate", "serve", "find_duplicates", "Model", "Run")
+_FUNCTIONS = (
+    *("average", "calibrate", "describe", "evaluate", "find_duplicates", "load", "plan", "serve", "train"),
+    *("Model", "Run"),
+)
 
 # Otherwise transformers reports at every start that PyTorch is missing, which rmjax does not need.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -44,8 +49,8 @@ if sys.argv[:1] == ["-m"]:  # `python -m rmjax.PROGRAM`, whose imports take seco
 class _Package(types.ModuleType):
     """The package, whose functions are imported when they are first used.
 
-    Properties, since `train`, `evaluate` and `serve` are also the names of programs: importing one of those modules
-    sets it as an attribute of the package, which these setters ignore.
+    Properties, since `train`, `evaluate`, `serve` and others are also the names of programs: importing one of those
+    modules sets it as an attribute of the package, which these setters ignore.
     """
 
     def __dir__(self) -> list[str]:

@@ -44,7 +44,7 @@ def _compare(models: Sequence[str]) -> None:
     width = max(map(len, models))
     print(f"{'model':<{width}}  accuracy  95 % interval")
     for path in models:
-        pipeline = load_pipeline(path).with_data_options(_FORMAT.value, (), None)
+        pipeline = load_pipeline(path, option=None).with_data_options(_FORMAT.value, (), None)
         items = read_evaluation_data(_DATA.value, pipeline.options, limit=_LIMIT.value)
         found = evaluate(pipeline, items, progress=False).metrics
         if "accuracy" not in found:

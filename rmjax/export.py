@@ -1,6 +1,6 @@
 """Exports the best checkpoint of a workdir as a serving artifact, or its adapters for the PEFT library.
 
-python -m rmjax.export --workdir=DIR --output=DIR [--peft]
+python -m rmjax.export --workdir=DIR --output=DIR [--peft] [--push_to_hub=OWNER/NAME]
 python -m rmjax.export --model=DIR --head_tokens=GOOD,BAD --output=DIR
 """
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from rmjax.core import program, readouts
 from rmjax.core.errors import InputError
+from rmjax.models import hub
 from rmjax.models.members import COMBINATIONS
 from rmjax.models.workdir import Workdir
 from rmjax.training.export import export
@@ -25,11 +26,20 @@ _PEFT = FLAGS.bool("peft", False, "Write the adapters and the head alone, for th
 _COMBINATION = FLAGS.enum("combination", "", ["", *COMBINATIONS], program.COMBINATION_HELP)
 _BETA = FLAGS.float("beta", None, program.BETA_HELP)
 _TOKENS = FLAGS.list("head_tokens", [], "With --model: the reward is this token's logit; of two: their difference.")
+_HUB = FLAGS.string("push_to_hub", "", "Upload the artifact to this repository of the hub, created private if new.")
 _SEPARATOR = FLAGS.string("step_separator", "", "With --model: text after each step at which steps are judged.")
 
 
 def main(_: Sequence[str]) -> None:
-    """Exports --workdir, or --model with a head of --head_tokens, to --output."""
+    """Exports --workdir, or --model with a head of --head_tokens, to --output, and uploads it to --push_to_hub."""
+    if _HUB.value:
+        hub.check_name(_HUB.value)  # before the export, which may be long
+    _export()
+    if _HUB.value:
+        print(f"uploaded it to {hub.push(pathlib.Path(_OUTPUT.value), _HUB.value)}")
+
+
+def _export() -> None:
     if _MODEL.value or _TOKENS.value or _SEPARATOR.value:
         _export_language_model()
         return

@@ -9,14 +9,15 @@ tokenized for its lengths, unless --tokens_per_comparison is given. Without --no
 are tried in turn if the step does not fit. --sweep compiles several meshes, rematerialization policies and numbers of
 rows, and ranks them.
 
-With --serve, the program that scores full batches is compiled instead, for float32, bfloat16 and int8 weights, as
+With --serve, the program that scores full batches is compiled instead, for float32, bfloat16 and int8 weights (or for
+the kind of --dtype and --int8), as
 rmjax.serve, rmjax.score and rmjax.evaluate run it; the model is that of --config (its `model.path`, or its sizes).
 """
 
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -26,9 +27,10 @@ from rmjax.core.config import Config
 from rmjax.core.config_checks import check
 from rmjax.core.errors import InputError
 from rmjax.core.files import write_atomic
-from rmjax.evaluation.plan import ScoringPlan, describe_mesh, meshes, plan_scoring
+from rmjax.evaluation.plan import STORED, ScoringPlan, Stored, describe_mesh, plan_scoring
 from rmjax.models.architecture import HeadConfig
 from rmjax.models.loading import make_model
+from rmjax.models.sharding import meshes
 from rmjax.training.datasets import load_tokenizer
 from rmjax.training.plan import Plan
 from rmjax.training.planning import Lengths, alternatives, plan_config, read_lengths, sweep
@@ -48,6 +50,8 @@ _SEARCH = FLAGS.bool("search", True, "Try changes that need less memory if the s
 _SWEEP = FLAGS.bool("sweep", False, "Rank meshes, rematerialization policies and rows per device.")
 _SERVE = FLAGS.bool("serve", False, "Plan scoring and serving instead of training.")
 _MESH = FLAGS.string("mesh", "", program.MESH_HELP)
+_DTYPE = FLAGS.enum("dtype", None, ["float32", "bfloat16"], "Stored weights to plan, for --serve; default: all kinds.")
+_INT8 = FLAGS.bool("int8", None, "Whether the layers' matrices are int8, for --serve; default: all kinds.")
 _MAX_LENGTH = FLAGS.integer("max_length", 0, "Tokens of a conversation, for --serve; 0: config.data.max_length.")
 _ROWS = FLAGS.integer("rows_per_device", 8, "Rows of a scoring batch on each device, for --serve.", lower_bound=1)
 
@@ -60,10 +64,10 @@ def main(_: Sequence[str]) -> None:
     if not _TOPOLOGY.value:
         raise InputError("--topology is missing; give a chip and a shape, such as --topology=v5e:4x8")
     parse_topology(_TOPOLOGY.value)
-    if _SERVE.value:  # needs no data
+    check(config, data=not (_TOKENS.value or _SERVE.value))
+    if _SERVE.value:
         _plan_serving(config)
         return
-    check(config)
     if _TOKENS.value:
         lengths, vocabulary = Lengths(np.full(_COMPARISONS.value, _TOKENS.value)), _VOCABULARY.value or 32000
     else:
@@ -86,36 +90,57 @@ def _plan_serving(config: Config) -> None:
     vocabulary = _VOCABULARY.value or (0 if config.model.path else len(load_tokenizer(config)))
     model = make_model(config.model, vocabulary, HeadConfig(tuple(config.objective.attributes) or ("reward",)))
     model = dataclasses.replace(model, decoder=model.decoder.for_length(length))
-    plans, mesh, rows = [], _MESH.value, _ROWS.value
+    mesh, rows, plans = _MESH.value, _ROWS.value, list[ScoringPlan]()
 
-    def plan(mesh: str, rows: int) -> list[ScoringPlan]:
-        return list(plan_scoring(model, _TOPOLOGY.value, devices, mesh, rows, length))
+    def plan(mesh: str, rows: int, kinds: Sequence[Stored]) -> Iterator[ScoringPlan]:
+        return plan_scoring(model, _TOPOLOGY.value, devices, mesh, rows, length, kinds)
 
     print(f"{_TOPOLOGY.value}, {len(devices)} devices, mesh: {describe_mesh(mesh, len(devices))}, {length} tokens")
-    for found in plan(mesh, rows):
+    for found in plan(mesh, rows, _stored()):
         plans.append(found)
         print(describe_scoring(found), flush=True)
-    if _SEARCH.value and any(found.fits is False for found in plans):
-        missing = {found.flags.split(" --mesh")[0] for found in plans if found.fits is False}
+    missing = [found.stored for found in plans if found.fits is False]
+    if _SEARCH.value and missing:
         options = [(mesh, rows) for mesh in meshes(len(devices), model.decoder.num_kv_heads)]
-        for tried, count in [*options, *((mesh, 1) for mesh, _ in options if rows > 1)]:
-            try:
-                found_plans = plan(tried, count)
-            except InputError as error:
-                print(f"  --mesh={tried}: {error}")
-                continue
-            for found in found_plans:
-                if found.fits and (name := found.flags.split(" --mesh")[0]) in missing:
-                    missing.remove(name)
-                    plans.append(found)
-                    print(f"fits with --rows_per_device={count}:\n{describe_scoring(found)}", flush=True)
-            if not missing:
-                break
-        for name in sorted(missing):
-            print(f"{name}: no mesh found with which it fits: use more or larger chips")
+        plans += search_meshes(plan, missing, [*options, *((mesh, 1) for mesh, _ in options if rows > 1)])
     if _JSON.value:
         text = json.dumps([dataclasses.asdict(found) for found in plans], indent=2) + "\n"
         write_atomic(pathlib.Path(_JSON.value), text)
+
+
+def _stored() -> Sequence[Stored]:
+    """Returns the kinds of stored weights to plan: those of --dtype and --int8, by default all."""
+    if _DTYPE.value is None and _INT8.value is None:
+        return STORED
+    return [Stored(_DTYPE.value or "float32", bool(_INT8.value))]
+
+
+def search_meshes(
+    plan: Callable[[str, int, Sequence[Stored]], Iterator[ScoringPlan]],
+    missing: Sequence[Stored],
+    options: Sequence[tuple[str, int]],
+) -> Iterator[ScoringPlan]:
+    """Yields the first plan that fits of each kind of stored weights that is missing, and prints it.
+
+    Args:
+      plan: returns the plans of a mesh, rows per device, and kinds; only kinds that are still missing are compiled.
+      options: meshes and rows per device, in the order in which they are tried.
+    """
+    left = list(missing)
+    for mesh, rows in options:
+        try:
+            fitting = [found for found in plan(mesh, rows, left) if found.fits]
+        except InputError as error:
+            print(f"  --mesh={mesh}: {error}")
+            continue
+        for found in fitting:
+            left.remove(found.stored)
+            print(f"fits with --rows_per_device={rows}:\n{describe_scoring(found)}", flush=True)
+            yield found
+        if not left:
+            return
+    for kind in left:
+        print(f"{kind.flags}: no mesh found with which it fits: use more or larger chips")
 
 
 def describe_scoring(plan: ScoringPlan) -> str:

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 
 import jax
 
+from rmjax._model_flags import ModelFlags
 from rmjax.core import locks, os_errors, program
 from rmjax.core.errors import InputError
 from rmjax.core.text import count_of
@@ -30,7 +31,6 @@ from rmjax.data.records.formats import find_format
 from rmjax.evaluation.ensemble import load_models
 from rmjax.evaluation.pipeline import describe_model
 from rmjax.evaluation.score_file import score_file
-from rmjax.models.members import COMBINATIONS
 
 FLAGS = program.Flags()
 _OPTIONS = {f"data.{name}": f"--{name}" for name in ("format", "strings", "columns", "max_length", "template_date")}
@@ -41,15 +41,8 @@ _STRINGS = FLAGS.enum("strings", None, ["joined", "chat"], "Prompt format of str
 _COLUMNS = FLAGS.list("columns", [], "Fields to rename, comma-separated old=new; old=_: leave out.")
 _OUTPUT = FLAGS.string("output", "", "File to write, or to continue.")
 _SHARD = FLAGS.string("shard", "0/1", "I/N: score only every N-th record, from the I-th on (from 0); for job arrays.")
-_MAX_LENGTH = FLAGS.integer("max_length", 0, "Maximum conversation length in tokens; 0: the model's.", lower_bound=0)
-_ROWS = FLAGS.integer("rows_per_device", 0, "Rows per batch on each device; 0: chosen by platform.", lower_bound=0)
 _BEST_OF = FLAGS.bool("best_of", False, "Best-of-N: add `best`, the index of the highest-reward response.")
-_DATE = FLAGS.string("template_date", "", program.TEMPLATE_DATE_HELP)
-_DTYPE = FLAGS.enum("dtype", "float32", ["float32", "bfloat16"], "Data type of activations.")
-_MESH = FLAGS.string("mesh", "", program.MESH_HELP)
-_COMBINATION = FLAGS.enum("combination", "", ["", *COMBINATIONS], program.COMBINATION_HELP)
-_BETA = FLAGS.float("beta", None, program.BETA_HELP)
-_INT8 = FLAGS.bool("int8", False, "Store the layers' matrices as int8, with a scale for each column.")
+_LOADING = ModelFlags(FLAGS, "Maximum conversation length in tokens; 0: the model's.")
 
 
 def _parse_shard(text: str) -> tuple[int, int]:
@@ -68,18 +61,8 @@ def main(_: Sequence[str]) -> None:
     program.initialize_distributed()
     output = pathlib.Path(_OUTPUT.value)
     with locks.hold(output, "--output", directory=False), os_errors.reported(output):
-        pipeline = load_models(
-            _MODEL.value,
-            max_length=_MAX_LENGTH.value,
-            rows_per_device=_ROWS.value,
-            dtype=_DTYPE.value,
-            int8=_INT8.value,
-            template_date=_DATE.value,
-            mesh=_MESH.value,
-            combination=_COMBINATION.value,
-            beta=_BETA.value,
-            progress=True,
-        ).with_data_options(_FORMAT.value, _COLUMNS.value, _STRINGS.value)
+        pipeline = load_models(_MODEL.value, **_LOADING.options())
+        pipeline = pipeline.with_data_options(_FORMAT.value, _COLUMNS.value, _STRINGS.value)
         pipeline = dataclasses.replace(pipeline, option_names=_OPTIONS)
         print(describe_model(_MODEL.value, pipeline))
         lines, errors = score_file(pipeline, _INPUT.value, output, best_of=_BEST_OF.value, shard=shard)

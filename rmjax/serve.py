@@ -2,6 +2,7 @@
 
     python -m rmjax.serve --model=PATH --grpc_port=8001 --http_port=8000
     python -m rmjax.serve --model=helpful=PATH,harmless=PATH --grpc_port=0 --http_port=0
+    python -m rmjax.serve --model=A,B,C --combination=mean_std --beta=1        # an ensemble of three models
 
 Prints `gRPC on HOST:PORT` and `HTTP on HOST:PORT` when the models are compiled. By default it listens on the loopback
 interface without authentication: set --token_file and the --tls flags before --host. SIGTERM exits when the accepted
@@ -16,13 +17,13 @@ from collections.abc import Sequence
 
 import jax
 
-from rmjax.core import locks, program
+from rmjax._model_flags import ModelFlags
+from rmjax.core import locks, option_names, program
 from rmjax.core.errors import InputError
 from rmjax.core.mesh import make_mesh, parse_sizes, row_shards
 from rmjax.data.tokens.tokenizer import Tokenizer
-from rmjax.evaluation.pipeline import load_pipeline
+from rmjax.evaluation.ensemble import load_models
 from rmjax.models.loading import load_model
-from rmjax.models.members import COMBINATIONS
 from rmjax.serving import app
 from rmjax.serving.engine.offload import DeviceMemory
 from rmjax.serving.metrics import ModelMetrics
@@ -34,21 +35,18 @@ from rmjax.serving.services.inputs import InputReader
 from rmjax.serving.services.reward import RewardService
 
 FLAGS = program.Flags()
-_MODEL = FLAGS.list("model", [], "Artifact, Hugging Face directory or workdir; several: NAME=PATH,NAME2=PATH.")
+_MODEL = FLAGS.list(
+    "model",
+    [],
+    "Artifact, Hugging Face directory or workdir; several: NAME=PATH,NAME2=PATH; an ensemble: A,B,C or NAME=A,B,C.",
+)
 _HOST = FLAGS.string("host", "127.0.0.1", "Address to listen on; 0.0.0.0: all interfaces.")
 _PORT = FLAGS.integer("grpc_port", 8001, "gRPC port; 0: any free port.", lower_bound=0, upper_bound=65535)
 _HTTP = FLAGS.integer("http_port", 8000, "HTTP port; 0: any free port.", lower_bound=0, upper_bound=65535)
-_MAX_LENGTH = FLAGS.integer("max_length", 0, "Maximum tokens per sequence, longer: rejected; 0: the model's.")
+_LOADING = ModelFlags(FLAGS, "Maximum tokens per sequence, longer: rejected; 0: the model's.")
 _TRUNCATE = FLAGS.bool("truncate", False, "Truncate longer sequences instead; see the output `exceeded`.")
 _QUEUE = FLAGS.integer("queue", 4096, "Maximum number of queued sequences.", lower_bound=1)
 _QUEUE_TOKENS = FLAGS.integer("queue_tokens", 1 << 22, "Maximum number of queued tokens.", lower_bound=1)
-_ROWS = FLAGS.integer("rows_per_device", 0, "Rows per batch on each device; 0: chosen by platform.")
-_DATE = FLAGS.string("template_date", "", program.TEMPLATE_DATE_HELP)
-_DTYPE = FLAGS.enum("dtype", "float32", ["float32", "bfloat16"], "Data type of activations.")
-_MESH = FLAGS.string("mesh", "", program.MESH_HELP)
-_INT8 = FLAGS.bool("int8", False, "Store the layers' matrices as int8, with a scale for each column.")
-_COMBINATION = FLAGS.enum("combination", "", ["", *COMBINATIONS], program.COMBINATION_HELP)
-_BETA = FLAGS.float("beta", None, program.BETA_HELP)
 _DETERMINISTIC = FLAGS.bool(
     "deterministic", False, "Bit for bit equal rewards whatever else is asked; slower: one conversation per row."
 )
@@ -66,61 +64,61 @@ _HOSTS = FLAGS.list("allowed_hosts", [], "Host names of HTTP requests besides --
 
 def _load(path: str, memory: DeviceMemory, metrics: ModelMetrics) -> RewardService:
     with memory.resident():  # offloads the other models
-        pipeline = load_pipeline(
-            path,
-            max_length=_MAX_LENGTH.value,
-            rows_per_device=_ROWS.value,
-            dtype=_DTYPE.value,
-            int8=_INT8.value,
-            template_date=_DATE.value,
-            mesh=_MESH.value,
-            deterministic=_DETERMINISTIC.value,
-            combination=_COMBINATION.value,
-            beta=_BETA.value,
-            progress=True,
-        )
+        pipeline = load_models(path, deterministic=_DETERMINISTIC.value, **_LOADING.options())
     return app.make_reward_service(
         pipeline, metrics, memory, queue_size=_QUEUE.value, queue_tokens=_QUEUE_TOKENS.value, truncate=_TRUNCATE.value
     )
 
 
 def _load_critic(memory: DeviceMemory, metrics: ModelMetrics) -> tuple[Critic, InputReader]:
-    mesh = make_mesh(parse_sizes(_MESH.value))
+    mesh, longest = make_mesh(parse_sizes(_LOADING.mesh.value), name="--mesh"), _LOADING.max_length.value
     with memory.resident():  # offloads the other models
         with jax.set_mesh(mesh):
-            loaded = load_model(_CRITIC.value, mesh=mesh, dtype=_DTYPE.value, max_length=_MAX_LENGTH.value)
-        length, decoder = _MAX_LENGTH.value or loaded.max_length, loaded.model.decoder
+            options = {"mesh": mesh, "dtype": _LOADING.dtype.value, "max_length": longest}
+            loaded = load_model(_CRITIC.value, **options, trained=True, progress=True, option=option_names.flag)
+        length, decoder = longest or loaded.max_length, loaded.model.decoder
         if not 0 < length <= decoder.max_positions:
             raise InputError(f"--max_length={length}; expected 1 to {decoder.max_positions}, the positions of --critic")
-        if length % (shards := mesh.shape["sequence"]):
-            raise InputError(f"--max_length={length} of the critic is not a multiple of the mesh's sequence = {shards}")
         critic = Critic(
             loaded.model,
             loaded.params,
             mesh,
             row_length=length,
-            rows=max(_ROWS.value, 1) * row_shards(mesh),
+            rows=max(_LOADING.rows_per_device.value, 1) * row_shards(mesh),
             learning_rate=_CRITIC_RATE.value,
             directory=pathlib.Path(_CRITIC_DIR.value),
             memory=memory,
             metrics=metrics,
         )
-    tokenizer = Tokenizer.load(str(loaded.directory), _DATE.value or loaded.metadata.get("template_date") or "")
+    tokenizer = Tokenizer.load(
+        str(loaded.directory), _LOADING.template_date.value or loaded.metadata.get("template_date") or ""
+    )
     reader = InputReader(tokenizer, decoder.vocab_size, length, _TRUNCATE.value, metrics)
     return critic, reader
 
 
 def _paths(given: Sequence[str]) -> dict[str, str]:
-    """Returns {name: path}; a single path without a name is served as `reward_model`."""
+    """Returns {name: path}; a path without a name is served as `reward_model`, and one after another is an ensemble's.
+
+    >>> _paths(["helpful=a", "b", "harmless=c"])
+    {'helpful': 'a,b', 'harmless': 'c'}
+    """
     if not given and not _CRITIC.value:
         raise InputError("--model is missing; set an artifact, a Hugging Face directory or a workdir")
-    if len(given) == 1 and "=" not in given[0]:
-        return {"reward_model": given[0]}
-    pairs = [item.split("=", 1) for item in given]
-    names = [pair[0] for pair in pairs]
-    if any(len(pair) < 2 or not all(pair) for pair in pairs) or len(set(names)) < len(names):
-        raise InputError(f"--model={','.join(given)}; expected NAME=PATH for each model, with different names")
-    return dict(pairs)
+    found: dict[str, str] = {}
+    last = "reward_model"
+    for item in given:
+        name, equals, path = item.partition("=")
+        if named := bool(equals) and "/" not in name:  # runs/rate=1 is a path
+            last = name
+        path = path if named else item
+        if not last or not path or (named and last in found):
+            raise InputError(
+                f"--model={','.join(given)}; expected NAME=PATH for each model, with different names, or NAME=A,B,C "
+                "for an ensemble"
+            )
+        found[last] = f"{found[last]},{path}" if last in found else path
+    return found
 
 
 def main(_: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import os
 import pathlib
 import tempfile
 
@@ -10,9 +11,12 @@ import pytest
 from absl.testing import flagsaver
 
 jax.config.update("jax_num_cpu_devices", 8)
-# Shared by the processes of pytest-xdist: JAX compiles again, with a warning, where an entry is being written.
-jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(tempfile.gettempdir()) / "rmjax-test-cache"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+# Shared by the processes of pytest-xdist and those that tests start: JAX compiles again, with a warning, where an entry
+# is being written.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(tempfile.gettempdir()) / "rmjax-test-cache")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 ROOT = pathlib.Path(__file__).parent.parent
 

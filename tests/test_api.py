@@ -152,6 +152,8 @@ def test_explanations_show_tokens_and_readouts(model):
     assert "".join(text for text, branch, _ in explanation.tokens if branch == 0).startswith(PROMPT)
     assert sum(readout for *_, readout in explanation.tokens) == len(RESPONSES)
     assert "⟦<eos>⟧" in str(explanation)
+    assert str(explanation).endswith("rewards: " + ", ".join(f"{value:.4f}" for value in explanation.rewards[:, 0]))
+    assert explanation.reward_std is None
     assert "response 2" in explanation._repr_html_()
 
 
@@ -173,7 +175,10 @@ def test_evaluation_is_that_of_the_program(model, run, tmp_path):
     subprocess.run([sys.executable, *command, output], check=True, capture_output=True, env=environment)
     for name in ("metrics.json", "predictions.jsonl"):
         assert (tmp_path / name).read_text() == (tmp_path / "program" / name).read_text()
-    assert rmjax.evaluate(run, records("validation", 8)).metrics["comparisons"] == 8
+    report = rmjax.evaluate(run, records("validation", 8), limit=4, int8=True, mesh="tensor=2")
+    assert report.metrics["comparisons"] == 4
+    with pytest.raises(InputError, match=r"is loaded already; give dtype to rmjax\.load"):
+        rmjax.evaluate(model, "synthetic", dtype="bfloat16")
 
 
 def test_export_and_serve(model, tmp_path):
@@ -224,6 +229,25 @@ def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
 
 def test_names_of_the_package_are_listed():
     assert {"train", "load", "evaluate", "serve", "find_duplicates", "configs", "InputError"} <= set(dir(rmjax))
+
+
+def test_data_is_described():
+    text = repr(rmjax.describe(records(size=5)))
+    assert "5 comparisons of 5 records (pairs); nothing dropped" in text
+    assert "shared (12): C¦o¦u¦n¦t" in text
+
+
+def test_a_plan_of_simulated_devices_can_be_made_while_jax_is_in_use():
+    config = tiny_config.__wrapped__()
+    config.mesh.update(data=1, fsdp=4)
+    plan = rmjax.plan(config, "cpu:4", tokens_per_comparison=20, comparisons=64, vocab_size=300)
+    assert (plan.devices, plan.fits) == (4, None)
+    assert plan.collectives["all-gather"] > 0
+    count = len(jax.devices())
+    with pytest.raises(InputError, match=f"has {count} CPU devices already; expected {count + 1} or more"):
+        rmjax.plan(config, f"cpu:{count + 1}", tokens_per_comparison=20, comparisons=64)
+    with pytest.raises(InputError, match="expected CHIP:SHAPE"):
+        rmjax.plan(config, "h200", tokens_per_comparison=20)
 
 
 def test_a_configuration_file_can_be_trained(tmp_path, monkeypatch):

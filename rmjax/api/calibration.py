@@ -43,7 +43,7 @@ def calibrate(
     Raises:
       InputError: the model has several rewards, or a part does not fit the model or the data.
     """
-    pipeline = load_pipeline(str(model)).with_data_options(format, (), None)
+    pipeline = load_pipeline(str(model), option=None).with_data_options(format, (), None)
     items = read_evaluation_data(to_sources(data), pipeline.options, limit=limit)
     scored = calibrating.score(pipeline, items)
     found = calibrating.fit(scored, length=length, isotonic=isotonic)

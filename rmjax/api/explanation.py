@@ -15,14 +15,24 @@ class Explanation:
       tokens: (text, branch, whether a reward is read there) of each token; branch 0 is the shared prefix, which is
         computed once, and branch k + 1 belongs to response k.
       rewards: float32 [R, A].
+      reward_std: their standard deviations, float32 [R, A]; None if the model has none.
     """
 
     tokens: list[tuple[str, int, bool]]
     rewards: np.ndarray
     text: str
+    reward_std: np.ndarray | None = None
 
     def __repr__(self) -> str:
-        return self.text
+        return f"{self.text}\n{self._rewards()}"
+
+    def _rewards(self) -> str:
+        """Returns the rewards as text, of several attributes separated by slashes, each with its standard deviation."""
+        cells = [[f"{value:.4f}" for value in row] for row in self.rewards]
+        if self.reward_std is not None:
+            both = zip(cells, self.reward_std, strict=True)
+            cells = [[f"{cell} ± {std:.4f}" for cell, std in zip(*pair, strict=True)] for pair in both]
+        return f"rewards: {', '.join(map(' / '.join, cells))}"
 
     def _repr_html_(self) -> str:
         rows = []
@@ -35,5 +45,4 @@ class Explanation:
             title = "prompt" if branch == 0 else f"response {branch - 1}"
             cell = '<td style="text-align: left; white-space: pre-wrap">'
             rows.append(f"<tr><td>{title}</td>{cell}{''.join(spans)}</td></tr>")
-        rewards = ", ".join(" / ".join(f"{value:.4f}" for value in row) for row in self.rewards)
-        return f"<table>{''.join(rows)}</table><p>rewards: {rewards}</p>"
+        return f"<table>{''.join(rows)}</table><p>{self._rewards()}</p>"

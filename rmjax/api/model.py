@@ -1,6 +1,7 @@
 """A loaded reward model: score, explain, evaluate, export."""
 
 import dataclasses
+import inspect
 import pathlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -154,7 +155,8 @@ class Model:
         for branch, (part, read) in enumerate(zip((tree.prefix, *tree.branches), tree.read(), strict=True)):
             texts = self.pipeline.tokenizer.token_strings(part)
             tokens += [(text, branch, marked) for text, marked in zip(texts, read.tolist(), strict=True)]
-        return Explanation(tokens, rewards, "\n".join(render(tree, self.pipeline.tokenizer)))
+        text = "\n".join(render(tree, self.pipeline.tokenizer))
+        return Explanation(tokens, np.asarray(rewards), text, std_of(rewards))
 
     def plot_packing(self, records: Iterable[Record], *, format: str = "auto") -> Figure:
         """Returns the figure of a packed row that holds these records as prefix trees, with its attention mask."""
@@ -305,5 +307,13 @@ def load(
 
 
 def evaluate(model: "Model | Run | str | pathlib.Path", data: Data = (), **options: Any) -> Evaluation:
-    """Returns `rmjax.load(model).evaluate(data, **options)`."""
-    return (model if isinstance(model, Model) else load(model)).evaluate(data, **options)
+    """Returns `rmjax.load(model).evaluate(data, **options)`; those of `rmjax.load` (`mesh`, `dtype`, …) go there."""
+    names = [name for name in inspect.signature(load).parameters if name in options]
+    return open_model(model, {name: options.pop(name) for name in names}).evaluate(data, **options)
+
+
+def open_model(model: "Model | Run | str | pathlib.Path", options: Mapping[str, Any]) -> Model:
+    """Returns a model as it is, or loaded with options of `load`; InputError if they are given for a loaded one."""
+    if options and isinstance(model, Model):
+        raise InputError(f"{model.path} is loaded already; give {', '.join(options)} to rmjax.load")
+    return model if isinstance(model, Model) else load(model, **options)

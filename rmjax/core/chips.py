@@ -86,8 +86,7 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
     kind = name.partition(":")[0]
     jax.config.update("jax_platforms", "cpu")
     if kind == "cpu":
-        jax.config.update("jax_num_cpu_devices", int(shape))
-        return jax.devices()
+        return _cpu_devices(name, int(shape))
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # no TPU is looked for, none is locked
     try:
         if kind == "h100":
@@ -104,3 +103,15 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
             f"--topology={name}: its devices cannot be described ({reason}); install the compiler with "
             f"pip install 'rmjax[{extra}]', and give a shape that exists, as in {_EXAMPLES}"
         ) from error
+
+
+def _cpu_devices(name: str, count: int) -> Sequence[jax.Device]:
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:  # JAX is in use, as in a notebook
+        if (found := jax.local_device_count("cpu")) < count:
+            raise InputError(
+                f"--topology={name}: this process has {found} CPU devices already; expected {count} or more: call "
+                f"jax.config.update('jax_num_cpu_devices', {count}) before JAX is used, or restart the session"
+            ) from None
+    return jax.devices("cpu")[:count]

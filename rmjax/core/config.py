@@ -53,6 +53,7 @@ def default() -> ml_collections.ConfigDict:
     data.train = ("synthetic",)  # sources: paths, globs or hub names; `synthetic`: the built-in data
     data.validation = ("synthetic",)  # sources; `name=path` also reports the metrics of this source under `name/`
     data.weights = ()  # relative sampling weights of the `train` sources, one each; (): each record once per epoch
+    data.shuffle = True  # a new order of the training data in every epoch; False: the order of the sources
     data.format = "auto"  # record format: auto (detected), a name in docs/data.md, or a Python file with a format
     data.columns = ()  # fields to rename, `old=new` each; `old=_` leaves one out, several of one new name are joined
     data.group_prompts = False  # merge single responses to the same prompt into one comparison, which shares the prompt
@@ -114,6 +115,8 @@ def default() -> ml_collections.ConfigDict:
     optimizer.schedule = "cosine"  # decay after the warm-up: constant, linear or cosine
     optimizer.final_fraction = 0.0  # learning rate at the last step, as a fraction of the peak (linear, cosine)
     optimizer.warmup_steps = 0  # steps of linear warm-up
+    optimizer.hold_steps = 0  # steps at the peak between the warm-up and the decay (linear, cosine)
+    optimizer.final_steps = 0  # last steps of the run, at `final_fraction` (linear, cosine)
     optimizer.weight_decay = 0.0  # decoupled decay of the layers' weight matrices (not norms, biases, embedding, head)
     optimizer.b1 = 0.9  # decay rate of the first moment (not of adafactor, nor of muon's matrices)
     optimizer.b2 = 0.999  # decay rate of the second moment (not of adafactor, nor of muon's matrices)
@@ -142,11 +145,13 @@ def default() -> ml_collections.ConfigDict:
     train.seed = 0  # random seed of initialization and data order
     train.skip_non_finite = 0  # steps whose loss or gradient is not finite that a run leaves out; the next one ends it
     train.log_every = 1  # steps between training lines in metrics.jsonl
+    train.loggers = ()  # further loggers of the metrics: wandb, whose package must be installed
     train.profile = ""  # steps to trace, `first:last` (from 1), for TensorBoard or Perfetto; written to workdir/profile
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()  # When checkpoints are saved, and which are kept.
     checkpoint.every = 0  # steps between checkpoints; 0: at each validation
-    checkpoint.keep = 2  # number of latest checkpoints to keep, in addition to the best
+    checkpoint.keep = 2  # number of latest checkpoints to keep, in addition to the best ones
+    checkpoint.keep_best = 1  # number of best checkpoints to keep
     checkpoint.best = ""  # validation metric that selects the best; empty: the first of accuracy, spearman, loss
 
     config.evaluation = evaluation = ml_collections.ConfigDict()  # Validation during training.

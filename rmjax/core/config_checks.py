@@ -12,7 +12,7 @@ from rmjax.core.errors import InputError
 # Keys (and sections, with a dot) that may change when a workdir is resumed: memory layout, and logging and
 # checkpointing. They do not affect the results, beyond float rounding.
 _LAYOUT = ("data.row_length", "mesh.", "model.attention", "model.remat", "train.rows_per_device")
-_LOGGING = ("checkpoint.", "evaluation.", "train.log_every", "train.profile")
+_LOGGING = ("checkpoint.", "evaluation.", "train.log_every", "train.loggers", "train.profile")
 CHANGEABLE_ON_RESUME = ("name", "train.cache_features", "train.skip_non_finite", *_LAYOUT, *_LOGGING)
 _FROM_RUN = ("data.template_date", "data.readout")  # keys whose value "" stands for that of the run that is resumed
 BOUNDS = {  # section: (keys of 1 or more, keys of 0 or more)
@@ -23,9 +23,9 @@ BOUNDS = {  # section: (keys of 1 or more, keys of 0 or more)
     "data": (("max_length",), ("row_length", "train_limit", "validation_limit", "preference_label")),
     "objective": ((), ("centering", "reward_l2", "label_smoothing")),
     "lora": ((), ("rank", "alpha")),
-    "optimizer": ((), ("learning_rate", "warmup_steps", "weight_decay", "grad_clip", "layer_decay")),
+    "optimizer": ((), ("learning_rate", "warmup_steps", "hold_steps", "final_steps", "weight_decay", "grad_clip", "layer_decay")),
     "train": (("batch_size", "rows_per_device", "log_every"), ("steps", "epochs", "skip_non_finite")),
-    "checkpoint": (("keep",), ("every",)),
+    "checkpoint": (("keep", "keep_best"), ("every",)),
     "evaluation": (("batch_size",), ("every",)),
 }
 _CHOICES = {
@@ -48,7 +48,7 @@ _CHOICES = {
     "optimizer.schedule": ("constant", "linear", "cosine"),
 }
 ELEMENTS = {  # type of the entries of a tuple
-    str: ("data.train", "data.validation", "data.columns", "data.exclude", "objective.attributes"),
+    str: ("data.train", "data.validation", "data.columns", "data.exclude", "objective.attributes", "train.loggers"),
     float: ("data.weights", "objective.weights", "objective.attribute_weights"),
 }
 
@@ -67,10 +67,15 @@ def check_date(date: str) -> str:
         raise InputError(f"config.data.template_date is {date!r}; expected a date as YYYY-MM-DD") from error
 
 
-def check(config: Config) -> None:
-    """Raises InputError for missing and invalid values, naming the key, the value and the valid values."""
+def check(config: Config, data: bool = True) -> None:
+    """Raises InputError for missing and invalid values, naming the key, the value and the valid values.
+
+    Args:
+      data: will be read; otherwise its sources may be missing.
+    """
     values = dict(leaves(config))
-    if missing := [key for key, value in values.items() if value in (REQUIRED, (REQUIRED,))]:
+    required = lambda key: data or not key.startswith("data.")
+    if missing := [key for key, value in values.items() if value in (REQUIRED, (REQUIRED,)) and required(key)]:
         flags = " ".join(f"--config.{key}={'DIR' if key == 'model.path' else 'FILE'}" for key in missing)
         raise InputError(
             f"{', '.join(f'config.{key}' for key in missing)}: required by this configuration and not set; on the "
@@ -102,6 +107,13 @@ def check(config: Config) -> None:
         raise InputError(f"config.objective.label_smoothing is {config.objective.label_smoothing}; expected below 0.5")
     if not 0 < config.optimizer.layer_decay <= 1:
         raise InputError(f"config.optimizer.layer_decay is {config.optimizer.layer_decay}; expected above 0, up to 1")
+    if config.optimizer.schedule == "constant" and (config.optimizer.hold_steps or config.optimizer.final_steps):
+        raise InputError(
+            "config.optimizer.hold_steps and config.optimizer.final_steps belong to a decay, and "
+            "config.optimizer.schedule is 'constant'; set them to 0, or choose linear or cosine"
+        )
+    if config.data.weights and not config.data.shuffle:
+        raise InputError("config.data.weights draws from the sources at random; set config.data.shuffle to True")
     if not (config.train.steps or config.train.epochs):
         raise InputError("config.train.steps and config.train.epochs are 0; set one of them, or both")
 
@@ -117,5 +129,6 @@ def check_same_run(config: Config, path: pathlib.Path) -> None:
     if changed:
         raise InputError(
             f"{path.parent} holds a run with another configuration ({'; '.join(changed)}). "
-            "Resume it with the same values, or choose another workdir."
+            "Resume it with the same values, or choose another workdir.",
+            page="docs/troubleshooting.md#a-run-cannot-be-resumed-with-other-options",
         )

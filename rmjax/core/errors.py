@@ -10,7 +10,15 @@ class InputError(ValueError):
 
     The message names the object, the value found, the value expected and the fix. Programs print it as one line and
     exit with status 2 (`rmjax.core.program`).
+
+    Args:
+      page: path and anchor of the documentation that explains the error, printed as a line after the message.
     """
+
+    def __init__(self, message: str = "", page: str = ""):
+        super().__init__(message)
+        if page:
+            self.add_note(f"see {page}")  # shown by Python's traceback too
 
 
 def checkpoint_error(path: pathlib.Path, error: Exception, fix: str = "") -> InputError:

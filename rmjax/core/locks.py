@@ -92,7 +92,8 @@ def _lock(path: pathlib.Path, target: pathlib.Path, name: str) -> int:
             os.close(descriptor)
             raise InputError(
                 f"{name}={target} is being written by {_describe(owner)}; wait until it has ended, or choose another "
-                f"{name}"
+                f"{name}",
+                page="docs/troubleshooting.md#another-program-writes-the-same-directory",
             ) from error
         except OSError as error:
             if error.errno not in _NO_LOCKS:

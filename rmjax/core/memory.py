@@ -131,7 +131,8 @@ def check(what: str, parts: Mapping[str, float], available: Available | None, fi
     text += f"({available.source})"
     if total <= available.bytes or os.environ.get(CHECK) == "0":
         return f"{text}; if it ends for lack of memory: {fix()}"
-    raise InputError(f"{text}; {fix()}. {CHECK}=0 starts it nevertheless")
+    page = "docs/troubleshooting.md#out-of-memory"
+    raise InputError(f"{text}; {fix()}. {CHECK}=0 starts it nevertheless", page=page)
 
 
 def warn(message: str) -> None:

@@ -151,7 +151,7 @@ def run(
         try:
             main(arguments)
         except InputError as error:
-            _fail(rename_options(str(error), options or {}))
+            _fail(rename_options(str(error), options or {}), notes=getattr(error, "__notes__", ()))
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -250,11 +250,11 @@ def _show_warning(
         _WARN(message, category, filename, lineno, file, line)
 
 
-def _fail(message: str, status: int = 2) -> NoReturn:
+def _fail(message: str, status: int = 2, notes: Sequence[str] = ()) -> NoReturn:
     line = re.sub(r"\s*\n\s*", " ", message)
     if peers.PEERS is not None and peers.PEERS.leaving:  # the line that another process has failed was printed
         time.sleep(60)
-    print(f"error: {line}", file=sys.stderr)
+    print(f"error: {line}", *notes, sep="\n", file=sys.stderr)
     peers.fail(line, status)
     if peers.PEERS is not None:
         sys.stderr.flush()

@@ -10,17 +10,20 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from rmjax.core.errors import InputError
 from rmjax.core.files import read_json
 from rmjax.data.records.formats import Item
+from rmjax.data.schema import Tree
 from rmjax.data.tokens.templates import TemplateReport
 from rmjax.evaluation.pipeline import RewardPipeline, load_pipeline
 from rmjax.evaluation.rewards import Rewards
-from rmjax.models import members
+from rmjax.evaluation.scoring import Scorer
+from rmjax.models import artifact, heads, members, paths
 from rmjax.models.architecture import HeadConfig
+from rmjax.models.families import read_config
+from rmjax.models.workdir import Workdir
 
 _ONE = HeadConfig()
 
@@ -36,6 +39,36 @@ class EnsemblePipeline(RewardPipeline):
     others: tuple[RewardPipeline, ...] = ()
     combined: HeadConfig = _ONE  # its combination and beta are those of the ensemble
 
+    @property
+    def scorers(self) -> tuple[Scorer, ...]:
+        """The scorers of all models."""
+        return (self.scorer, *(other.scorer for other in self.others))
+
+    @property
+    def uncertain(self) -> bool:
+        """True: models differ."""
+        return True
+
+    def score_trees(self, trees: Sequence[Tree]) -> list[np.ndarray]:
+        """Returns the combined rewards of trees that all models' tokenizers would make; see `check_one_tokenizer`."""
+        found = [scorer.score(trees) for scorer in self.scorers]
+        return [self._combine(of_tree) for of_tree in zip(*found, strict=True)]
+
+    def check_one_tokenizer(self) -> None:
+        """Raises InputError if a model tokenizes other than the first one, or has another maximum length."""
+        for other in self.others:
+            if other.tokenizer.fingerprint != self.tokenizer.fingerprint:
+                raise InputError(
+                    "the models of an ensemble that is served must share tokens, and the tokenizer, chat template, "
+                    f"template date or readout of {other.tokenizer.name} is not that of {self.tokenizer.name}: use "
+                    "models of one base model, or score offline (rmjax.score), where each model has its own"
+                )
+            if other.max_length != self.max_length:
+                raise InputError(
+                    f"the models of an ensemble that is served must take equally long conversations; found max_length "
+                    f"{self.max_length} and {other.max_length}: set max_length to the smaller one"
+                )
+
     def rewards(
         self,
         items: Sequence[Item],
@@ -47,14 +80,13 @@ class EnsemblePipeline(RewardPipeline):
         An item that one model cannot score has that model's error.
         """
         found = [super().rewards(items, report, lengths), *(other.rewards(items) for other in self.others)]
-        return [self._combine(of_item) for of_item in zip(*found, strict=True)]
+        first_error = lambda of_item: next((one for one in of_item if isinstance(one, str)), "")
+        return [first_error(of_item) or self._combine(of_item) for of_item in zip(*found, strict=True)]
 
-    def _combine(self, of_models: Sequence[np.ndarray | str]) -> np.ndarray | str:
-        if errors := [found for found in of_models if isinstance(found, str)]:
-            return errors[0]
-        stacked = jnp.stack([jnp.asarray(found) for found in of_models], axis=-2)  # [R, K, A]
-        rewards = np.array(members.combine(stacked, self.combined)).view(Rewards)
-        rewards.reward_std = np.array(members.spread(stacked))
+    def _combine(self, of_models: Sequence[np.ndarray]) -> Rewards:
+        stacked = np.stack([np.asarray(found) for found in of_models], axis=-2)  # [R, K, A]
+        rewards = members.combine(stacked, self.combined).astype(np.float32).view(Rewards)
+        rewards.reward_std = members.spread(stacked)
         return rewards
 
 
@@ -75,24 +107,47 @@ def member_paths(path: str) -> list[str]:
     return [one for one in path.split(",") if one] if "," in path and not file.exists() else [path]
 
 
+def read_attributes(path: str) -> tuple[str, ...]:
+    """Returns the names of the rewards of a model, or of an ensemble's first, from its small files.
+
+    Raises:
+      InputError: there is no usable model.
+    """
+    directory = paths.resolve_path(member_paths(path)[0])
+    workdir = Workdir(directory)
+    if workdir.is_workdir:
+        return workdir.head().attributes
+    _, decoder = read_config(paths.config_file(directory))
+    head = heads.read(paths.tensors(directory), decoder, artifact.read_metadata(directory))
+    if head is None:
+        raise InputError(f"{directory}: there is no reward head; give a reward model")
+    return head.config.attributes
+
+
 def load_models(path: str, **options: Any) -> RewardPipeline:
     """Returns the pipeline of a model, or of an ensemble if the path names several; options as for `load_pipeline`.
 
     Raises:
       InputError: a model cannot be used, or the models have different rewards.
     """
-    paths = member_paths(path)
-    if len(paths) == 1:
-        return load_pipeline(paths[0], **options)
+    names = member_paths(path)
+    if len(names) == 1:
+        return load_pipeline(names[0], **options)
     combination = options.pop("combination", "") or "mean"
     beta = options.pop("beta", None)
     beta = 1.0 if beta is None else float(beta)
     members.check_combination(combination, beta)
-    first, *others = [load_pipeline(one, **options) for one in paths]
-    for one, other in zip(paths[1:], others, strict=True):
+    first, *others = [load_pipeline(one, **options) for one in names]
+    for one, other in zip(names[1:], others, strict=True):
         if other.attributes != first.attributes:
-            names = [", ".join(pipeline.attributes) for pipeline in (first, other)]
-            raise InputError(f"{paths[0]} and {one}: the rewards are {names[0]} and {names[1]}; expected the same")
-    head = dataclasses.replace(first.scorer.model.head, members=len(paths), combination=combination, beta=beta)
+            rewards = [", ".join(pipeline.attributes) for pipeline in (first, other)]
+            raise InputError(f"{names[0]} and {one}: the rewards are {rewards[0]} and {rewards[1]}; expected the same")
+    head = dataclasses.replace(first.scorer.model.head, members=len(names), combination=combination, beta=beta)
     fields = {field.name: getattr(first, field.name) for field in dataclasses.fields(RewardPipeline)}
+    common = {
+        name: value
+        for name, value in first.metadata.items()
+        if name == "data_options" or all(other.metadata.get(name) == value for other in others)
+    }
+    fields["metadata"] = common | {"ensemble": {"models": names, "combination": combination, "beta": beta}}
     return EnsemblePipeline(**fields, others=tuple(others), combined=head)

@@ -13,7 +13,7 @@ import numpy as np
 from rmjax.core.config_checks import check_date
 from rmjax.core.errors import InputError, non_finite_error
 from rmjax.core.mesh import make_mesh, parse_sizes, row_shards
-from rmjax.core.option_names import rename_options
+from rmjax.core.option_names import Option, argument, rename_options
 from rmjax.core.processes import all_equal
 from rmjax.data.records.formats import Item
 from rmjax.data.records.options import ReadOptions
@@ -24,7 +24,6 @@ from rmjax.data.tokens.tokenizer import Tokenizer
 from rmjax.evaluation.rewards import std_of
 from rmjax.evaluation.scoring import Scorer
 from rmjax.models.correction import Correction
-from rmjax.models.int8 import quantize
 from rmjax.models.loading import load_model
 from rmjax.models.members import with_combination
 
@@ -54,6 +53,20 @@ class RewardPipeline:
     def attributes(self) -> tuple[str, ...]:
         """Names of the A rewards of a response."""
         return self.scorer.model.head.attributes
+
+    @property
+    def scorers(self) -> tuple[Scorer, ...]:
+        """The scorers that compute a reward."""
+        return (self.scorer,)
+
+    @property
+    def uncertain(self) -> bool:
+        """Whether rewards have a standard deviation."""
+        return self.scorer.model.head.uncertain
+
+    def score_trees(self, trees: Sequence[Tree]) -> list[np.ndarray]:
+        """Returns the rewards float32 [R, A] of trees of the tokenizer, as `Scorer.score`, which documents errors."""
+        return self.scorer.score(trees)
 
     def with_data_options(
         self, format: str, columns: Sequence[str], strings: str | None, label_field: str | None = None
@@ -137,6 +150,7 @@ def load_pipeline(
     combination: str = "",
     beta: float | None = None,
     progress: bool = False,
+    option: Option | None = argument,
 ) -> RewardPipeline:
     """Returns the pipeline of a model.
 
@@ -151,21 +165,26 @@ def load_pipeline(
       deterministic: see `Scorer`.
       combination, beta: of the rewards of a head's members (`models.members`); empty and None: the model's.
       progress: show a progress bar while the parameters are loaded.
+      option: formats these options in errors; None: the caller has no such options.
 
     Raises:
       InputError: there is no usable model, or max_length exceeds its positions.
     """
     if template_date:
         check_date(template_date)  # before the weights are read
-    try:
-        device_mesh = make_mesh(parse_sizes(mesh))
-        with jax.set_mesh(device_mesh):
-            loaded = load_model(
-                path, mesh=device_mesh, dtype=dtype, param_dtype=dtype, max_length=max_length, progress=progress
-            )
-            params = quantize(loaded.params) if int8 else loaded.params
-    except InputError as error:
-        raise InputError(str(error).replace("config.mesh", "mesh")) from error
+    name = option("mesh") if option else "mesh"
+    device_mesh = make_mesh(parse_sizes(mesh, name), name=name)
+    with jax.set_mesh(device_mesh):
+        loaded = load_model(
+            path,
+            mesh=device_mesh,
+            dtype=dtype,
+            param_dtype=dtype,
+            quantized=int8,
+            max_length=max_length,
+            progress=progress,
+            option=option,
+        )
     positions = loaded.model.decoder.max_positions
     if not 0 <= max_length <= positions:
         raise InputError(f"max_length is {max_length}; the model {path} supports 1 to {positions} positions")
@@ -177,7 +196,9 @@ def load_pipeline(
     rows *= row_shards(device_mesh)
     model = with_combination(loaded.model, combination, beta)
     correction = Correction.from_metadata(loaded.metadata)
-    scorer = Scorer(model, params, device_mesh, max_length, rows, deterministic=deterministic, correction=correction)
+    scorer = Scorer(
+        model, loaded.params, device_mesh, max_length, rows, deterministic=deterministic, correction=correction
+    )
     options = ReadOptions(**loaded.metadata.get("data_options", {}))
     return RewardPipeline(scorer, tokenizer, max_length, options, loaded.metadata)
 
@@ -185,6 +206,8 @@ def load_pipeline(
 def describe_model(path: str, pipeline: RewardPipeline) -> str:
     """Returns a line about the model that was loaded from a path: artifact or workdir, the checkpoint's step, …"""
     metadata, scaling = pipeline.metadata, pipeline.scorer.model.decoder.describe_scaling()
+    if (ensemble := metadata.get("ensemble")) is not None:
+        return f"model: an ensemble, by its {ensemble['combination']}, of {', '.join(ensemble['models'])}"
     step = metadata.get("source_step")
     if "format_version" in metadata:
         line = f"model: {path}, an artifact" + (f" of the checkpoint at step {step}" if step is not None else "")

@@ -18,12 +18,21 @@ from rmjax.models.decoder import RewardModel
 from rmjax.models.int8 import quantize
 from rmjax.models.sharding import bytes_per_device, check_heads, sharded_shapes
 
-# What the flags of rmjax.serve store: (name, activations, weights, whether the layers' matrices are int8).
-_STORED = (
-    ("--dtype=float32", "float32", "float32", False),
-    ("--dtype=bfloat16", "bfloat16", "bfloat16", False),
-    ("--dtype=bfloat16 --int8", "bfloat16", "bfloat16", True),
-)
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """How weights are stored: in which dtype, that of activations too, and whether the layers' matrices are int8."""
+
+    dtype: str
+    int8: bool = False
+
+    @property
+    def flags(self) -> str:
+        """The flags of rmjax.serve."""
+        return f"--dtype={self.dtype}" + (" --int8" if self.int8 else "")
+
+
+STORED = (Stored("float32"), Stored("bfloat16"), Stored("bfloat16", int8=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +41,7 @@ class ScoringPlan:
 
     Attributes:
       flags: of rmjax.serve, with the mesh.
+      stored: the weights.
       rows: of a batch, on all devices.
       fits: whether the peak is within the memory of a chip; None: its memory is unknown.
       memory: bytes of the parameters, the batch, and the rest: activations.
@@ -43,6 +53,7 @@ class ScoringPlan:
     topology: str
     devices: int
     flags: str
+    stored: Stored
     rows: int
     fits: bool | None
     peak_bytes: int
@@ -56,9 +67,15 @@ class ScoringPlan:
 
 
 def plan_scoring(
-    model: RewardModel, topology: str, devices: Sequence[jax.Device], mesh: str, rows_per_device: int, max_length: int
+    model: RewardModel,
+    topology: str,
+    devices: Sequence[jax.Device],
+    mesh: str,
+    rows_per_device: int,
+    max_length: int,
+    kinds: Sequence[Stored] = STORED,
 ) -> Iterator[ScoringPlan]:
-    """Yields the plans of serving a model with each kind of stored weights.
+    """Yields the plan of serving a model with each of these kinds of stored weights, when it is compiled.
 
     Args:
       mesh: sizes of the axes, as the flag --mesh.
@@ -67,12 +84,12 @@ def plan_scoring(
       InputError: the mesh fits neither devices nor model, or the program cannot be compiled.
     """
     chip, _ = parse_topology(topology)
-    made = make_mesh(parse_sizes(mesh), devices)
-    check_heads(model.decoder, made)
-    for name, dtype, param_dtype, int8 in _STORED:
-        stored = dataclasses.replace(model, dtype=dtype, param_dtype=param_dtype, frozen_dtype="")
-        flags = f"{name} --mesh={mesh}" if mesh else name
-        yield _plan(stored, topology, chip, made, flags, int8, rows_per_device, max_length)
+    made = make_mesh(parse_sizes(mesh), devices, "--mesh")
+    check_heads(model.decoder, made, "--mesh")
+    for kind in kinds:
+        stored = dataclasses.replace(model, dtype=kind.dtype, param_dtype=kind.dtype, frozen_dtype="")
+        flags = f"{kind.flags} --mesh={mesh}" if mesh else kind.flags
+        yield _plan(stored, topology, chip, made, flags, kind, rows_per_device, max_length)
 
 
 def _plan(
@@ -81,12 +98,12 @@ def _plan(
     chip: Chip,
     mesh: Mesh,
     flags: str,
-    int8: bool,
+    kind: Stored,
     rows_per_device: int,
     max_length: int,
 ) -> ScoringPlan:
-    make = lambda key: quantize(model.init(key)) if int8 else model.init(key)
-    params = sharded_shapes(mesh, jax.eval_shape(make, jax.random.key(0)))
+    make = lambda key: quantize(model.init(key)) if kind.int8 else model.init(key)
+    params = sharded_shapes(mesh, jax.eval_shape(make, jax.random.key(0)), "--mesh")
     length = -(-max_length // mesh.shape["sequence"]) * mesh.shape["sequence"]
     rows, devices = rows_per_device * row_shards(mesh), mesh.devices.size
     sharding = NamedSharding(mesh, P(ROWS))
@@ -118,6 +135,7 @@ def _plan(
         topology=topology,
         devices=devices,
         flags=flags,
+        stored=kind,
         rows=rows,
         fits=program.peak_bytes <= program.available if program.available else None,
         peak_bytes=program.peak_bytes,
@@ -129,24 +147,6 @@ def _plan(
         batch_seconds=longest,
         conversations_per_second=divide(rows, longest),
     )
-
-
-def meshes(devices: int, num_kv_heads: int) -> Iterator[str]:
-    """Yields meshes that shard the parameters of a model, those with the least communication first.
-
-    >>> list(meshes(4, 2))
-    ['tensor=2', 'tensor=2,fsdp=2', 'fsdp=2', 'fsdp=4']
-    """
-    sizes = [size for size in range(2, devices + 1) if devices % size == 0]
-    tensors = [size for size in sizes if num_kv_heads % size == 0]
-    for tensor in tensors:
-        yield f"tensor={tensor}"
-    for tensor in tensors[-1:]:
-        for fsdp in sizes:
-            if devices % (tensor * fsdp) == 0:
-                yield f"tensor={tensor},fsdp={fsdp}"
-    for fsdp in sizes:
-        yield f"fsdp={fsdp}"
 
 
 def describe_mesh(mesh: str, devices: int) -> str:

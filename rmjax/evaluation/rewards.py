@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 
+# A subclass of arrays, and not a pair of arrays, since the many callers that need rewards alone take them as they are:
+# measures, suites, calibration, and what users do with scores. Only those that report deviations know of the attribute.
 class Rewards(np.ndarray):
     """Rewards float32 [R, A], with `reward_std` float32 [R, A] if the model's head is uncertain, else None.
 

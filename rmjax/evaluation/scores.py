@@ -47,6 +47,12 @@ class Scores:
             self.attributes,
         )
 
+    def with_attributes(self, names: Sequence[str]) -> "Scores":
+        """Returns the scores with these attributes alone; `merged` stays."""
+        columns = [self.attributes.index(name) for name in names]
+        rewards = [each[:, columns] for each in self.rewards]
+        return dataclasses.replace(self, rewards=rewards, attributes=tuple(names))
+
     def with_edges(self) -> "Scores":
         """Returns the scores of the comparisons that have edges."""
         return self.select([i for i, comparison in enumerate(self.comparisons) if comparison.edges])

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from rmjax.core.errors import InputError
 
 Interval = tuple[float, float]  # lower and upper bound
+Samples = dict[str, tuple[float, np.ndarray]]  # metric: its value, and its values on the resamples [S]
 RESAMPLES = 1000  # the standard error of a bound is then a few percent of the interval
 _BLOCK = 1 << 22  # numbers of a block of weights: 32 MiB in float64
 
@@ -96,3 +97,15 @@ def with_interval(name: str, value: float, interval: Interval) -> dict[str, floa
     """
     found = {name: float(value), f"{name}_low": interval[0], f"{name}_high": interval[1]}
     return {key: number for key, number in found.items() if np.isfinite(number)}
+
+
+def intervals(samples: Samples) -> dict[str, float]:
+    """Returns the metrics with `NAME_low` and `NAME_high`, as `with_interval`.
+
+    >>> intervals({"accuracy": (0.5, np.array([0.5, 0.5, 0.5])), "auc": (np.nan, np.array([np.nan]))})
+    {'accuracy': 0.5, 'accuracy_low': 0.5, 'accuracy_high': 0.5}
+    """
+    found: dict[str, float] = {}
+    for name, (value, values) in samples.items():
+        found |= with_interval(name, value, percentiles(values))
+    return found

@@ -1,4 +1,4 @@
-"""Two models on the same preferences: difference of accuracies, agreement, McNemar's test.
+"""Two models on the same data: differences of metrics; of preferences also agreement and McNemar's test.
 
 Axis letters: E edges.
 """
@@ -7,7 +7,7 @@ import numpy as np
 import scipy.stats
 
 from rmjax.core.errors import InputError
-from rmjax.metrics.bootstrap import Bootstrap, with_interval
+from rmjax.metrics.bootstrap import Bootstrap, Samples, intervals, with_interval
 from rmjax.metrics.edges import EdgeTable
 from rmjax.metrics.ranking import correctness
 
@@ -60,4 +60,23 @@ def compare_edges(first: EdgeTable, second: EdgeTable, prompts: np.ndarray) -> d
     found["only_first_right"] = int((right & ~other_right).sum())
     found["only_second_right"] = int((~right & other_right).sum())
     found["both_wrong"] = int((~right & ~other_right).sum())
+    return found
+
+
+def compare_samples(first: Samples, second: Samples) -> dict[str, float]:
+    """Returns NAME, NAME_other and NAME_difference (first less second) of the metrics of both models, with intervals.
+
+    Args:
+      first, second: on the same resamples, so that the intervals of differences are paired.
+
+    >>> one, other = (0.5, np.array([0.4, 0.6])), (0.25, np.array([0.15, 0.35]))
+    >>> compare_samples({"mse": one, "auc": one}, {"mse": other})["mse_difference_high"]
+    0.25
+    """
+    found: dict[str, float] = {}
+    for name in first:
+        if name in second:
+            (one, samples), (other, others) = first[name], second[name]
+            parts = {name: (one, samples), f"{name}_other": (other, others)}
+            found |= intervals(parts | {f"{name}_difference": (one - other, samples - others)})
     return found

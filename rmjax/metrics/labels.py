@@ -3,12 +3,12 @@
 Axis letters: R readouts of a comparison, N readouts of all comparisons, A attributes, S resamples (`bootstrap`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import scipy.stats
 
-from rmjax.metrics.bootstrap import Bootstrap, percentiles, with_interval
+from rmjax.metrics.bootstrap import Bootstrap, Samples
 from rmjax.metrics.correlation import auc, pearson, spearman
 from rmjax.metrics.process import first_error_f1, first_errors, prm_score
 from rmjax.metrics.ranking import correctness
@@ -56,10 +56,10 @@ def _correlation(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.sum(x * y) / scale) if scale > 0 else 0.0
 
 
-def attribute_intervals(
+def attribute_samples(
     rewards: np.ndarray, labels: np.ndarray, attributes: Sequence[str], prompts: np.ndarray
-) -> dict[str, float]:
-    """Returns the bounds `NAME_low` and `NAME_high` of the metrics of `attribute_metrics`, over resampled prompts.
+) -> Samples:
+    """Returns the metrics of `attribute_metrics` with their values over resampled prompts.
 
     Args:
       rewards, labels: [N, A]; NaN labels are missing.
@@ -76,7 +76,8 @@ def attribute_intervals(
     # All attributes have the same resamples, so those of their mean are known.
     for kind in ("mse", "pearson", "spearman") if samples else ():
         samples[kind] = np.mean([values for name, values in samples.items() if name.startswith(f"{kind}/")], axis=0)
-    return _bounds(samples)
+    values = attribute_metrics(rewards, labels, attributes)
+    return {name: (values[name], samples[name]) for name in values}
 
 
 def _mean(values: np.ndarray) -> Statistic:
@@ -89,13 +90,6 @@ def _pearson(x: np.ndarray, y: np.ndarray) -> Statistic:
 
 def _of_rows(statistic: Statistic, rows: np.ndarray) -> Statistic:
     return lambda weights: statistic(weights[:, rows])
-
-
-def _bounds(samples: Mapping[str, np.ndarray]) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for name, values in samples.items():
-        found |= with_interval(name, np.nan, percentiles(values))
-    return found
 
 
 def step_metrics(rewards: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -123,14 +117,13 @@ def _judged(rewards: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
     return rewards[known].astype(np.float64), labels[known] > 0.5, known
 
 
-def process_metrics(
-    rewards: Sequence[np.ndarray], labels: Sequence[np.ndarray], prompts: Sequence[int]
-) -> dict[str, float]:
-    """Returns what `step_metrics` lacks: bounds of its metrics, and metrics by the rules of ProcessBench and PRMBench.
+def process_samples(rewards: Sequence[np.ndarray], labels: Sequence[np.ndarray], prompts: Sequence[int]) -> Samples:
+    """Returns the metrics of `step_metrics`, and by the rules of ProcessBench and PRMBench, over resampled prompts.
 
     `first_error_f1` with its parts `error_accuracy` and `correct_accuracy`: `process.first_error_f1`; the predicted
-    first error is the first step whose reward is not above 0. `prm_score` with `f1` and `negative_f1`:
-    `process.prm_score`. All have intervals; those of which a class is missing are left out.
+    first error is the first judged step whose reward is not above 0. It is 0 if no error is found exactly, or if no
+    process without error is accepted: where few are without error, these decide as much as all others. `prm_score` with
+    `f1` and `negative_f1`: `process.prm_score`. A metric of which a class is missing has the value NaN.
 
     Args:
       rewards, labels: of each process, [steps], as for `step_metrics`; processes without a judged step are left out.
@@ -141,24 +134,25 @@ def process_metrics(
     if not kept:
         return {}
     steps = np.repeat([prompt for *_, prompt in kept], [len(x) for x, *_ in kept])
-    x, right, known = _judged(np.concatenate([x for x, *_ in kept]), np.concatenate([y for _, y, _ in kept]))
+    every, of_every = np.concatenate([x for x, *_ in kept]), np.concatenate([y for _, y, _ in kept])
+    x, right, known = _judged(every, of_every)
     bootstrap, said = Bootstrap(steps[known]), x > 0
     samples = {"accuracy": bootstrap.samples(_mean(correctness(x * np.where(right, 1, -1))))}
     if right.any() and not right.all():
         samples["auc"] = bootstrap.samples(auc(x, right))
-    found = _bounds(samples)
     sums = bootstrap.sums(np.stack([said & right, ~said & ~right, said != right], 1))
     with np.errstate(invalid="ignore"):
         f1, negative = (2 * hits / (2 * hits + sums[:, 2]) for hits in (sums[:, 0], sums[:, 1]))
     resampled = {"prm_score": 0.5 * (f1 + negative), "f1": f1, "negative_f1": negative}
-    for name, value in prm_score(said, right).items():
-        found |= with_interval(name, value, percentiles(np.nan_to_num(resampled[name])))
-    return found | _first_error_metrics(kept)
+    samples |= {name: np.nan_to_num(each) for name, each in resampled.items()}
+    values = step_metrics(every, of_every) | prm_score(said, right)
+    return {name: (values[name], samples[name]) for name in samples} | _first_error_samples(kept)
 
 
-def _first_error_metrics(kept: Sequence[tuple[np.ndarray, np.ndarray, int]]) -> dict[str, float]:
+def _first_error_samples(kept: Sequence[tuple[np.ndarray, np.ndarray, int]]) -> Samples:
     actual = np.array([int(np.argmax(y < 0.5)) if (y < 0.5).any() else -1 for _, y, _ in kept])
-    predicted = np.array(first_errors([x for x, *_ in kept]))
+    # A step that was not judged can be neither right nor wrong to predict as an error.
+    predicted = np.array(first_errors([np.where(_judged(x, y)[2], x, np.inf) for x, y, _ in kept]))
     wrong, hit = actual != -1, predicted == actual
     columns = np.stack([hit & wrong, wrong, hit & ~wrong, ~wrong], 1)
     sums = Bootstrap([prompt for *_, prompt in kept]).sums(columns)
@@ -167,7 +161,4 @@ def _first_error_metrics(kept: Sequence[tuple[np.ndarray, np.ndarray, int]]) -> 
         f1 = np.where(error + correct == 0, 0.0, 2 * error * correct / (error + correct))
     values = first_error_f1(predicted, actual)
     samples = {"f1": f1, "error_accuracy": error, "correct_accuracy": correct}
-    found: dict[str, float] = {}
-    for name, value in values.items():
-        found |= with_interval("first_error_f1" if name == "f1" else name, value, percentiles(samples[name]))
-    return found
+    return {"first_error_f1" if name == "f1" else name: (values[name], samples[name]) for name in samples}

@@ -24,6 +24,7 @@ def facts(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("reward head", metadata.get("reward_head") or metadata.get("head")),
         ("rewards", ", ".join(metadata.get("attributes") or ())),
         ("heads", metadata.get("members")),
+        ("ensemble", ", ".join((metadata.get("ensemble") or {}).get("models", ()))),
         ("reward read at", metadata.get("pooling")),
         ("longest conversation", f"{length:,} tokens" if (length := metadata.get("max_length")) else None),
         ("validation data", ", ".join(map(str, metadata.get("validation_data") or ()))),

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping
 
-import jax
 import numpy as np
 
 from rmjax.core import pytree
@@ -87,7 +86,7 @@ def _difference(workdir: Workdir, theirs: LoraConfig, config: Config, model: Rew
 
 
 def _paths(model: RewardModel, adapters: LoraConfig) -> set[str]:
-    shapes = jax.eval_shape(dataclasses.replace(model, lora=adapters).init, jax.random.key(0))
+    shapes = dataclasses.replace(model, lora=adapters).shapes()
     return {path for path in pytree.flatten(shapes) if lora.is_adapter(path)}
 
 

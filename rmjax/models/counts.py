@@ -1,6 +1,5 @@
 """Numbers of parameters, for plans."""
 
-import jax
 
 from rmjax.core import pytree
 from rmjax.models.decoder import RewardModel
@@ -13,7 +12,7 @@ def matrix_parameters(model: RewardModel, trainable: str, used: bool = False) ->
     Args:
       used: count those that a token is multiplied with, thus only the experts chosen for it.
     """
-    params = jax.eval_shape(model.init, jax.random.key(0))
+    params = model.shapes()
     trained, _ = split(params, trainable)
     config = model.decoder
     share = config.experts_per_token / config.num_experts if used and config.num_experts else 1.0

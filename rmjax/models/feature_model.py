@@ -31,6 +31,10 @@ class FeatureModel:
         """Returns random parameters of the head, as those of `RewardModel.init`."""
         return {"head": self.whole.init(key)["head"]}
 
+    def shapes(self) -> Params:
+        """Returns the shapes and dtypes of the parameters of the head."""
+        return {"head": self.whole.shapes()["head"]}
+
     def rewards(self, params: Params, batch: dict[str, jax.Array]) -> jax.Array:
         """Returns the rewards float32 [B, R, A] of `features`, [B, R, D]."""
         return self.whole.head_rewards(params, batch["features"])

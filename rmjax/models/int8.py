@@ -25,6 +25,16 @@ def is_part(path: str) -> bool:
     return re.search(PATTERN, path) is not None
 
 
+def is_quantized(path: str) -> bool:
+    """Returns whether the kernel at `path` is one that `quantize` changes."""
+    return _MATRIX.fullmatch(path) is not None
+
+
+def parts_of(path: str) -> tuple[str, str]:
+    """Returns the paths of the int8 values and of the scales of the kernel at `path`."""
+    return path + _VALUES, path + _SCALE
+
+
 def is_matrix(node: Any) -> bool:
     """Returns whether a node of the parameter tree is an int8 matrix."""
     return isinstance(node, Mapping) and "int8" in node
@@ -33,16 +43,17 @@ def is_matrix(node: Any) -> bool:
 def quantize(params: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the parameters with the layers' matrices as int8; those that are so already are not changed."""
     leaves: dict[str, jax.Array] = {}
-    for path, leaf in pytree.flatten(params).items():
-        if not _MATRIX.fullmatch(path):
-            leaves[path] = leaf
-            continue
-        leaves[path + _VALUES], leaves[path + _SCALE] = _quantize(leaf)
+    found = pytree.flatten(params)
+    del params  # unless the caller keeps them, each matrix is freed when the next one is converted
+    for path in list(found):
+        leaf = found.pop(path)
+        leaves |= dict(zip(parts_of(path), quantize_matrix(leaf), strict=True)) if is_quantized(path) else {path: leaf}
     return pytree.unflatten(leaves)
 
 
 @jax.jit
-def _quantize(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+def quantize_matrix(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns int8 values [..., I, O] and scales float32 [..., 1, O] of a kernel [..., I, O]."""
     values = kernel.astype(jnp.float32)
     scale = jnp.max(jnp.abs(values), axis=-2, keepdims=True) / 127
     scale = jnp.where(scale > 0, scale, 1.0)

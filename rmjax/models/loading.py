@@ -8,21 +8,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rmjax.core import pytree
 from rmjax.core.config import Config
 from rmjax.core.errors import InputError
 from rmjax.core.files import read_json
+from rmjax.core.option_names import Option
 from rmjax.core.readouts import is_mean
-from rmjax.models import artifact, head_tokens, heads, int8, lora, members, memory, partition, paths, weights
+from rmjax.models import artifact, head_tokens, heads, int8, lora, memory, partition, paths, start_head, weights
 from rmjax.models.architecture import DecoderConfig, HeadConfig
 from rmjax.models.continued import StartAdapters
 from rmjax.models.decoder import Params, RewardModel
 from rmjax.models.families import read_config
 from rmjax.models.lora import LoraConfig
-from rmjax.models.sharding import check_heads, state_shardings
+from rmjax.models.sharding import state_shardings
 from rmjax.models.workdir import Workdir
 
 _DEFAULT_HEAD = HeadConfig()
@@ -95,13 +95,13 @@ def _continue_adapters(config: Config, model: RewardModel, mesh: Mesh, adapters:
         head, trained = (found.config if found else model.head), dict(adapters.leaves)
         if found:
             trained |= pytree.flatten({"head": found.params})
-    _check_head(workdir.path, head, model.head)
+    start_head.check(workdir.path, head, model.head)
     leaves = pytree.flatten(params)
     for path, value in trained.items():
         if not isinstance(value, jax.Array):
             value = jax.make_array_from_callback(value.shape, leaves[path].sharding, value.__getitem__)
         leaves[path] = value
-    return _rescale(pytree.unflatten(leaves), head, model.head)
+    return start_head.rescale(pytree.unflatten(leaves), head, model.head)
 
 
 def _base_params(config: Config, model: RewardModel, mesh: Mesh, path: str) -> Params:
@@ -112,7 +112,7 @@ def _base_params(config: Config, model: RewardModel, mesh: Mesh, path: str) -> P
     config = config.copy_and_resolve_references()
     config.model.path = path
     if path and re.search(partition.trainable_pattern(config), "head/kernel"):
-        model = dataclasses.replace(model, head=_find_head(path) or model.head)
+        model = dataclasses.replace(model, head=start_head.find(path) or model.head)
     return start_params(config, model, mesh)
 
 
@@ -125,7 +125,7 @@ def frozen_params(config: Config, model: RewardModel, mesh: Mesh, workdir: Workd
 
 
 def _has_frozen(config: Config, model: RewardModel) -> bool:
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = model.shapes()
     return bool(jax.tree.leaves(partition.split(shapes, partition.trainable_pattern(config))[1]))
 
 
@@ -164,43 +164,22 @@ def initial_params(config: Config, model: RewardModel, mesh: Mesh, key: jax.Arra
         shardings = state_shardings(mesh, jax.eval_shape(init, params))
         return pytree.merge(params, jax.jit(init, out_shardings=shardings)(params))
     if not config.path:
-        shardings = state_shardings(mesh, jax.eval_shape(model.init, key))
+        shardings = state_shardings(mesh, model.shapes())
         return jax.jit(model.init, out_shardings=shardings)(key)
     workdir = Workdir(paths.resolve_path(config.path))
     if workdir.is_workdir:
         found = workdir.head()
-        _check_head(workdir.path, found, model.head)
+        start_head.check(workdir.path, found, model.head)
         saved = dataclasses.replace(model, head=dataclasses.replace(model.head, members=found.members))
-        return _rescale(restore_merged(workdir, saved, mesh), found, model.head)
+        return start_head.rescale(restore_merged(workdir, saved, mesh), found, model.head)
     files = paths.tensors(workdir.path)
     read = heads.read(files, model.decoder, artifact.read_metadata(workdir.path))
     if read is None:
         return weights.load(files, model, mesh, model.init_head(key), progress=progress)
-    _check_head(workdir.path, read.config, model.head)
+    start_head.check(workdir.path, read.config, model.head)
     saved = dataclasses.replace(model, head=dataclasses.replace(model.head, members=read.config.members))
     params = weights.load(files, saved, mesh, read.params, read.tensors, progress)
-    return _rescale(params, read.config, model.head)
-
-
-def continue_head(config: Config, head: HeadConfig) -> HeadConfig:
-    """Returns `head` with the hidden layer of the head at `config.path`, and its shift (a bias, a normalization).
-
-    A shift of its own is kept.
-    """
-    found = (_find_head(config.path) if config.path else None) or head
-    if len(found.attributes) != len(head.attributes):
-        return head
-    return dataclasses.replace(head, hidden=found.hidden, shift=head.shift or found.shift)
-
-
-def _find_head(path: str) -> HeadConfig | None:
-    """Returns the configuration of the head of the model at a path; None if it has none."""
-    workdir = Workdir(paths.resolve_path(path))
-    if workdir.is_workdir:
-        return workdir.head()
-    _, decoder = read_config(paths.config_file(workdir.path))
-    found = heads.read(paths.tensors(workdir.path), decoder, artifact.read_metadata(workdir.path, verify=False))
-    return found.config if found else None
+    return start_head.rescale(params, read.config, model.head)
 
 
 def restore_merged(workdir: Workdir, model: RewardModel, mesh: Mesh) -> Params:
@@ -210,44 +189,8 @@ def restore_merged(workdir: Workdir, model: RewardModel, mesh: Mesh) -> Params:
     saved = dataclasses.replace(model, frozen_dtype=config.model.frozen_dtype, **options)
     params = int8.dequantize(restore(workdir, saved, mesh), config.model.param_dtype)
     params = lora.merge(params, saved.lora) if saved.lora else params
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = model.shapes()
     return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, shapes)
-
-
-def _check_head(directory: pathlib.Path, found: HeadConfig, expected: HeadConfig) -> None:
-    nameless = len(expected.attributes) == 1 or all(map(heads.is_placeholder, found.attributes))
-    same = len(found.attributes) == len(expected.attributes) if nameless else found.attributes == expected.attributes
-    if not same:
-        raise InputError(
-            f"{directory}: the reward head predicts {', '.join(found.attributes)}; the objective expects "
-            f"{', '.join(expected.attributes)}: set config.objective.attributes to the head's, merge them into one "
-            "(rmjax.export --merge), or start from a model without a reward head"
-        )
-    if found.members not in (1, expected.members):
-        raise InputError(
-            f"{directory}: the reward head has {found.members} members; config.model.head_members is "
-            f"{expected.members}: set it to {found.members}"
-        )
-    if found.shift != expected.shift:
-        raise InputError(
-            f"{directory}: the reward head has the shift {list(found.shift)}; config.objective.standardize needs "
-            f"{list(expected.shift)}: set it to False, or start from a model without a reward head"
-        )
-
-
-def _rescale(params: Params, found: HeadConfig, expected: HeadConfig) -> Params:
-    """Returns the parameters with the head's weights such that the rewards of `found` result with `expected`'s scale.
-
-    Export folds the scale into the weights, so that an artifact of a standardized head has scale 1. Members of a head
-    that had one are copies of it.
-    """
-    if (found.scale, found.members) == (expected.scale, expected.members):
-        return params
-    ones = (1.0,) * len(expected.attributes)
-    ratio = jnp.asarray(found.scale or ones, jnp.float32) / jnp.asarray(expected.scale or ones, jnp.float32)
-    kernel = members.fit(params["head"]["kernel"], found.members, expected.members)
-    kernel = kernel * jnp.tile(ratio, expected.members)
-    return params | {"head": params["head"] | {"kernel": kernel}}
 
 
 def load_model(
@@ -256,19 +199,25 @@ def load_model(
     mesh: Mesh,
     dtype: str = "float32",
     param_dtype: str = "float32",
+    quantized: bool = False,
     attention: str = "auto",
     max_length: int = 0,
     progress: bool = False,
     tokens: Sequence[int] = (),
     attribute: str = "reward",
+    trained: bool = False,
+    option: Option | None = None,
 ) -> LoadedModel:
     """Returns a trained reward model: an artifact, a Hugging Face classifier, or a workdir's best checkpoint.
 
     Args:
       param_dtype: of parameters; those of a workdir have the dtype of its configuration.
+      quantized: store the layers' matrices as int8; of an artifact or a Hugging Face directory, each while it is read.
       max_length: of a conversation, for a model that stores none; it matters to LongRoPE alone. 0: all its positions.
       progress: show a progress bar.
       tokens, attribute: of a head made of rows of the language modeling head, see `head_tokens.read`.
+      trained: the caller will hold gradients and moments too; only for the error if they do not fit.
+      option: formats `mesh`, `dtype` and `int8` in errors, as the caller's options; None: it has none.
 
     Raises:
       InputError: PATH has no model, a file is damaged, there is no reward head, or the parameters do not fit in memory.
@@ -282,9 +231,9 @@ def load_model(
         metadata = workdir.metadata()
         decoder = decoder.for_length(metadata["max_length"])
         model = dataclasses.replace(model, decoder=decoder, mean_readout=is_mean(metadata["pooling"]))
-        check_heads(decoder, mesh)
-        memory.check_parameters(model, mesh, path)
-        params = restore_merged(workdir, model, mesh)
+        memory.check_parameters(model, mesh, path, whole=True, trained=trained, option=option)
+        restored = lambda: restore_merged(workdir, model, mesh)
+        params = int8.quantize(restored()) if quantized else restored()
         tokenizer = workdir.checked(workdir.tokenizer_directory)
         return LoadedModel(model, params, tokenizer, metadata["max_length"], metadata)
     metadata = artifact.read_metadata(directory)
@@ -303,7 +252,8 @@ def load_model(
                 fix
                 or "train one with this directory as config.model.path, give a reward model, or name the tokens whose "
                 "logits are the reward (rmjax.export --head_tokens)"
-            )
+            ),
+            page="docs/troubleshooting.md#there-is-no-reward-head",
         )
     if not metadata:
         values = read_json(files.config_file)
@@ -311,8 +261,7 @@ def load_model(
         metadata = {"reward_head": head.description, "data_options": options, "pooling": pooling, **head.statistics}
     decoder, mean = decoder.for_length(metadata.get("max_length", max_length)), is_mean(metadata["pooling"])
     model = RewardModel(decoder, head.config, dtype, param_dtype, attention, family=family, mean_readout=mean)
-    check_heads(decoder, mesh)
-    memory.check_parameters(model, mesh, path)
-    params = weights.load(files, model, mesh, head.params, head.tensors, progress)
+    memory.check_parameters(model, mesh, path, int8=quantized, trained=trained, option=option)
+    params = weights.load(files, model, mesh, head.params, head.tensors, progress, quantized)
     directory = pathlib.Path(paths.tokenizer_directory(path))
     return LoadedModel(model, params, directory, metadata.get("max_length", decoder.max_positions), metadata)

@@ -7,7 +7,7 @@ Axis letters: K members, A attributes, D features.
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 
 # A safetensors file under another ending: other engines load all *.safetensors of a directory as weights.
 FILE = "uncertainty.rmjax"
+Array = TypeVar("Array", np.ndarray, jax.Array)
 COMBINATIONS = ("mean", "minimum", "mean_std", "quantile")
 _KERNEL, _FACTOR, _OFFSET = "members.kernel", "laplace.factor", "laplace.offset"
 
 
-def combine(rewards: jax.Array, head: HeadConfig) -> jax.Array:
+def combine(rewards: Array, head: HeadConfig) -> Array:
     """Returns the combined rewards [..., A] of members' rewards [..., K, A].
 
     `mean`; `minimum`, the worst case; `mean_std`, mean - beta · std; `quantile`, the beta quantile, interpolated.
@@ -38,12 +39,12 @@ def combine(rewards: jax.Array, head: HeadConfig) -> jax.Array:
     if head.combination == "minimum":
         return rewards.min(axis=-2)
     if head.combination == "quantile":
-        return jnp.quantile(rewards, head.beta, axis=-2)
+        return rewards.__array_namespace__().quantile(rewards, head.beta, axis=-2)
     mean = rewards.mean(axis=-2)
     return mean - head.beta * spread(rewards) if head.combination == "mean_std" else mean
 
 
-def spread(rewards: jax.Array) -> jax.Array:
+def spread(rewards: Array) -> Array:
     """Returns the standard deviation (divisor K) [..., A] of members' rewards [..., K, A]."""
     return rewards.std(axis=-2)
 

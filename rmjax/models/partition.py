@@ -46,7 +46,7 @@ def trainable_pattern(config: Config) -> str:
 def check(config: Config, model: RewardModel) -> None:
     """Raises InputError if `config.train.trainable` matches no parameter of the model, or leaves its adapters out."""
     pattern, rule = trainable_pattern(config), config.train.trainable
-    paths = pytree.flatten(jax.eval_shape(model.init, jax.random.key(0)))
+    paths = pytree.flatten(model.shapes())
     if not any(re.search(pattern, path) for path in paths):
         raise InputError(f"config.train.trainable is {rule!r}, which matches no parameter: {', '.join(paths)}")
     if model.lora and not any(lora.is_adapter(path) and re.search(pattern, path) for path in paths):
@@ -68,7 +68,7 @@ def split(params: Params, pattern: str) -> tuple[Params, Params]:
 
 def trains_head_only(pattern: str, model: RewardModel) -> bool:
     """Returns whether all trained parameters are the head's."""
-    paths = pytree.flatten(jax.eval_shape(model.init, jax.random.key(0)))
+    paths = pytree.flatten(model.shapes())
     return all(path.startswith("head/") for path in paths if re.search(pattern, path))
 
 
@@ -78,7 +78,7 @@ def store(params: Params, pattern: str, model: RewardModel | FeatureModel) -> tu
     In bfloat16, updates below 1/256 of a parameter would be lost, and AdamW's second moment would not change.
     """
     cast = lambda leaf, like: leaf.astype(like.dtype)
-    dtypes = jax.eval_shape(model.init, jax.random.key(0))
+    dtypes = model.shapes()
     trained, frozen = split(params, pattern)
     trained = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trained)
     frozen = jax.tree.map(cast, frozen, split(dtypes, pattern)[1])
@@ -86,12 +86,12 @@ def store(params: Params, pattern: str, model: RewardModel | FeatureModel) -> tu
 
 
 def _frozen_shapes(pattern: str, model: RewardModel) -> Params:
-    return jax.eval_shape(lambda: store(model.init(jax.random.key(0)), pattern, model)[1])
+    return jax.eval_shape(lambda params: store(params, pattern, model)[1], model.shapes())
 
 
 def is_float32(pattern: str, model: RewardModel) -> bool:
     """Returns whether all trained parameters are float32 in the dtypes of the model."""
-    paths = pytree.flatten(jax.eval_shape(model.init, jax.random.key(0)))
+    paths = pytree.flatten(model.shapes())
     return all(re.search(FEW, path) for path in paths if re.search(pattern, path))
 
 

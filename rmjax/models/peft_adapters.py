@@ -57,7 +57,7 @@ class _Module(NamedTuple):
 
 def _modules(model: RewardModel) -> list[_Module]:
     """Returns the linear maps that have adapters."""
-    shapes, named = pytree.flatten(jax.eval_shape(model.init, jax.random.key(0))), dict[str, list[Any]]()
+    shapes, named = pytree.flatten(model.shapes()), dict[str, list[Any]]()
     for row in FAMILIES[model.family].tensors:
         if row.path.endswith("/kernel") and row.path in shapes:
             named.setdefault(row.name, []).append(row)

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -47,8 +48,11 @@ def _partition_spec(path: str, shape: tuple[int, ...]) -> P:
     return P(*spec[:-2], None, spec[-1]) if path.endswith(lora.B) else spec
 
 
-def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
+def state_shardings(mesh: Mesh, abstract_state: Any, name: str = "config.mesh") -> Any:
     """Returns the NamedSharding of every leaf of `abstract_state` by `STATE_RULES`.
+
+    Args:
+      name: of the option that gives the mesh, in errors.
 
     Raises:
       InputError: a leaf matches no rule or several, or a dimension is not divisible by its mesh axes.
@@ -61,7 +65,7 @@ def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
             shards = math.prod(mesh.shape[axis] for axis in axes)
             if size % shards:
                 raise InputError(
-                    f"config.mesh: {' x '.join(axes)} is {shards}, which does not divide a dimension of "
+                    f"{name}: {' x '.join(axes)} is {shards}, which does not divide a dimension of "
                     f"{path} {leaf.shape}; choose a divisor of {size}"
                 )
         return NamedSharding(mesh, spec)
@@ -69,21 +73,39 @@ def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
     return pytree.map_with_path(sharding, abstract_state)
 
 
-def sharded_shapes(mesh: Mesh, abstract_state: Any) -> Any:
+def sharded_shapes(mesh: Mesh, abstract_state: Any, name: str = "config.mesh") -> Any:
     """Returns `abstract_state` with the shardings of `state_shardings`: what a checkpoint is restored onto."""
     add = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-    return jax.tree.map(add, abstract_state, state_shardings(mesh, abstract_state))
+    return jax.tree.map(add, abstract_state, state_shardings(mesh, abstract_state, name))
 
 
-def check_heads(decoder: DecoderConfig, mesh: Mesh) -> None:
-    """Raises InputError if the axis `tensor` of a mesh does not divide the model's heads."""
+def check_heads(decoder: DecoderConfig, mesh: Mesh, name: str = "config.mesh") -> None:
+    """Raises InputError, which names the option of the mesh, if its axis `tensor` does not divide the model's heads."""
     tensor = mesh.shape["tensor"]
     for kind, count in (("query", decoder.num_heads), ("key/value", decoder.num_kv_heads)):
         if count % tensor:
             raise InputError(
-                f"config.mesh.tensor is {tensor}, which does not divide the model's {count} {kind} heads; choose a "
+                f"{name}: tensor is {tensor}, which does not divide the model's {count} {kind} heads; choose a "
                 "common divisor of the numbers of query and key/value heads"
             )
+
+
+def meshes(devices: int, num_kv_heads: int) -> Iterator[str]:
+    """Yields meshes that shard the parameters of a model, those with the least communication first.
+
+    >>> list(meshes(4, 2))
+    ['tensor=2', 'tensor=2,fsdp=2', 'fsdp=2', 'fsdp=4']
+    """
+    sizes = [size for size in range(2, devices + 1) if devices % size == 0]
+    tensors = [size for size in sizes if num_kv_heads % size == 0]
+    for tensor in tensors:
+        yield f"tensor={tensor}"
+    for tensor in tensors[-1:]:
+        for fsdp in sizes:
+            if devices % (tensor * fsdp) == 0:
+                yield f"tensor={tensor},fsdp={fsdp}"
+    for fsdp in sizes:
+        yield f"fsdp={fsdp}"
 
 
 def bytes_per_device(tree: Any) -> int:

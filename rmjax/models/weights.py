@@ -13,10 +13,11 @@ from jax.sharding import Mesh
 from rmjax.core import pytree, safetensors
 from rmjax.core.errors import InputError
 from rmjax.core.progress import progress_bar
+from rmjax.models import int8
 from rmjax.models.decoder import Params, RewardModel
 from rmjax.models.families import FAMILIES, Family, TensorName
 from rmjax.models.heads import suggest_name
-from rmjax.models.placement import from_tensors, num_reads
+from rmjax.models.placement import Index, Numbers, from_columns, from_tensors, num_reads
 from rmjax.models.sharding import state_shardings
 
 # Names of the tensors of a head with a hidden layer.
@@ -35,6 +36,7 @@ def load(
     head: Mapping[str, Any],
     head_tensors: Set[str] = frozenset(),
     progress: bool = False,
+    quantized: bool = False,
 ) -> Params:
     """Returns the parameters of `model` from a Hugging Face directory; each device reads only its shards.
 
@@ -43,20 +45,22 @@ def load(
       head: float32, the head's parameters (`RewardModel.init_head`).
       head_tensors: names of the tensors that they were read from.
       progress: show a progress bar.
+      quantized: store the layers' matrices as int8, each while it is read; see `int8`.
 
     Raises:
       InputError: a tensor is missing, unknown or has another shape; names the tensor.
     """
     path, family = files.directory, FAMILIES[model.family]
-    abstract = jax.eval_shape(model.init, jax.random.key(0))
+    abstract = model.shapes()
     used, names = set(head_tensors), {re.sub(f"^{family.prefix}", family.base, name): name for name in files.shapes}
     table, parts = _tables(_choose_names(family, names), abstract)
 
     head_leaves = pytree.flatten({"head": dict(head)})
 
-    def read(parameter: str, leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.Array:
+    def read(parameter: str, leaf: jax.ShapeDtypeStruct) -> dict[str, jax.Array]:
         if (given := head_leaves.get(parameter)) is not None:
-            return jax.make_array_from_callback(leaf.shape, sharding, np.asarray(given).__getitem__)
+            values = np.asarray(given)
+            return {parameter: jax.make_array_from_callback(leaf.shape, placed[parameter], values.__getitem__)}
         _, tensor, transposed, by_head = table[parameter]
         stacked = tensor.count("{}")  # the number of leading axes that the names of tensors stand for
         outputs = [part.shape[-1] for part in parts[tensor].values()]
@@ -83,18 +87,26 @@ def load(
             array = np.swapaxes(array, -1, -2) if transposed else array
             return _take_part(array, outputs, which, model.decoder.num_kv_heads)[..., columns] if by_head else array
 
-        return from_tensors(leaf, sharding, stacked, lambda at, index: read_one(tensors[at], index))
+        read_at: Callable[[Numbers, Index], np.ndarray] = lambda at, index: read_one(tensors[at], index)
+        if parameter not in made:
+            pair = int8.parts_of(parameter)
+            leaves, where = [made[part] for part in pair], [placed[part] for part in pair]
+            arrays = from_columns(leaves, where, stacked, read_at, int8.quantize_matrix)
+            return dict(zip(pair, arrays, strict=True))
+        return {parameter: from_tensors(leaf, placed[parameter], stacked, read_at)}
 
-    paths = pytree.map_with_path(lambda path, _: path, abstract)
-    shardings = state_shardings(mesh, abstract)
-    placed = pytree.flatten(shardings)
-    count = sum(
-        num_reads(leaf, placed[name], table[name].name.count("{}"))
-        for name, leaf in pytree.flatten(abstract).items()
-        if name not in head_leaves
-    )
+    shapes = pytree.flatten(abstract)
+    stored = jax.eval_shape(int8.quantize, abstract) if quantized else abstract
+    made, placed = pytree.flatten(stored), pytree.flatten(state_shardings(mesh, stored))
+    count = 0
+    for name, leaf in shapes.items():
+        if name not in head_leaves:
+            part = name if name in made else int8.parts_of(name)[0]
+            count += num_reads(leaf, placed[part], table[name].name.count("{}"), part != name)
+    found: dict[str, jax.Array] = {}
     with progress_bar(count, f"loading {path}", "tensor", disable=not progress) as bar:
-        params = jax.tree.map(read, paths, abstract, shardings)
+        for name, leaf in shapes.items():
+            found |= read(name, leaf)
     unused = lambda name: re.fullmatch(family.unused_tensors, name) is not None
     if unknown := sorted(name for name in files.shapes.keys() - used if not unused(name)):
         fix = "" if head_tensors else suggest_name(files, model.decoder.hidden_size)
@@ -102,7 +114,7 @@ def load(
             f"{path}: the tensor {unknown[0]!r} {files.shapes[unknown[0]]} is not known for this configuration "
             f"({len(unknown)} unknown tensors); {fix or _CHECK_CONFIG}"
         )
-    return params
+    return pytree.unflatten(found)
 
 
 def named_tensors(model: RewardModel, params: Params) -> Iterator[tuple[str, Callable[[], np.ndarray], int]]:

@@ -215,7 +215,7 @@ class Workdir:
         """
         path = self.checkpoint_directory / str(self.intact_step) / "state"
         trained, _ = partition.split(
-            jax.eval_shape(model.init, jax.random.key(0)), partition.trainable_pattern(self.config())
+            model.shapes(), partition.trainable_pattern(self.config())
         )
         target = {"params": sharded_shapes(mesh, trained)}
         restore_args = ocp.checkpoint_utils.construct_restore_args(target)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from rmjax.core.errors import InputError
+from rmjax.evaluation.ensemble import EnsemblePipeline
 from rmjax.evaluation.pipeline import RewardPipeline
 from rmjax.evaluation.rewards import with_std
 from rmjax.serving.client import Client
@@ -96,16 +97,24 @@ def make_reward_service(
     """Returns the service of a reward model.
 
     Args:
+      pipeline: of a model, or of an ensemble, whose models score each batch one after another.
       memory: moves the parameters to the devices for each batch, if it offloads.
       queue_size, queue_tokens: maximum numbers of queued sequences and tokens.
       truncate: truncate sequences that are too long, instead of rejecting them.
     """
+    if isinstance(pipeline, EnsemblePipeline):
+        pipeline.check_one_tokenizer()
     scorer, readout = pipeline.scorer, pipeline.tokenizer.readout_place
-    score = lambda trees: [with_std(rewards) for rewards in scorer.score([readout.place(tree) for tree in trees])]
-    on_device = memory.resident(memory.register(scorer, "params", metrics))
+    place = lambda trees: [readout.place(tree) for tree in trees]
+    on_device = memory.resident(*(memory.register(one, "params", metrics) for one in pipeline.scorers))
+
+    def warm_up() -> None:
+        for one in pipeline.scorers:
+            one.warm_up()
+
     engine = Engine(
-        on_device(score),
-        on_device(scorer.warm_up),
+        on_device(lambda trees: [with_std(rewards) for rewards in pipeline.score_trees(place(trees))]),
+        on_device(warm_up),
         max_length=pipeline.max_length,
         batch_tokens=scorer.rows * scorer.row_length,
         queue_size=queue_size,
@@ -115,11 +124,11 @@ def make_reward_service(
     return RewardService(
         engine,
         pipeline.tokenizer,
-        vocab_size=scorer.model.decoder.vocab_size,
+        vocab_size=min(one.model.decoder.vocab_size for one in pipeline.scorers),
         attributes=pipeline.attributes,
         prompt_format=pipeline.options.strings,
         truncate=truncate,
-        uncertain=scorer.model.head.uncertain,
+        uncertain=pipeline.uncertain,
         metadata={**pipeline.metadata, "deterministic": scorer.deterministic},
     )
 

@@ -1,4 +1,4 @@
-"""Checkpoints of the train state, by Orbax: the latest few, and the best; verified when they are read."""
+"""Checkpoints of the train state, by Orbax: the latest few, and the best ones; verified when they are read."""
 
 import contextlib
 import functools
@@ -23,7 +23,7 @@ from rmjax.models.workdir import Workdir
 
 
 class Checkpoints:
-    """The checkpoints of a workdir: the latest `keep`, and the best by the validation metric `best`.
+    """The checkpoints of a workdir: the latest `keep`, and the `keep_best` best by the validation metric `best`.
 
     Each is written under a temporary name and renamed when complete, so a killed run leaves no partial checkpoint.
     Damaged ones are moved to a directory `damaged` beside them: the run repeats their steps, and must neither read them
@@ -33,16 +33,16 @@ class Checkpoints:
       InputError: there are checkpoints, but none is intact.
     """
 
-    def __init__(self, workdir: Workdir, keep: int, best: str):
+    def __init__(self, workdir: Workdir, keep: int, best: str, keep_best: int = 1):
         self._workdir, self.directory = workdir, workdir.checkpoint_directory
         checkpoint_files.move_damaged(self.directory, required=(workdir.path / state_files.SUMS_FILE).exists())
         score = functools.partial(configs.selection_score, best=best)
         # A checkpoint saved between validations has no metrics; it may be one of the latest, but not the best.
-        best_one = checkpoint_managers.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
+        best_ones = checkpoint_managers.BestN(get_metric_fn=score, n=keep_best, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             best_fn=score,  # without it Orbax would not store the metrics
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(
-                [checkpoint_managers.LatestN(keep), best_one]
+                [checkpoint_managers.LatestN(keep), best_ones]
             ),
             cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_sums),

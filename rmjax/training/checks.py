@@ -9,7 +9,7 @@ from rmjax.data.records.formats import find_format
 from rmjax.models import checkpoint_files, partition
 from rmjax.models.attention import KERNELS
 from rmjax.models.workdir import Workdir
-from rmjax.training import objectives, profiling
+from rmjax.training import loggers, objectives, profiling
 
 # Files of other directories than workdirs.
 _OTHERS = {
@@ -30,6 +30,7 @@ def check_config(config: Config) -> None:
     partition.trainable_pattern(config)
     objectives.check(config.objective)
     profiling.parse_steps(config.train.profile)
+    loggers.check(config.train.loggers)
 
 
 def check_workdir(workdir: Workdir, config: Config) -> None:

@@ -25,19 +25,19 @@ from rmjax.data.packing.plan import choose_row_length, evaluation_plan, short_ro
 from rmjax.data.records.sources import Source
 from rmjax.data.tokens.dataset import TokenizedDataset
 from rmjax.data.tokens.tokenizer import Tokenizer
-from rmjax.models import checkpoint_files, continued, loading, partition
+from rmjax.models import checkpoint_files, continued, loading, partition, start_head
 from rmjax.models.attention import row_multiple
 from rmjax.models.decoder import RewardModel
 from rmjax.models.lora import LoraConfig
 from rmjax.models.sharding import check_heads
 from rmjax.models.workdir import Workdir
-from rmjax.training import datasets, features, loop, memory, profiling, report, summary
+from rmjax.training import datasets, features, loggers, loop, memory, profiling, report, summary
 from rmjax.training.checkpoints import Checkpoints
 from rmjax.training.checks import check_config, check_workdir
 from rmjax.training.logging import OpenWriter, ProgressBar
 from rmjax.training.members import Members
 from rmjax.training.objectives import make_head, make_objective
-from rmjax.training.optimizer import make_optimizer, make_schedule
+from rmjax.training.optimizer import check_schedule, make_optimizer, make_schedule
 from rmjax.training.step import State, Trainer, local_rows
 
 # Files may lie elsewhere in each process; what is read from them is compared.
@@ -102,8 +102,9 @@ def _train(
         config.data.template_date = tokenizer.date  # kept in the workdir
     config.data.readout = tokenizer.readout
     model = _make_model(config, tokenizer, mesh)
+    memory.check_state(config, model, mesh)
     training, validation, mixture = datasets.load(config, sources, tokenizer, log, progress)
-    head = loading.continue_head(config.model, make_head(config.objective, training))
+    head = start_head.continue_head(config.model, make_head(config.objective, training))
     head = dataclasses.replace(head, init=config.model.head_init, members=config.model.head_members)
     objective = make_objective(config.objective, head)
     training, validation = (dataset.with_attributes(head.attributes) for dataset in (training, validation))
@@ -117,6 +118,7 @@ def _train(
         splits = _make_plans(config, training, validation, mixture, mesh)
         plan = splits[0].plan
         profiling.parse_steps(config.train.profile, plan.num_steps)
+        check_schedule(config.optimizer, plan.num_steps)
         schedule = make_schedule(config.optimizer, plan.num_steps)
         optimizer = make_optimizer(config.optimizer, schedule, model.decoder.num_layers)
         model = dataclasses.replace(model, head=head)
@@ -137,7 +139,7 @@ def _train(
             plan = splits[0].plan
         steps = checkpoint_files.steps(workdir.checkpoint_directory)
         check_same({"the tokenizer": tokenizer.fingerprint, "the checkpoints": steps})
-        checkpoints = Checkpoints(workdir, config.checkpoint.keep, config.checkpoint.best)
+        checkpoints = Checkpoints(workdir, config.checkpoint.keep, config.checkpoint.best, config.checkpoint.keep_best)
         iterator = make_iterator(splits[0].dataset, plan, splits[0].rows)
         adapters = continued.find(config, model) if checkpoints.latest() is None else None
         if adapters and adapters.line:
@@ -147,6 +149,7 @@ def _train(
         for line in summary.start_lines(config, model, trainer, splits, workdir, step):
             log(line)
         bar = ProgressBar(plan.num_steps, step, log, disable=not progress or step == plan.num_steps)
+        writers = [*writers, *loggers.find(config.train.loggers)]
         result = loop.run(config, trainer, state, iterator, *splits, checkpoints, workdir, writers, bar, stop)
     if jax.process_index() == 0 and not result.stopped:
         report.write(workdir, config, result.step, said)
@@ -230,7 +233,7 @@ def _make_plans(
         batch_size=config.train.batch_size,
         steps=config.train.steps,
         epochs=config.train.epochs,
-        seed=config.train.seed,
+        seed=config.train.seed if config.data.shuffle else None,
         mixture=mixture,
         row_length=chosen,
         short_length=short_row_length(chosen, multiple),

@@ -18,6 +18,8 @@ SumAndWeight = tuple[jax.Array, jax.Array]
 
 def merged_rewards(rewards: jax.Array, batch: Batch, merge: Sequence[float]) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the merged reward of each readout [B, R], and those of each edge's winner and loser [B, E]."""
+    if len(merge) != rewards.shape[-1]:  # `einsum` would repeat a single attribute, or sum none
+        raise ValueError(f"{len(merge)} merge weights for rewards of {rewards.shape[-1]} attributes")
     reward = jnp.einsum("bra,a->br", rewards, jnp.asarray(merge, rewards.dtype), precision=jax.lax.Precision.HIGHEST)
     gather = lambda index: jnp.take_along_axis(reward, batch[index], axis=1)
     return reward, gather("edge_winner"), gather("edge_loser")

@@ -21,13 +21,15 @@ from rmjax.core import memory, pytree
 from rmjax.core.config import Config
 from rmjax.core.mesh import make_mesh
 from rmjax.data.packing.plan import BatchPlan
+from rmjax.models import partition
 from rmjax.models.attention import KERNELS, choose_kernel, row_multiple
 from rmjax.models.decoder import RewardModel
 from rmjax.models.lora import LoraConfig
 from rmjax.models.partition import FEW, trains_head_only
 from rmjax.models.sharding import bytes_per_device
 from rmjax.training.loop import intervals
-from rmjax.training.optimizer import make_optimizer
+from rmjax.training.objectives import Objective
+from rmjax.training.optimizer import make_optimizer, make_schedule
 from rmjax.training.step import Trainer
 
 Parts = dict[str, float]  # bytes of each part
@@ -128,11 +130,23 @@ def _copies_on_cpu(model: RewardModel, state: dict) -> float:
     return copies * bytes_per_device(shards) / whole if whole else 0.0
 
 
-def check(config: Config, trainer: Trainer, shape: Shape, longest: int) -> list[str]:
+def check_state(config: Config, model: RewardModel, mesh: Mesh) -> None:
+    """Raises InputError if the train state and one set of gradients alone do not fit; needs no data."""
+    schedule = make_schedule(config.optimizer, max(config.train.steps, 1))
+    optimizer = make_optimizer(config.optimizer, schedule, model.decoder.num_layers)
+    trainable = partition.trainable_pattern(config)
+    trainer = Trainer(model, Objective((), {}, ()), optimizer, schedule, 0.0, mesh, trainable)
+    with jax.set_mesh(mesh):
+        length = row_multiple()
+        check(config, trainer, Shape(0, length, accumulates=False, saves=False), length, "training without activations")
+
+
+def check(config: Config, trainer: Trainer, shape: Shape, longest: int, what: str = "training") -> list[str]:
     """Returns the line about the memory that a run needs, and a warning if that is near what is left.
 
     Args:
       longest: tokens of the longest tree.
+      what: needs the memory, in messages.
 
     Raises:
       InputError: it does not fit; names what would.
@@ -161,7 +175,7 @@ def check(config: Config, trainer: Trainer, shape: Shape, longest: int) -> list[
     for name, needed, available in needs:
         left = f"; {memory.gib(available.bytes)} are left ({available.source})" if available else ""
         lines.append(f"{name}: about {memory.gib(sum(needed.values()))} ({memory.describe(needed)}){left}")
-        if warning := memory.check(f"training ({name})", needed, available, fix):
+        if warning := memory.check(f"{what} ({name})", needed, available, fix):
             warnings.append(f"warning: {warning}")
     return [*lines, *warnings]
 

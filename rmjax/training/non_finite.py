@@ -51,7 +51,8 @@ class NonFiniteSteps:
             after = f" after {count_of(self._limit, 'skipped step')}" if self._limit else ""
             raise InputError(
                 f"{what}; the run ends{after}: lower config.optimizer.learning_rate, check these records, or let "
-                "config.train.skip_non_finite leave out such steps. Earlier checkpoints are not affected"
+                "config.train.skip_non_finite leave out such steps. Earlier checkpoints are not affected",
+                page="docs/troubleshooting.md#loss-or-gradient-is-nan",
             )
         self._count += 1
         return f"warning: {what}; the step is skipped, {self._count} of at most {self._limit}"

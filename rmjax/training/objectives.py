@@ -142,7 +142,8 @@ class Objective:
                 raise InputError(
                     f"config.data.{split}: no record has a {term.needs.description}, which objective {term.name!r} "
                     f"needs; the head has {', '.join(dataset.attributes)}; if the data has them (first record: "
-                    f"{dataset.where(0)}), set config.data.format"
+                    f"{dataset.where(0)}), set config.data.format",
+                    page="docs/troubleshooting.md#the-data-has-no-labels-for-the-objective",
                 )
             if len(soft) and not term.soft_labels:
                 raise InputError(
@@ -253,15 +254,16 @@ def make_objective(config: Config, head: HeadConfig = _ONE_REWARD) -> Objective:
             f"{count_of(len(config.attribute_weights), 'entry', 'entries')}; the head has "
             f"{count_of(len(attributes), 'attribute')}: {', '.join(attributes)}"
         )
-    values = {**config, "merge": head.merge, "scale": head.scale}
+    merge = head.merge_weights
+    values = {**config, "merge": merge, "scale": head.scale}
     weighted = {}
     for term, weight in zip(terms, weights, strict=True):
         weighted[term.name] = weight, functools.partial(term.loss, **{name: values[name] for name in term.arguments})
     if config.centering:
-        weighted["centering"] = config.centering, functools.partial(losses.centering, merge=head.merge)
+        weighted["centering"] = config.centering, functools.partial(losses.centering, merge=merge)
     if config.reward_l2:
         weighted["reward_l2"] = config.reward_l2, functools.partial(losses.reward_l2)
-    return Objective(terms, weighted, head.merge)
+    return Objective(terms, weighted, merge)
 
 
 def _term_weights(config: Config, terms: Sequence[Term]) -> list[float]:

@@ -11,6 +11,7 @@ from optax import contrib
 from rmjax.core import pytree
 from rmjax.core.config import Config
 from rmjax.core.config_checks import check_choice
+from rmjax.core.errors import InputError
 
 # Weight decay applies to the layers' matrices and their adapters alone; norms, biases, embeddings and the reward head
 # have no reason to shrink towards zero.
@@ -18,19 +19,35 @@ _DECAYED = r"layers/.*(kernel|lora_[ab])$"
 
 
 def make_schedule(config: Config, steps: int) -> optax.Schedule:
-    """Returns the schedule of `config.optimizer`: linear warm-up, then `schedule` to `final_fraction` of the peak."""
+    """Returns the schedule of `config.optimizer`: linear warm-up, then `schedule` to `final_fraction` of the peak.
+
+    The decay begins after `hold_steps` at the peak and ends `final_steps` before the end of the run.
+    """
     check_choice("optimizer.schedule", config.schedule)
     peak, final = config.learning_rate, config.learning_rate * config.final_fraction
     warmup = min(config.warmup_steps, steps)
-    rest = max(steps - warmup, 1)
+    hold = min(config.hold_steps, steps - warmup)
+    rest = max(steps - warmup - hold - config.final_steps, 1)
     after = {
         "constant": lambda: optax.constant_schedule(peak),
         "linear": lambda: optax.linear_schedule(peak, final, rest),
         "cosine": lambda: optax.cosine_decay_schedule(peak, rest, alpha=config.final_fraction),
     }[config.schedule]()
+    if hold:
+        after = optax.join_schedules([optax.constant_schedule(peak), after], [hold])
     # Warm-up over w steps takes 1/(w+1), 2/(w+1), … of the peak, so that the first step has an effect.
     ramp = optax.linear_schedule(peak / (warmup + 1), peak, max(warmup, 1))
     return optax.join_schedules([ramp, after], [warmup]) if warmup else after
+
+
+def check_schedule(config: Config, steps: int) -> None:
+    """Raises InputError if `config.optimizer` leaves no step of a run of `steps` steps for the decay."""
+    if (constant := config.hold_steps + config.final_steps) and config.warmup_steps + constant >= steps:
+        raise InputError(
+            f"config.optimizer.warmup_steps ({config.warmup_steps}), config.optimizer.hold_steps ({config.hold_steps}) "
+            f"and config.optimizer.final_steps ({config.final_steps}) leave none of the run's {steps} steps for the "
+            f"decay; lower them"
+        )
 
 
 def make_optimizer(config: Config, schedule: optax.Schedule, num_layers: int = 0) -> optax.GradientTransformation:

@@ -61,7 +61,7 @@ def plan_config(
         batch_size=config.train.batch_size,
         steps=config.train.steps,
         epochs=config.train.epochs,
-        seed=config.train.seed,
+        seed=config.train.seed if config.data.shuffle else None,
         mixture=(),
         row_length=row_length,
         short_length=0,

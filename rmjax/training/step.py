@@ -55,7 +55,7 @@ class Trainer:
 
     def abstract_state(self) -> State:
         """Returns shapes, dtypes and shardings of the whole state."""
-        return sharded_shapes(self.mesh, jax.eval_shape(lambda: self.init(self.model.init(jax.random.key(0)))))
+        return sharded_shapes(self.mesh, jax.eval_shape(self.init, self.model.shapes()))
 
     def shardings(self) -> State:
         """Returns the sharding of each leaf of the state."""

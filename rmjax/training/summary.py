@@ -25,7 +25,7 @@ def start_lines(
     """
     plan, mesh, head = splits[0].plan, trainer.mesh, model.head
     size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
-    total = size(jax.eval_shape(model.init, jax.random.key(0)))
+    total = size(model.shapes())
     trained = size(trainer.abstract_state()["params"])
     share = f" ({trained:,} trained)" if trained < total else ""
     unit = "tokens" if trainer.model is model else "features"

@@ -10,7 +10,7 @@ import pytest
 from rmjax.core.program import Flags
 from tests.conftest import ROOT
 
-PROGRAMS = sorted(path.stem for path in (ROOT / "rmjax").glob("*.py") if path.stem not in ("__init__", "api"))
+PROGRAMS = sorted(path.stem for path in (ROOT / "rmjax").glob("*.py") if not path.stem.startswith("_"))
 SMALL_PROGRAM = '''
 """A program that imports nothing slow."""
 

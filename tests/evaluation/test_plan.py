@@ -1,22 +1,23 @@
 """Plans of scoring and serving, compiled for simulated devices; the collectives of the scoring program."""
 
+import importlib
 import json
 
 import jax
 import numpy as np
 import pytest
 
-import rmjax.plan as program
 from rmjax.core.errors import InputError
 from rmjax.core.mesh import make_mesh, parse_sizes
-from rmjax.evaluation.plan import describe_mesh, meshes, plan_scoring
+from rmjax.evaluation.plan import STORED, ScoringPlan, Stored, describe_mesh, plan_scoring
 from rmjax.models.architecture import DecoderConfig, HeadConfig
 from rmjax.models.decoder import RewardModel
 from rmjax.models.int8 import quantize
-from rmjax.models.sharding import state_shardings
+from rmjax.models.sharding import meshes, state_shardings
 
 LAYERS, WIDTH, LENGTH, ROWS = 3, 64, 128, 2
 SERVED = ["--dtype=float32", "--dtype=bfloat16", "--dtype=bfloat16 --int8"]
+PROGRAM = importlib.import_module("rmjax.plan")  # `rmjax.plan` may be the function of that name
 
 
 @pytest.fixture(scope="module")
@@ -80,16 +81,39 @@ def test_a_mesh_that_does_not_fit_is_named(model):
         assert np.prod([size for size in parse_sizes(mesh) if size > 0]) <= 8
 
 
-def test_the_program_prints_and_writes_plans(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(program, "topology_devices", lambda name: jax.devices())
+def test_the_program_prints_and_writes_plans(tmp_path, capsys, monkeypatch, run_main):
+    monkeypatch.setattr(PROGRAM, "topology_devices", lambda name: jax.devices())
     arguments = ["--serve", "--config=configs/binary.py", "--topology=cpu:8", "--mesh=tensor=2", "--max_length=128"]
-    program.FLAGS.parse(["plan", *arguments, "--rows_per_device=1", f"--json={tmp_path / 'plan.json'}"])
-    try:
-        program.main([])
-    finally:
-        program.FLAGS.values.unparse_flags()
+    run_main("plan", *arguments, "--rows_per_device=1", f"--json={tmp_path / 'plan.json'}")
     printed = capsys.readouterr().out
     assert "cpu:8, 8 devices, mesh: data 4 x tensor 2, 128 tokens" in printed
     plans = json.loads((tmp_path / "plan.json").read_text())
     assert [plan["flags"] for plan in plans] == [f"{flags} --mesh=tensor=2" for flags in SERVED]
     assert all(plan["peak_bytes"] > plan["memory"]["parameters"] > 0 for plan in plans)
+
+
+def test_only_the_kinds_that_are_asked_for_or_do_not_fit_are_compiled(capsys, monkeypatch, run_main):
+    tried, fitting = [], {"tensor=2": [STORED[2]], "fsdp=2": [STORED[0]]}
+
+    def plan(model, topology, devices, mesh, rows, length, kinds):
+        tried.append((mesh, list(kinds)))
+        if mesh == "tensor=2,fsdp=2":
+            raise InputError("does not divide")
+        for kind in kinds:
+            fits = kind in fitting.get(mesh, [STORED[1]])
+            flags = f"{kind.flags} {mesh}"
+            yield ScoringPlan("", 4, flags, kind, rows, fits, 2 << 30, 1 << 30, {}, 1.0, {}, {}, 0.0, 0.0)
+
+    monkeypatch.setattr(PROGRAM, "plan_scoring", plan)
+    monkeypatch.setattr(PROGRAM, "topology_devices", lambda name: jax.devices()[:4])
+    run_main("plan", "--serve", "--config=configs/binary.py", "--topology=cpu:4", "--max_length=128")
+    assert tried == [
+        ("", list(STORED)),
+        ("tensor=2", [STORED[0], STORED[2]]),
+        ("tensor=2,fsdp=2", [STORED[0]]),
+        ("fsdp=2", [STORED[0]]),
+    ]
+    assert "--dtype=bfloat16 --int8 tensor=2" in capsys.readouterr().out
+    tried.clear()
+    run_main("plan", "--serve", "--config=configs/binary.py", "--topology=cpu:4", "--int8", "--nosearch")
+    assert tried == [("", [Stored("float32", int8=True)])]

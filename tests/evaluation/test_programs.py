@@ -1,5 +1,6 @@
 """The programs rmjax.evaluate and rmjax.score: what they print, and the names of their flags in errors."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -8,6 +9,8 @@ import sys
 import jax
 import pytest
 
+from rmjax.core.errors import InputError
+from rmjax.evaluation.evaluate import Evaluation
 from rmjax.models.workdir import Workdir
 from rmjax.training.experiment import train
 from rmjax.training.export import export
@@ -77,6 +80,25 @@ def test_errors_name_the_flags_of_the_program(made, program, flags, message):
     assert result.returncode == 2
     assert message in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
+
+
+def test_results_are_written_once_and_what_cannot_be_compared_is_refused_before_scoring(
+    made, run_main, tmp_path, monkeypatch
+):
+    saved, scored = [], []
+    program = importlib.import_module("rmjax.evaluate")
+    save, evaluate = Evaluation.save, program.evaluate
+    monkeypatch.setattr(Evaluation, "save", lambda self, path: saved.append(path) or save(self, path))
+    monkeypatch.setattr(program, "evaluate", lambda *args, **options: scored.append(1) or evaluate(*args, **options))
+    flags = [f"--model={made / 'run'}", f"--compare={made / 'artifact'}", f"--output={tmp_path / 'out'}"]
+    run_main("evaluate", *flags, f"--data={made / 'pairs.jsonl'}")
+    assert (len(saved), len(scored)) == (1, 2)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["compare/accuracy_difference"] == 0
+    (made / "rated.jsonl").write_text('{"prompt": "q", "response": "r", "labels": {"tone": 2}}\n')
+    with pytest.raises(InputError, match="it has labels of tone; expected preferences"):
+        run_main("evaluate", *flags, f"--data={made / 'rated.jsonl'}")
+    assert (len(saved), len(scored)) == (1, 2)
 
 
 def test_score_reads_a_format_of_the_users_own(made, tmp_path):

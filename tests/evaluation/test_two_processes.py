@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+import rmjax
 from rmjax.evaluation.score_file import score_file
 from tests.evaluation.test_pipeline import PAIR, make_pipeline, write
 from tests.pair import Pair, own_lines
@@ -17,10 +18,10 @@ def test_two_processes_write_and_continue_what_one_process_writes(tmp_path):
     assert score_file(pipeline, source, tmp_path / "alone.jsonl") == (303, 3)
     read = lambda path: [json.loads(line) for line in path.read_text().splitlines()]
     command = ["rmjax.score", f"--model={tmp_path / 'model'}", f"--input={source}", f"--output={output}"]
-    for kept in (0, 280):
+    for kept, options in ((0, []), (280, ["--mesh=tensor=2,fsdp=2"])):  # of two devices in each process
         lines = output.read_text().splitlines(keepends=True) if kept else []
         output.write_text("".join(lines[:kept]) + '{"torn'[: kept // 40])
-        with Pair(command, tmp_path / f"pair{kept}") as pair:
+        with Pair([*command, *options], tmp_path / f"pair{kept}") as pair:
             pair.wait()
             assert [process.returncode for process in pair.processes] == [1, 1]  # three records have no rewards
             first, second = pair.outputs()
@@ -30,6 +31,19 @@ def test_two_processes_write_and_continue_what_one_process_writes(tmp_path):
         for found, expected in zip(read(output), read(tmp_path / "alone.jsonl"), strict=True):
             assert found.pop("rewards", None) == pytest.approx(expected.pop("rewards", None), abs=1e-5)
             assert found == expected
+
+
+def test_two_processes_evaluate_as_one(model, tmp_path):
+    pairs = [{"prompt": "ab", "chosen": "c" * (1 + n % 7), "rejected": "d" * (1 + n % 5)} for n in range(40)]
+    data, output = write(tmp_path / "data.jsonl", pairs), tmp_path / "report"
+    command = ["rmjax.evaluate", f"--model={model}", f"--data={data}", f"--output={output}"]
+    with Pair(command, tmp_path / "pair") as pair:
+        first, second = pair.finish()
+    assert f"wrote {output}/" in first
+    assert own_lines(second) == []
+    found = json.loads((output / "metrics.json").read_text())
+    assert found == pytest.approx(rmjax.load(model).evaluate(data).metrics, abs=1e-5)
+    assert len((output / "predictions.jsonl").read_text().splitlines()) == 40
 
 
 @pytest.fixture(scope="module")

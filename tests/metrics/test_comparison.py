@@ -5,8 +5,9 @@ import pytest
 
 from rmjax.core.errors import InputError
 from rmjax.data.schema import Edge
-from rmjax.metrics.comparison import compare_edges, mcnemar
+from rmjax.metrics.comparison import compare_edges, compare_samples, mcnemar
 from rmjax.metrics.edges import edge_table
+from rmjax.metrics.labels import attribute_samples
 from rmjax.metrics.lengths import length_metrics
 
 PAIR = (Edge(0, 1),)
@@ -42,6 +43,17 @@ def test_the_interval_is_paired_and_prompts_count_once():
     prompts = compare_edges(one, other, one.comparison // 50)
     assert prompts["accuracy_difference"] == found["accuracy_difference"]
     assert prompts["mcnemar_p"] >= 2 / 2**8  # eight prompts
+
+
+def test_differences_are_those_of_the_same_resamples():
+    labels, prompts = np.array([[1.0], [2.0], [4.0], [0.0], [3.0]]), np.array([0, 0, 1, 2, 3])
+    one, other = (np.add(labels, errors) for errors in ([[0], [1], [0], [2], [1]], [[1], [1], [1], [0], [-1]]))
+    found = compare_samples(*(attribute_samples(x, labels, ("a",), prompts) for x in (one, other)))
+    assert (found["mse"], found["mse_other"], found["mse_difference"]) == pytest.approx((6 / 5, 4 / 5, 2 / 5))
+    of_prompts, counts = np.array([-1, -1, 4, 0]), np.array([2, 1, 1, 1])  # sums of differences of squared errors
+    drawn = np.random.default_rng(0).integers(4, size=(1000, 4))  # the resamples of `Bootstrap`
+    expected = np.percentile(of_prompts[drawn].sum(1) / counts[drawn].sum(1), [2.5, 97.5])
+    assert [found["mse_difference_low"], found["mse_difference_high"]] == pytest.approx(expected)
 
 
 def test_other_edges_are_an_error():

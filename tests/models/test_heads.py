@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from rmjax.core import config as configs
 from rmjax.core.errors import InputError
 from rmjax.core.mesh import make_mesh
-from rmjax.models import artifact, loading
+from rmjax.models import artifact, loading, start_head
 from rmjax.models.architecture import HeadConfig
 from tests.models.rows import whole_rows
 
@@ -117,7 +117,7 @@ def start(path, head=ONE):
     """Returns the model and its parameters at the start of training from `path`."""
     config = configs.default().model
     config.path = str(path)
-    model = loading.make_model(config, 0, loading.continue_head(config, head))
+    model = loading.make_model(config, 0, start_head.continue_head(config, head))
     params = loading.initial_params(config, model, make_mesh(devices=jax.devices()[:1]), jax.random.key(0))
     return loading.LoadedModel(model, params, path, 0, {})
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import threading
 import types
@@ -16,8 +17,10 @@ from rmjax.core.mesh import make_mesh
 from rmjax.data.tokens.readouts import Readout
 from rmjax.data.tokens.tokenizer import Encoded, Tokenizer
 from rmjax.evaluation.scoring import Scorer
+from rmjax.models import artifact
 from rmjax.models.architecture import DecoderConfig, HeadConfig
 from rmjax.models.decoder import RewardModel
+from rmjax.models.sharding import state_shardings
 from rmjax.serving.app import Server
 from rmjax.serving.engine.offload import DeviceMemory
 from rmjax.serving.engine.queue import Engine
@@ -54,6 +57,23 @@ def tiny_scorer():
     model, mesh = RewardModel(decoder, HeadConfig(init=1.0)), make_mesh()
     with jax.set_mesh(mesh):
         return Scorer(model, model.init(jax.random.key(0)), mesh, MAX_LENGTH, rows=1), tokenizer
+
+
+@pytest.fixture(scope="session")
+def make_artifact(tiny_scorer, tmp_path_factory):
+    """Writes an artifact with a number of heads, and random parameters of a seed."""
+    scorer, tokenizer = tiny_scorer
+
+    def write(members, seed=0):
+        model = dataclasses.replace(scorer.model, head=dataclasses.replace(scorer.model.head, members=members))
+        path = tmp_path_factory.mktemp("models") / "artifact"
+        path.mkdir()
+        tokenizer.save(path)
+        metadata = {"max_length": 64, "strings": "joined"}
+        artifact.write(path, model, model.init(jax.random.key(seed)), tokenizer.base.pad_token_id, metadata)
+        return path
+
+    return write
 
 
 def start(stack, loaders, *, warm=True, security=None, paths=None, host="127.0.0.1"):
@@ -107,11 +127,12 @@ def load_tiny(scorer, tokenizer, memory, metrics):
     return RewardService(engine, tokenizer, vocab_size=len(tokenizer), attributes=("reward",))
 
 
-def make_critic(scorer, directory, **options):
+def make_critic(scorer, directory, mesh=None, **options):
     """Returns a newly initialized critic of the tiny model, with its checkpoints in `directory`."""
-    mesh = make_mesh()
+    mesh = mesh or make_mesh()
     with jax.set_mesh(mesh):
         params = scorer.model.init(jax.random.key(0))
+        params = jax.device_put(params, state_shardings(mesh, params))
     given = {"row_length": MAX_LENGTH, "rows": 1, "learning_rate": 1e-2, "directory": directory} | options
     return Critic(scorer.model, params, mesh, **given)
 

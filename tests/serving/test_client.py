@@ -152,9 +152,13 @@ def test_concurrent_calls_of_one_event_loop(fakes):
     asyncio.run(body())
 
 
-def test_overloaded_requests_are_retried(fakes):
+@pytest.mark.parametrize("address", ["http://127.0.0.1:{.http_port}", "grpc://127.0.0.1:{.grpc_port}"])
+def test_overloaded_requests_are_retried(fakes, address):
     running = fakes(queue_size=4)
-    with concurrent.futures.ThreadPoolExecutor() as pool, Client(url(running), batch=2, timeout=60) as client:
+    with (
+        concurrent.futures.ThreadPoolExecutor() as pool,
+        Client(address.format(running), batch=2, timeout=60) as client,
+    ):
         held = hold(running, pool)
         texts = [f"text {i}" for i in range(20)]
         rewards = pool.submit(client.rewards, texts)

@@ -1,4 +1,4 @@
-"""The Python client over gRPC: the same rewards, errors and retries as over HTTP."""
+"""The Python client over gRPC: the same rewards and errors as over HTTP; retries are tested with those over HTTP."""
 
 import concurrent.futures
 import shutil
@@ -10,7 +10,7 @@ from rmjax.serving import Client, ServerError
 from rmjax.serving.app import Server
 from rmjax.serving.security import Security
 from tests.serving.test_client import CHAT, fails, free_port, total
-from tests.serving.test_faults import certificate, hold, until, waiting
+from tests.serving.test_faults import certificate
 
 
 def url(running):
@@ -43,19 +43,6 @@ def test_refused_requests(fakes):
                 call()
     with Client(url(running)) as client, pytest.raises(ServerError, match=r"the bearer token .*pass token="):
         client.rewards(["a"])
-
-
-def test_overloaded_requests_are_retried(fakes):
-    running = fakes(queue_size=4)
-    with concurrent.futures.ThreadPoolExecutor() as pool, Client(url(running), batch=2, timeout=60) as client:
-        held = hold(running, pool)
-        texts = [f"text {i}" for i in range(20)]
-        rewards = pool.submit(client.rewards, texts)
-        until(lambda: running.metric("refused_total", model="reward_model", reason="Overloaded"))
-        assert waiting(running) <= 4
-        running.fake.gate.set()
-        assert rewards.result().tolist() == [total(text) for text in texts]
-        held.result()
 
 
 def test_servers_that_cannot_be_reached_are_errors_at_once(fakes):

@@ -31,7 +31,7 @@ def no_data(monkeypatch):
         ({"data.validation": ("missing.jsonl",)}, r"data 'missing\.jsonl': no such file"),
         ({"model.attention": "flash"}, r"config\.model\.attention is 'flash'"),
         ({"train.profile": "3-4"}, r"config\.train\.profile is '3-4'; expected first:last"),
-        ({"mesh.tensor": 4}, r"config\.mesh\.tensor is 4, which does not divide the model's 2 key/value heads"),
+        ({"mesh.tensor": 4}, r"config\.mesh: tensor is 4, which does not divide the model's 2 key/value heads"),
         (
             {"mesh.data": 1, "mesh.sequence": 2, "data.row_length": 65},
             r"expected a multiple of config\.mesh\.sequence, 2",

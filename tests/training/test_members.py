@@ -20,6 +20,7 @@ from rmjax.training.export import export
 from rmjax.training.members import Members
 from rmjax.training.objectives import make_objective
 from tests.training.conftest import tiny as tiny_config
+from tests.training.test_lora import check_peft
 
 QUIET = {"log": lambda line: None, "progress": False}
 
@@ -121,8 +122,14 @@ def test_artifact_holds_mean_and_members(made):
 
 def test_trains_with_adapters_and_fully(made, tmp_path):
     config = members_config(steps=2)
-    config.lora.rank = 2
+    config.lora.rank, config.model.path = 2, str(made / "artifact")
     train(config, tmp_path / "lora", **QUIET)
+    export(tmp_path / "lora", tmp_path / "adapter", peft=True)  # PEFT's head is the mean; rmjax reads all members
+    (_, run), (_, adapter) = (rewards(tmp_path / name, combination="minimum") for name in ("lora", "adapter"))
+    for one, same in zip(run, adapter, strict=True):
+        np.testing.assert_allclose(one, same, atol=1e-5)
+        np.testing.assert_allclose(std_of(one), std_of(same), atol=1e-5)
+    check_peft(tmp_path / "adapter", tmp_path / "lora", tmp_path)
     train(members_config(steps=2), tmp_path / "full", **QUIET)
     for name in ("lora", "full"):
         found = kernel(tmp_path / name)

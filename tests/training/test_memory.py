@@ -65,7 +65,7 @@ def little(monkeypatch):
 
 def test_a_run_that_cannot_fit_ends_before_it_loads_or_creates_anything(tmp_path, tiny, little, monkeypatch):
     def fail(*_, **__):
-        raise AssertionError("parameters were made")
+        raise AssertionError("parameters were made, or data was read")
 
     monkeypatch.setattr(loading, "start_params", fail)
     tiny.model.update(hidden_size=1024, intermediate_size=4096, num_layers=16)
@@ -86,6 +86,10 @@ def test_a_run_that_cannot_fit_ends_before_it_loads_or_creates_anything(tmp_path
     assert "4.00 GiB are left (a test's limit); it would fit with config.optimizer.name = adafactor" in text
     assert "config.lora.rank = 16" in text
     assert not (tmp_path / "run" / "config.json").exists()
+    monkeypatch.setattr("rmjax.training.datasets.load", fail)  # the state alone does not fit: no data is read
+    little(3 << 30)
+    with pytest.raises(InputError, match=r"training without activations \(memory\) needs about 3\.75 GiB .*adafactor"):
+        train(tiny, tmp_path / "run", **QUIET)
     little(1 << 20)
     with pytest.raises(InputError, match="no setting was found with which it fits: use a smaller model"):
         train(tiny, tmp_path / "run", **QUIET)

@@ -161,7 +161,8 @@ def _run(*arguments):
 def test_the_program_prints_and_writes_the_plan(tmp_path):
     file = tmp_path / "plan.json"
     arguments = ("--topology=cpu:4", "--tokens_per_comparison=50", "--config.mesh.data=1", "--config.mesh.fsdp=4")
-    result = _run(*arguments, f"--json={file}", "--config.data.row_length=256")
+    no_data = "--config.data.train=('<required>',)"  # as in configurations whose data the user has to give
+    result = _run(*arguments, f"--json={file}", "--config.data.row_length=256", no_data)
     assert result.returncode == 0, result.stderr
     assert "cpu:4, 4 devices, mesh: fsdp 4" in result.stdout
     plan = json.loads(file.read_text())

@@ -16,6 +16,7 @@ from rmjax.evaluation.pipeline import load_pipeline
 from rmjax.evaluation.score_file import score_file
 from rmjax.training.experiment import train
 from rmjax.training.export import export
+from tests.glossary import undefined
 
 
 def lines(workdir, split="validation"):
@@ -62,6 +63,7 @@ def test_each_task_trains_and_reports(tiny, tmp_path, format, objective, options
     tiny = with_objective(tiny, format, objective, **options)
     result = train(tiny, tmp_path / "run")
     assert metrics <= set(result.validation)
+    assert undefined(set().union(*lines(tmp_path / "run"), *lines(tmp_path / "run", "train")) - {"step", "split"}) == []
     if at_zero is None:  # standardized labels have variance 1, and a zero head predicts their mean
         assert lines(tmp_path / "run", "train")[0]["loss"] == pytest.approx(1, abs=0.4)
     else:  # all rewards of a zero head are 0

@@ -33,7 +33,7 @@ class BatchPlan:
       row_length: tokens of a row.
       short_length: tokens of a row in microbatches all of whose rows fit in it; 0: no short microbatches.
       microbatch_rows: rows of a microbatch, over all devices.
-      seed: of the order; None keeps the dataset's order (evaluation).
+      seed: of the order; None keeps the dataset's order (evaluation, `data.shuffle` = False).
       mixture: (size, draws an epoch) of each source, in the dataset's order; () draws each comparison once an epoch.
     """
 
@@ -208,7 +208,7 @@ def training_plan(
     row_length: int,
     short_length: int = 0,
     microbatch_rows: int,
-    seed: int,
+    seed: int | None,
     mixture: tuple[tuple[int, int], ...] = (),
 ) -> BatchPlan:
     """Returns a plan of `steps` full steps, or of `epochs` epochs, or of whichever ends first; see `BatchPlan`.

@@ -176,7 +176,8 @@ def _limit_length(
         found = f"{tree.characters:,} characters" if isinstance(tree, Overlong) else f"{tree.longest} tokens"
         raise InputError(
             f"{comparison.where}: {found}, more than data.max_length = {options.max_length} tokens; raise it, or set "
-            "data.on_overlong to drop"
+            "data.on_overlong to drop",
+            page="docs/troubleshooting.md#conversations-are-too-long",
         )
     if isinstance(tree, Overlong):
         fitted = tree.rest and _limit_length(tree.rest, comparison, tokenizer, options, report)

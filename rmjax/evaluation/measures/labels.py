@@ -8,7 +8,8 @@ import numpy as np
 
 from rmjax.core.sections import Figure, Measured, Section, Table, interval_cells, metric_table
 from rmjax.evaluation.scores import Scores
-from rmjax.metrics.labels import attribute_intervals, label_metrics, process_metrics
+from rmjax.metrics.bootstrap import Samples, intervals
+from rmjax.metrics.labels import attribute_samples, process_samples
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,21 +23,23 @@ _STEP_METRICS = (
 
 def label_values(scores: Scores, *, steps: bool) -> dict[str, float]:
     """Returns the metrics of the labels of steps, or of attributes, with intervals and the best reachable result."""
-    scores = scores.with_labels(steps=steps)
-    labels = [scores.labels(i) for i in range(len(scores.comparisons))]
-    found = label_metrics(scores.rewards, labels, scores.attributes, steps=steps)
-    if not found:
-        return {}
-    prompts = scores.prompts.tolist()
-    if steps:
-        found |= process_metrics([x[:, 0] for x in scores.rewards], [y[:, 0] for y in labels], prompts)
-    else:
-        rows = np.repeat(prompts, [len(each) for each in labels])
-        found |= attribute_intervals(np.concatenate(scores.rewards), np.concatenate(labels), scores.attributes, rows)
-    ceilings = [comparison.ceiling for comparison in scores.comparisons]
-    if not np.isnan(ceilings).any():
+    found = intervals(label_samples(scores, steps=steps))
+    ceilings = [comparison.ceiling for comparison in scores.with_labels(steps=steps).comparisons]
+    if found and not np.isnan(ceilings).any():
         found["accuracy_ceiling" if steps else "mse_floor"] = float(np.mean(ceilings))
     return found
+
+
+def label_samples(scores: Scores, *, steps: bool) -> Samples:
+    """Returns the metrics of the labels of steps, or of attributes, over resampled prompts; none without labels."""
+    scores = scores.with_labels(steps=steps)
+    if not scores.comparisons:
+        return {}
+    labels, prompts = [scores.labels(i) for i in range(len(scores.comparisons))], scores.prompts.tolist()
+    if steps:
+        return process_samples([x[:, 0] for x in scores.rewards], [y[:, 0] for y in labels], prompts)
+    rows = np.repeat(prompts, [len(each) for each in labels])
+    return attribute_samples(np.concatenate(scores.rewards), np.concatenate(labels), scores.attributes, rows)
 
 
 def measure_attributes(scores: Scores, metrics: dict[str, float]) -> Measured:

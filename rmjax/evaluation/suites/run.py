@@ -16,27 +16,47 @@ from rmjax.data.records.formats import FORMATS
 from rmjax.data.records.options import ReadOptions
 from rmjax.data.records.report import ReadReport
 from rmjax.data.records.sources import BadRecord, Source, find_sources
-from rmjax.data.schema import Comparison
+from rmjax.data.schema import Comparison, Record
 from rmjax.data.tokens.templates import TemplateReport
+from rmjax.evaluation.comparison import ModelComparison, compare_suites
 from rmjax.evaluation.evaluate import Evaluation
 from rmjax.evaluation.pipeline import RewardPipeline, prediction_line, score_chunks, template_lines
 from rmjax.evaluation.scores import Scores, prompt_ids, prompt_text
 from rmjax.evaluation.suites.suite import Suite, Task
-from rmjax.metrics.bootstrap import Bootstrap, percentiles, with_interval
+from rmjax.metrics.bootstrap import Bootstrap, Samples, intervals
 from rmjax.models import card
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class SuiteEvaluation(Evaluation):
-    """The result of `evaluate_suite`, saved and shown as `Evaluation` is; `main` names the metrics of the headline."""
+    """The result of `evaluate_suite`, saved and shown as `Evaluation` is.
+
+    Attributes:
+      main: names of the metrics of the headline.
+      samples: the metrics over the resampled tasks.
+      records: of the tasks.
+    """
 
     main: tuple[str, ...] = ()
+    samples: Samples = dataclasses.field(default_factory=dict)
+    records: Sequence[Record] = ()
 
     @property
     def headline(self) -> list[tuple[str, str]]:
         """The score and the sections as (name, text) rows, after the counts."""
         counts = [(name.replace("_", " "), f"{self.metrics[name]:,}") for name in ("comparisons", "not_scored")]
         return counts + [(name, self._text(name)) for name in self.main if name in self.metrics]
+
+    def compare(self, other: Evaluation) -> ModelComparison:
+        """Returns the comparison with another model's evaluation on the same tasks.
+
+        Raises:
+          InputError: it is of other tasks.
+        """
+        if not isinstance(other, SuiteEvaluation) or (other.main, other.records) != (self.main, self.records):
+            raise InputError(f"{other.title} has other tasks than {self.title}; expected the same suite and data")
+        names = {name: name for name in self.samples}
+        return compare_suites(self.main[0].partition("/")[0], self.samples, other.samples, names, self.main)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,21 +148,22 @@ def evaluate_suite(
         raise InputError(f"{suite.name}: no record could be scored; the first error: {predictions[0]['error']}")
     keys = [suite.cluster(comparison.record) for comparison in data.comparisons]
     texts = [key or prompt_text(comparison) for key, comparison in zip(keys, data.comparisons, strict=True)]
-    values = judge(suite, tasks, prompt_ids(texts), threshold)
+    judged = judge(suite, tasks, prompt_ids(texts), threshold)
+    samples = {f"{suite.name}/{name}": pair for name, pair in judged.items()}
     not_scored = sum(bool(np.isnan(task.rewards).any()) for task in tasks)
     counts = {"comparisons": len(tasks), "not_scored": not_scored, "prompts": len(np.unique(prompt_ids(texts)))}
-    metrics = counts | {f"{suite.name}/{name}": value for name, value in values.items()}
+    metrics = counts | intervals(samples)
     main = tuple(f"{suite.name}/{name}" for name in suite.sections)
     sections = (_results(suite, metrics), *_details(suite, metrics), _reproduction(suite, pipeline, data, tasks))
     notes = tuple(template_lines(pipeline, report))
     facts = tuple(card.facts(pipeline.metadata))
-    return SuiteEvaluation(title, metrics, predictions, sections, [], scores, notes, facts, main)
+    records = [task.record for task in tasks]
+    shown = (title, metrics, predictions, sections)
+    return SuiteEvaluation(*shown, [], scores, notes, facts, main, samples, records)
 
 
-def judge(
-    suite: Suite, tasks: Sequence[Task], clusters: np.ndarray, threshold: float | None = None
-) -> dict[str, float]:
-    """Returns the metrics of a suite's rule, with `NAME_low` and `NAME_high`; without those that are not defined.
+def judge(suite: Suite, tasks: Sequence[Task], clusters: np.ndarray, threshold: float | None = None) -> Samples:
+    """Returns the metrics of a suite's rule over resampled tasks; without those that are not defined.
 
     Args:
       tasks: [n].
@@ -157,10 +178,7 @@ def judge(
         return np.stack([found[name] for name in names], 1)
 
     samples = Bootstrap(clusters).samples(compute)
-    metrics: dict[str, float] = {}
-    for name, column in zip(names, samples.T, strict=True):
-        metrics |= with_interval(name, float(points[name][0]), percentiles(column))
-    return metrics
+    return {name: (float(points[name][0]), column) for name, column in zip(names, samples.T, strict=True)}
 
 
 def _score(

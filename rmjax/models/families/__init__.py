@@ -60,6 +60,7 @@ def read_config(path: pathlib.Path) -> tuple[str, DecoderConfig]:
         remote = "" if reason(name) or not values.get("auto_map") else _REMOTE
         raise InputError(
             f"{path}: model_type is {values.get('model_type')!r}{reason(name)}{remote}; supported model families: "
-            f"{names}"
+            f"{names}",
+            page="docs/models.md#families",
         )
     return name, known.read_config(values, path)

@@ -45,7 +45,7 @@ class Critic:
 
     Args:
       params: of a reward model with one attribute; donated.
-      row_length: T, the longest sequence in tokens.
+      row_length: the longest sequence in tokens; T is the next multiple of the mesh's axis `sequence`.
       rows: B of a microbatch, a multiple of the mesh's row shards.
       directory: of the checkpoints; training continues from the latest one.
       memory: offloads parameters and optimizer state; None keeps them on the devices.
@@ -76,7 +76,8 @@ class Critic:
             raise InputError(f"--critic_learning_rate is {learning_rate}; expected a finite number")
         self.model = dataclasses.replace(model, mean_readout=False)  # a value for every token
         self.row_length, self.learning_rate = row_length, learning_rate
-        self._mesh, self._rows = mesh, rows
+        shards = mesh.shape["sequence"]
+        self._mesh, self._rows, self._slots = mesh, rows, -(-row_length // shards) * shards
         adamw = optax.adamw(learning_rate, weight_decay=0.0)
         self._optimizer = optax.chain(optax.clip_by_global_norm(_GRAD_CLIP), adamw)
         params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)  # see `rmjax.training.step.Trainer.init`
@@ -179,8 +180,8 @@ class Critic:
 
     def _batches(self, trees: Sequence[Tree]) -> Iterator[tuple[list[list[int]], dict[str, jax.Array]]]:
         """Yields (rows of indices, their arrays on the devices) that cover every tree once."""
-        packed = pack([tree.length for tree in trees], self.row_length)
-        spec = packed_spec(self._rows, self.row_length, self.row_length, 0, _TARGETS)
+        packed = pack([tree.length for tree in trees], self._slots)
+        spec = packed_spec(self._rows, self._slots, self._slots, 0, _TARGETS)
         for first in range(0, len(packed), self._rows):
             rows = packed[first : first + self._rows]
             batch = fill_rows([[trees[i] for i in row] for row in rows], spec)

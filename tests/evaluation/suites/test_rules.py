@@ -12,6 +12,7 @@ from rmjax.data.records.huggingface import is_hub_name
 from rmjax.evaluation.suites import SUITES, find_suite
 from rmjax.evaluation.suites.rewardbench import SECTIONS
 from rmjax.evaluation.suites.run import judge
+from rmjax.metrics.bootstrap import intervals
 from tests.evaluation.suites.tasks import NAN, task, values
 
 
@@ -206,11 +207,11 @@ def test_ppe_correctness_by_hand():
 def test_intervals_resample_the_whole_rule():
     rng = np.random.default_rng(3)
     tasks = [pair("alpacaeval-easy", int(rng.random() < 0.8)) for _ in range(100)] + [pair("math-prm", 1)] * 20
-    found = judge(SUITES["rewardbench"], tasks, np.arange(len(tasks)))
+    found = intervals(judge(SUITES["rewardbench"], tasks, np.arange(len(tasks))))
     assert found["reasoning_low"] == found["reasoning_high"] == 1
     spread = math.sqrt(found["chat"] * (1 - found["chat"]) / 100) / 2  # the score is the mean of the two sections
     assert found["score_high"] - found["score_low"] == pytest.approx(2 * 1.96 * spread, rel=0.2)
-    clustered = judge(SUITES["rewardbench"], tasks, np.arange(len(tasks)) // 100)
+    clustered = intervals(judge(SUITES["rewardbench"], tasks, np.arange(len(tasks)) // 100))
     assert "chat_low" in clustered
     assert "prior_sets" not in clustered
 

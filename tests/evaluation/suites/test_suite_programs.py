@@ -1,5 +1,7 @@
 """Suites from files to reports: invented records of each published layout, scored by a small random model."""
 
+import copy
+import dataclasses
 import json
 
 import jax
@@ -19,6 +21,7 @@ from rmjax.evaluation.suites.run import evaluate_suite, read_suite, suite_pipeli
 from rmjax.models import artifact
 from rmjax.models.architecture import DecoderConfig, HeadConfig
 from rmjax.models.decoder import RewardModel
+from tests.glossary import undefined
 
 WORDS = ("the", "sum", "of", "two", "odd", "numbers", "is", "even", "and", "so", "it", "follows", "that", "this")
 
@@ -132,6 +135,7 @@ def evaluate(name, pipeline, sources, **options):
 def test_a_suite_is_read_as_it_is_published(name, suffix, pipeline, tmp_path):
     found = evaluate(name, pipeline, [write(tmp_path / f"data{suffix}", RECORDS[name])])
     metrics = found.metrics
+    assert undefined(metrics) == []
     assert metrics["not_scored"] == 0
     assert metrics["comparisons"] == len(RECORDS[name]) + (name == "prmbench")  # and the class `correct`
     assert metrics[f"{name}/score_low"] <= metrics[f"{name}/score"] <= metrics[f"{name}/score_high"]
@@ -145,6 +149,7 @@ def test_ppe_reads_both_kinds(pipeline, tmp_path):
     correct = write(tmp_path / "download.parquet", [samples(i) for i in range(4)])
     found = evaluate("ppe", pipeline, [human, f"gpqa={correct}"])
     assert {"ppe/human", "ppe/gpqa", "ppe/gpqa/auc", "ppe/gpqa/best_of_k_end", "ppe/score"} <= found.metrics.keys()
+    assert undefined(found.metrics) == []
     assert len(found.predictions[-1]["rewards"]) == 8
     with pytest.raises(InputError, match=r"download.parquet:1: not a record of ppe: which of the sets"):
         read_suite(SUITES["ppe"], [correct], pipeline.options)
@@ -175,6 +180,26 @@ def test_the_program_writes_scores_and_the_note(model, run_main, tmp_path, capsy
     for text in ("Reproduction", "gsm8k: 6 of 400", "up to 256 tokens", "What the official code does differently"):
         assert text in report
     assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 12
+
+
+def test_two_models_are_compared_over_the_same_tasks(model, pipeline, run_main, tmp_path):
+    data = write(tmp_path / "data.jsonl", RECORDS["rm_bench"])
+    flags = [f"--model={model}", f"--compare={model}", "--suite=rm_bench", f"--data={data}"]
+    run_main("evaluate", *flags, f"--output={tmp_path / 'out'}")
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["compare/rm_bench/score_other"] == metrics["rm_bench/score"] == metrics["compare/rm_bench/score"]
+    assert [metrics[f"compare/rm_bench/score_difference{end}"] for end in ("", "_low", "_high")] == [0, 0, 0]
+    assert "Comparison with another model" in (tmp_path / "out" / "report.html").read_text()
+
+    one = evaluate("rm_bench", pipeline, [data])
+    turned = dataclasses.replace(pipeline, scorer=copy.copy(pipeline.scorer))
+    turned.scorer.params = jax.tree.map(lambda leaf: leaf, pipeline.scorer.params)
+    turned.scorer.params["head"] = {"kernel": -pipeline.scorer.params["head"]["kernel"]}
+    found = one.compare(evaluate("rm_bench", turned, [data]))
+    assert found.metrics["rm_bench/score_difference"] == pytest.approx(2 * one.metrics["rm_bench/score"] - 1)
+    assert dict(found.headline)["rm_bench/score of the other model"] == f"{1 - one.metrics['rm_bench/score']:.4f}"
+    with pytest.raises(InputError, match="has other tasks than"):
+        one.compare(evaluate("rm_bench", pipeline, [memory_source(RECORDS["rm_bench"][:2])]))
 
 
 def test_python_gives_the_same_numbers(model, pipeline, tmp_path):

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+import rmjax
 from rmjax.core.report import render
 from rmjax.core.sections import Section, Table
 from rmjax.data.schema import Edge
@@ -71,6 +72,25 @@ def test_two_responses_are_compared(visit, running):
     page.click("#go")
     playwright.expect(page.locator("#error")).to_contain_text("65")
     assert not page.locator("#result td").count()
+
+
+def test_standard_deviations_are_shown(visit, make_artifact):
+    model = rmjax.load(make_artifact(4))
+    with rmjax.serve(model) as server:
+        page = visit(server)
+        page.wait_for_selector("#metadata tr")
+        page.select_option("#mode", "text")
+        page.fill("#a", "some text")
+        page.fill("#b", "another")
+        page.click("#go")
+        page.wait_for_selector("#result td")
+        shown = [text.split(" ± ") for text in page.locator("#result td.number").all_inner_texts()]
+        texts = ["some text", "another"]
+        expected = [(model.score(text), model.uncertainty(text)) for text in texts]
+        np.testing.assert_allclose(np.array(shown, float), expected, atol=1e-4)
+        words = page.locator("#result p").inner_text()
+        (first, u), (second, v) = expected
+        assert ("not confident" in words) == (abs(first - second) <= u + v)
 
 
 def test_a_critics_value_is_shown_for_every_token(visit, running, tmp_path):

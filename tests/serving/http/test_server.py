@@ -20,6 +20,7 @@ from rmjax.data.tokens.trees import make_tree
 from rmjax.serving.engine.offload import DeviceMemory
 from rmjax.serving.errors import Forbidden
 from rmjax.serving.security import Security, check_host
+from tests.glossary import undefined
 from tests.serving.conftest import load_tiny, start
 
 INFER = "/v2/models/reward_model/infer"
@@ -193,6 +194,7 @@ def test_metrics(running):
     infer(running, sentences("abc"))
     infer(running, sentences(""))
     text = running.http.get("/metrics").text
+    assert undefined(re.findall(r"^# TYPE (rmjax_\w+?)(?:_total|_created)? ", text, re.MULTILINE)) == []
     for name in ("requests_total", "tokens_total", "unique_tokens_total", "batches_total", "request_seconds_bucket"):
         assert f"rmjax_{name}{{" in text
     refused = lambda: running.metric("refused_total", model="reward_model", reason="RequestError")

@@ -54,6 +54,31 @@ def test_the_loss_and_its_step_do_not_depend_on_microbatches(tiny_scorer, tmp_pa
     np.testing.assert_allclose(*values, atol=1e-4)
 
 
+def test_a_critic_on_a_mesh_equals_one_on_one_device_and_its_checkpoint_restores_there(tiny_scorer, tmp_path):
+    scorer, _ = tiny_scorer
+    rng, lengths = np.random.default_rng(0), (30, 20, MAX_LENGTH - 1, 10)
+    sequences = [rng.integers(4, 200, n).astype(np.int32) for n in lengths]
+    given = targets(rng, *lengths)
+    # Two shards of a sequence do not divide the longest one: its row is longer.
+    alone, mesh = make_mesh(devices=jax.devices()[:1]), make_mesh((1, 2, 2, 2))
+    options = {"rows": 2, "learning_rate": 1e-4, "row_length": MAX_LENGTH - 1}
+    critics = [make_critic(scorer, tmp_path / str(one.size), one, **options) for one in (alone, mesh)]
+    before, losses = np.concatenate(critics[0].values(sequences)), []
+    for critic in critics:
+        np.testing.assert_allclose(np.concatenate(critic.values(sequences)), before, atol=1e-5)
+        losses.append([critic.train(sequences, given) for _ in range(2)])
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    after = [np.concatenate(critic.values(sequences)) for critic in critics]
+    np.testing.assert_allclose(*after, atol=1e-5)
+    assert np.abs(after[0] - before).max() > 1e-3
+    critics[1].save()
+    again = make_critic(scorer, tmp_path / "8", alone, **options)
+    assert again.checkpoint_step == 2
+    assert {leaf.sharding.mesh for leaf in jax.tree.leaves(again.opt_state)} == {alone}
+    for tree, saved in ((again.params, critics[1].params), (again.opt_state, critics[1].opt_state)):
+        jax.tree.map(np.testing.assert_array_equal, tree, saved)
+
+
 def test_training_reduces_the_loss_and_resumes_from_a_checkpoint(tiny_scorer, tmp_path):
     scorer, _ = tiny_scorer
     rng = np.random.default_rng(1)

@@ -167,7 +167,8 @@ def detect_format(head: Sequence[tuple[str, Record | BadRecord]], options: ReadO
     closest = "; ".join(f"{name}, {example_line(name)}" for name in closest_formats(map(str, record), FORMATS))
     raise InputError(
         f"{where}: no format has the fields {fields}; rename fields (data.columns), or give data.format a Python file "
-        f"that converts the records (docs/data.md); the closest formats are {closest}"
+        f"that converts the records (docs/data.md); the closest formats are {closest}",
+        page="docs/troubleshooting.md#the-format-of-the-data-is-not-recognized",
     )
 
 

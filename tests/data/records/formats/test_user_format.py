@@ -52,7 +52,7 @@ def test_the_example_of_the_documentation(tmp_path):
     assert (scored.conversations, scored.edges) == (("My lamp is dark. Plug it in.",), ())
     (bad,) = parse(str(EXAMPLE), TICKET | {"drafts": []})
     assert bad.reason == f"parse() of {EXAMPLE}, line 8: ValueError: the ticket has no draft"
-    assert EXAMPLE.read_text() in (ROOT / "docs" / "data.md").read_text()
+    assert EXAMPLE.read_text() in (ROOT / "docs" / "howto" / "data_format.md").read_text()
 
 
 def test_renamed_fields_weight_subset_and_tools_are_those_of_formats(format_file):
