@@ -134,10 +134,11 @@ def main() -> None:
     parser.add_argument("--response_words", type=int, default=100)
     parser.add_argument("--batches", default="1,4,8,16,32")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--max_length", type=int, default=4096, help="of a row too, in which a prompt is shared")
     options = parser.parse_args()
     batches = [int(size) for size in options.batches.split(",")]
     with with_head(options.model) as path:
-        pipeline = load_pipeline(path, max_length=2048)
+        pipeline = load_pipeline(path, max_length=options.max_length)
         padded = Padded(path)
         print(
             f"{platform.machine()}, {os.cpu_count()} CPUs, jax {jax.__version__} on {jax.devices()[0].device_kind}, "

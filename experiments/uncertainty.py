@@ -52,7 +52,7 @@ from rmjax.training.datasets import load_tokenizer
 from rmjax.training.members import Members
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-BATCH, EPOCHS, MEMBERS, AVERAGED = 16, 20, 8, 3
+BATCH, EPOCHS, MEMBERS, AVERAGED, CHUNK = 16, 20, 8, 3, 64
 COLUMNS = ("accuracy", "loss", "loss after", "calibration_error", "calibration_error after")
 UNCERTAINTY = ("error_auc_std", "error_auc_margin", "confident_accuracy", "unsure_accuracy")
 
@@ -96,27 +96,35 @@ def load_decoder(options: argparse.Namespace) -> RewardPipeline:
 
 
 def read(options: argparse.Namespace, path: pathlib.Path, limit: int, pipelines: list[RewardPipeline]) -> Split:
-    """Returns the pairs of a file that are not too long; `pipelines` gets the model when features are computed."""
+    """Returns the first pairs of a file, without those that are too long.
+
+    Features are kept after each chunk: a run that is ended, or repeated with a larger limit, computes what is missing.
+
+    Args:
+      pipelines: gets the model when features are computed.
+    """
     comparisons, _ = read_comparisons([str(path)], ReadOptions(strings="chat", limit=limit))
-    key = [str(pathlib.Path(options.model).resolve()), options.max_length, [one.record for one in comparisons]]
-    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-    file = options.output / f"features-{name}.npz"
-    if not file.exists():
-        if not pipelines:
-            pipelines.append(load_decoder(options))
-        usable, found = [], []
-        with progress_bar(len(comparisons), f"features of {path.name}", "pair") as bar:
-            for first in range(0, len(comparisons), 64):
-                chunk = [
-                    dataclasses.replace(one, where=str(first + i)) for i, one in enumerate(comparisons[first:][:64])
-                ]
-                kept, values = laplace.read_features(pipelines[0], chunk)
-                usable += [int(one.where) for one in kept]
-                found += values
-                bar.update(len(chunk))
-        np.savez(file, usable=usable, features=np.stack(found).astype(np.float32))
-    stored = np.load(file)
-    return Split([comparisons[i] for i in stored["usable"]], stored["features"].astype(np.float64))
+    key = f"{pathlib.Path(options.model).resolve()}\0{options.max_length}\0".encode() + path.read_bytes()
+    file = options.output / f"features-{hashlib.sha256(key).hexdigest()[:16]}.npz"
+    done, usable, found = 0, np.zeros(0, np.int64), []
+    if file.exists():
+        stored = np.load(file)
+        done, usable, found = int(stored["done"]), stored["usable"], [stored["features"]]
+    with progress_bar(len(comparisons), f"features of {path.name}", "pair", initial=min(done, len(comparisons))) as bar:
+        while done < len(comparisons):
+            if not pipelines:
+                pipelines.append(load_decoder(options))
+            chunk = comparisons[done : done + CHUNK]
+            numbered = [dataclasses.replace(one, where=str(done + i)) for i, one in enumerate(chunk)]
+            kept, values = laplace.read_features(pipelines[0], numbered)
+            usable = np.append(usable, [int(one.where) for one in kept]).astype(np.int64)
+            found += [np.stack(values).astype(np.float32)] if values else []
+            done += len(chunk)
+            np.savez(file.with_suffix(".part.npz"), done=done, usable=usable, features=np.concatenate(found))
+            file.with_suffix(".part.npz").replace(file)
+            bar.update(len(chunk))
+    used = usable[usable < len(comparisons)]
+    return Split([comparisons[i] for i in used], np.concatenate(found)[: len(used)].astype(np.float64))
 
 
 def fit(training: Split, validation: Split, seed: int, members: int = 1) -> tuple[np.ndarray, np.ndarray]:

@@ -52,6 +52,7 @@ ALLOWED = {
     "serving.grpc": _TRANSPORT,
     "serving.app": {"core", "evaluation", "serving"},
     "serving": {"core"},
+    "migration": {"core", "data", "models"},
     "api": {"core", "data", "models", "metrics", "training", "evaluation", "serving"},
 }
 PROGRAMS = {path.stem for path in ROOT.glob("*.py")}

@@ -23,7 +23,10 @@ BOUNDS = {  # section: (keys of 1 or more, keys of 0 or more)
     "data": (("max_length",), ("row_length", "train_limit", "validation_limit", "preference_label")),
     "objective": ((), ("centering", "reward_l2", "label_smoothing")),
     "lora": ((), ("rank", "alpha")),
-    "optimizer": ((), ("learning_rate", "warmup_steps", "hold_steps", "final_steps", "weight_decay", "grad_clip", "layer_decay")),
+    "optimizer": (
+        (),
+        ("learning_rate", "warmup_steps", "hold_steps", "final_steps", "weight_decay", "grad_clip", "layer_decay"),
+    ),
     "train": (("batch_size", "rows_per_device", "log_every"), ("steps", "epochs", "skip_non_finite")),
     "checkpoint": (("keep", "keep_best"), ("every",)),
     "evaluation": (("batch_size",), ("every",)),

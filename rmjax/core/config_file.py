@@ -58,7 +58,7 @@ def check_override(config: ml_collections.ConfigDict, key: str) -> None:
     Traceback (most recent call last):
       ...
     rmjax.core.errors.InputError: --config.train.global_batch_size: no such key; nearest: train.batch_size, \
-evaluation.batch_size; the keys of train: batch_size, cache_features, epochs, log_every, profile, \
+evaluation.batch_size; the keys of train: batch_size, cache_features, epochs, log_every, loggers, profile, \
 rows_per_device, seed, skip_non_finite, steps, trainable
     """
     keys = [key for key, _ in configs.leaves(config)]

@@ -20,8 +20,8 @@ _ARCHIVE = ("an archive", "extract it, and give what is in it")
 _ARROW = ("an Arrow file", "give the directory that `datasets` wrote it to")
 _NEMO = (
     "a NeMo model",
-    "convert it to Hugging Face format with NeMo's conversion script for its architecture, and give the directory "
-    "that the script writes",
+    "convert it to Hugging Face format: python -m rmjax.migrate nemo_checkpoint MODEL.nemo --tokenizer=DIR "
+    "--output=DIR (Llama), or with NeMo's conversion script for its architecture",
 )
 _RECOMPRESS = "decompress it, or compress it by gzip"
 _TEXTS = {  # the first characters, in lower case: what the file is, and what to do

@@ -106,7 +106,8 @@ class Scorer:
 
         They are `Rewards`, which have `reward_std` if the model's head is uncertain.
 
-        A tree longer than the longest row is scored as one tree per response. One non-finite sequence makes its whole
+        A tree longer than the longest row is scored as several that share its prefix, each of as many responses as fit
+        into a row. One non-finite sequence makes its whole
         row non-finite, since in attention 0 * NaN is NaN: non-finite trees are scored again, first the tree alone,
         then each of its responses alone, so that only rewards of the responses that cause it remain non-finite.
 
@@ -114,9 +115,8 @@ class Scorer:
           InputError: a single conversation is longer than the longest row.
         """
         trees = [dataclasses.replace(tree, edges=(), labels=None) for tree in trees]
-        alone = lambda tree: self.deterministic or tree.length > self.row_length
-        split = [_responses(tree) if alone(tree) else [tree] for tree in trees]
-        parts = [part for tree_parts in split for part in tree_parts]
+        split = [_groups(tree, 0 if self.deterministic else self.row_length) for tree in trees]
+        parts = [_part(tree, group) for tree, groups in zip(trees, split, strict=True) for group in groups]
         counts = np.array([len(part.readouts) for part in parts], np.int64)
         found: dict[int, np.ndarray] = {}
         for row_length, rows in self._batches([part.length for part in parts]):
@@ -126,9 +126,12 @@ class Scorer:
             if len(parts) > 1:
                 found[i] = self._score_alone(parts[i])
             if len(parts[i].branches) > 1 and not np.isfinite(found[i]).all():
-                found[i] = _join(parts[i], [self._score_alone(response) for response in _responses(parts[i])])
+                groups = _groups(parts[i], 0)
+                found[i] = _join(parts[i], groups, [self._score_alone(_part(parts[i], group)) for group in groups])
         scored = (found[i] for i in range(len(parts)))
-        joined = (_join(tree, [next(scored) for _ in parts]) for tree, parts in zip(trees, split, strict=True))
+        joined = (
+            _join(tree, groups, [next(scored) for _ in groups]) for tree, groups in zip(trees, split, strict=True)
+        )
         return [self._finish(tree, values) for tree, values in zip(trees, joined, strict=True)]
 
     def _finish(self, tree: Tree, values: np.ndarray) -> Rewards:
@@ -198,22 +201,38 @@ class Scorer:
         }
 
 
-def _responses(tree: Tree) -> list[Tree]:
-    """Returns one tree per response, with the whole conversation as its only branch."""
-    return [
-        Tree(
-            tree.prefix[:0],
-            (np.concatenate([tree.prefix, branch]),),
-            tuple((0, len(tree.prefix) + index) for at, index in tree.readouts if at == k),
-            spans=tuple(span for (at, _), span in zip(tree.readouts, tree.spans, strict=False) if at == k),
-        )
-        for k, branch in enumerate(tree.branches)
-    ]
+def _groups(tree: Tree, row_length: int) -> list[list[int]]:
+    """Returns the branches of each part of a tree: as many as fit into a row with the prefix, but at least one."""
+    if tree.length <= row_length:
+        return [list(range(len(tree.branches)))]
+    groups: list[list[int]] = []
+    room = 0
+    for k, branch in enumerate(tree.branches):
+        if not groups or len(branch) > room:
+            groups.append([])
+            room = row_length - len(tree.prefix)
+        groups[-1].append(k)
+        room -= len(branch)
+    return groups
 
 
-def _join(tree: Tree, parts: list[np.ndarray]) -> np.ndarray:
-    """Returns the rewards [readouts, A] in the tree's order; `parts` are of the whole tree or one per response."""
+def _part(tree: Tree, group: Sequence[int]) -> Tree:
+    """Returns the tree of some of the branches; a conversation alone is one branch without a prefix."""
+    if len(group) == len(tree.branches) > 1:
+        return tree
+    chosen = [i for i, (k, _) in enumerate(tree.readouts) if k in group]
+    start = len(tree.prefix) if len(group) == 1 else 0
+    branches = tuple(np.concatenate([tree.prefix[:start], tree.branches[k]]) for k in group)
+    readouts = tuple((group.index(tree.readouts[i][0]), start + tree.readouts[i][1]) for i in chosen)
+    spans = tuple(tree.spans[i] for i in chosen) if tree.spans else ()
+    return Tree(tree.prefix[start:], branches, readouts, spans=spans)
+
+
+def _join(tree: Tree, groups: Sequence[Sequence[int]], parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns the rewards [readouts, A] in the tree's order, from those of its parts, the trees of `_part`."""
     if len(parts) == 1:
         return parts[0]
-    following = [iter(part) for part in parts]
+    following: dict[int, Iterator[np.ndarray]] = {}
+    for group, part in zip(groups, parts, strict=True):
+        following |= dict.fromkeys(group, iter(part))
     return np.stack([next(following[branch]) for branch, _ in tree.readouts])

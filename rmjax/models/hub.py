@@ -2,7 +2,6 @@
 
 import pathlib
 
-import httpx
 import huggingface_hub
 from huggingface_hub.errors import HFValidationError
 
@@ -30,7 +29,7 @@ def push(directory: pathlib.Path, name: str) -> str:
     try:
         address = api.create_repo(name, private=True, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=directory, commit_message="Upload a reward model of rmjax")
-    except (httpx.HTTPError, OSError, ValueError) as error:  # what huggingface_hub's own errors derive from
+    except Exception as error:  # also those of its HTTP library, which differs between versions
         raise InputError(
             f"--push_to_hub={name}: {' '.join(str(error).split())[:300]}; log in with `hf auth login` or HF_TOKEN, and "
             f"upload it with `hf upload {name} {directory}`"

@@ -67,7 +67,7 @@ def test_the_configuration_is_locked_and_takes_the_argument(tmp_path):
         (
             "train.global_batch_size",
             "--config.train.global_batch_size: no such key; nearest: train.batch_size, evaluation.batch_size; the keys "
-            "of train: batch_size, cache_features, epochs, log_every, profile, rows_per_device, seed, "
+            "of train: batch_size, cache_features, epochs, log_every, loggers, profile, rows_per_device, seed, "
             "skip_non_finite, steps",
         ),
         (

@@ -65,6 +65,21 @@ def test_readouts_keep_their_order_when_a_tree_is_split(scorer):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_the_parts_of_a_tree_share_its_prompt(scorer, monkeypatch):
+    (prompt,), responses = sequences([60], 1), sequences([40] * 9, 2)
+    tree = make_tree([np.concatenate([prompt, response]) for response in responses])
+    expected = np.concatenate([scorer.score([part])[0] for part in map(make_tree, _conversations(tree))])
+    calls, run = [], type(scorer)._run
+    monkeypatch.setattr(type(scorer), "_run", lambda self, *call: calls.append(call) or run(self, *call))
+    np.testing.assert_allclose(scorer.score([tree])[0], expected, atol=1e-5)
+    rows = [row for call in calls for row in call[0]]
+    assert [[len(part.branches) for part in row] for row in rows] == [[3], [3], [3]]
+
+
+def _conversations(tree):
+    return [[np.concatenate([tree.prefix, branch])] for branch in tree.branches]
+
+
 def test_nothing_is_compiled_after_the_warm_up(scorer):
     scorer.warm_up()
     assert scorer.compiled == set(scorer.row_lengths)

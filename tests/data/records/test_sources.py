@@ -76,7 +76,7 @@ MISTAKES = [
     (
         "model.nemo",
         b"\0" * 512,
-        "this is a NeMo model; convert it to Hugging Face format with NeMo's conversion script",
+        "this is a NeMo model; convert it to Hugging Face format: python -m rmjax.migrate nemo_checkpoint",
     ),
     ("a.jsonl", b"\n <!DOCTYPE html><html>", "this is an HTML page; download the file itself"),
     ("a.parquet", b"\xef\xbb\xbf<html>", "this is an HTML page"),
