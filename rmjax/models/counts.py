@@ -1,6 +1,5 @@
 """Numbers of parameters, for plans."""
 
-
 from rmjax.core import pytree
 from rmjax.models.decoder import RewardModel
 from rmjax.models.partition import split

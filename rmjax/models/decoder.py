@@ -251,4 +251,4 @@ def _bind(make_module: Callable[[], Any], params: Params) -> Any:
 @functools.lru_cache(maxsize=64)
 def _shapes(model: RewardModel) -> Params:
     """Returns `RewardModel.shapes`; tracing takes a tenth of a second, and a program asks many times."""
-    return jax.eval_shape(model.init, jax.random.key(0))
+    return jax.eval_shape(lambda: model.init(jax.random.key(0)))  # the key is traced too: devices may not be there

@@ -214,9 +214,7 @@ class Workdir:
           InputError: there is no checkpoint, or it is damaged.
         """
         path = self.checkpoint_directory / str(self.intact_step) / "state"
-        trained, _ = partition.split(
-            model.shapes(), partition.trainable_pattern(self.config())
-        )
+        trained, _ = partition.split(model.shapes(), partition.trainable_pattern(self.config()))
         target = {"params": sharded_shapes(mesh, trained)}
         restore_args = ocp.checkpoint_utils.construct_restore_args(target)
         restore = ocp.args.PyTreeRestore(target, restore_args=restore_args, partial_restore=True)
