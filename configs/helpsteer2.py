@@ -9,7 +9,15 @@ the attributes to get one reward: those of the published 70B model are
 python -m rmjax.export --workdir=runs/helpsteer2-0 --output=DIR --merge=helpfulness=0.65 --merge=correctness=0.8 \
         --merge=coherence=0.45 --merge=complexity=0.55 --merge=verbosity=-0.4
 
-@PLAN_HS@
+Not run: neither the data nor the hardware was at hand. Plan for 700 unique tokens a response (an assumption; with the
+data at hand, `rmjax.plan` reads it), compiled in November 2026; bounds of a roofline, real steps are slower:
+
+                                         v5e-8         1 H100
+    topology                           v5e:2x4         h100:1
+    memory of a device, GiB        8.9 of 15.8   58.9 of 79.1
+    s a step, at least                    1.31           2.09
+    responses a second, at most             98             61
+    the run, hours times chips            0.92           0.18
 """
 
 from rmjax.core import config as configs

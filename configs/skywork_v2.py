@@ -7,7 +7,15 @@ learning rate of 3e-6; curation, not the loss, makes the difference. The pairs o
 same rate and Llama 3.2 1B Instruct, one of its eight bases, are taken here, in batches of 256 pairs for one epoch.
 Near-duplicates, and pairs with a prompt of RewardBench 2, are left out.
 
-@PLAN_SK@
+Not run: neither the data nor the hardware was at hand. Plan for 1,100 unique tokens a pair (an assumption; with the
+data at hand, `rmjax.plan` reads it), compiled in November 2026; bounds of a roofline, real steps are slower:
+
+                                         v5e-8         1 H100
+    topology                           v5e:2x4         h100:1
+    memory of a device, GiB        7.1 of 15.8   25.1 of 79.1
+    s a step, at least                    1.10           1.75
+    pairs a second, at most                233            146
+    the run, hours times chips            0.74           0.15
 """
 
 from rmjax.core import config as configs
