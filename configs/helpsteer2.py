@@ -6,8 +6,8 @@ The paper's, in NeMo-Aligner: 317 steps of 128 responses (two epochs of 20,324),
 ten steps of warm-up, for Llama 3 70B; here Llama 3.2 3B Instruct, or any --config.model.path. Export with weights of
 the attributes to get one reward: those of the published 70B model are
 
-python -m rmjax.export --workdir=runs/helpsteer2-0 --output=DIR --merge=helpfulness=0.65 --merge=correctness=0.8 \
-        --merge=coherence=0.45 --merge=complexity=0.55 --merge=verbosity=-0.4
+python -m rmjax.export --workdir=runs/helpsteer2-0 --output=DIR \
+        --merge=helpfulness=0.65,correctness=0.8,coherence=0.45,complexity=0.55,verbosity=-0.4
 
 Not run: neither the data nor the hardware was at hand. Plan for 700 unique tokens a response (an assumption; with the
 data at hand, `rmjax.plan` reads it), compiled in November 2026; bounds of a roofline, real steps are slower:

@@ -7,6 +7,7 @@ model and of the average are printed.
 """
 
 import pathlib
+import shlex
 from collections.abc import Sequence
 
 from rmjax.core import program
@@ -34,7 +35,9 @@ def main(arguments: Sequence[str]) -> None:
     except ValueError as error:
         raise InputError(f"--weights is {','.join(_WEIGHTS.value)}; expected numbers") from error
     average(models, pathlib.Path(_OUTPUT.value), weights)
-    print(f"wrote {_OUTPUT.value}, the weight average of {len(models)} models")
+    serve = shlex.join([f"--model={_OUTPUT.value}", "--grpc_port=8001"])
+    wrote = f"wrote {_OUTPUT.value}, the weight average of {len(models)} models"
+    print(f"{wrote}; serve it with: python -m rmjax.serve {serve}")
     if _DATA.value:
         _compare([*models, _OUTPUT.value])
 

@@ -7,6 +7,7 @@ in rmjax.json and uncertainty.rmjax. Prints the metrics before and after, cross-
 """
 
 import pathlib
+import shlex
 from collections.abc import Sequence
 
 from rmjax.api.calibration import calibrate
@@ -47,7 +48,8 @@ def main(_: Sequence[str]) -> None:
             print(f"  {name:<24}{_cell(before, name)}  {_cell(after, name)}")
     if _LENGTH.value or _ISOTONIC.value:
         print("note: rmjax applies the curves (rmjax.json: correction); a Hugging Face head cannot hold them")
-    print(f"wrote {_OUTPUT.value}")
+    serve = shlex.join([f"--model={_OUTPUT.value}", "--grpc_port=8001"])
+    print(f"wrote {_OUTPUT.value}; serve it with: python -m rmjax.serve {serve}")
 
 
 def _cell(metrics: dict[str, float], name: str) -> str:

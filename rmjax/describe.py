@@ -4,17 +4,22 @@
     python -m rmjax.describe --config=FILE [--config.data.train=SOURCE ...]
 
 Prints format, counts, lengths, ties, label ranges, duplicates, overlap, dropped records and one tokenized comparison.
+--output=FILE.html writes them, with histograms and examples, as an HTML page; a file that is there is replaced.
 With --config, sources, tokenizer and data options are those of the configuration: both splits are shown as
 rmjax.train with the same arguments would use them.
 """
 
+import contextlib
+import dataclasses
+import pathlib
 from collections.abc import Sequence
 
-from rmjax.core import program, readouts
+from rmjax.core import locks, program, readouts
 from rmjax.core.config import Config
 from rmjax.core.errors import InputError
 from rmjax.data.description import describe, describe_splits, overlap
 from rmjax.data.records.formats.published import SAFETY_LABELS
+from rmjax.data.report import Description
 from rmjax.data.tokens.tokenize import DatasetOptions
 from rmjax.data.tokens.tokenizer import Tokenizer
 from rmjax.models import paths
@@ -41,6 +46,7 @@ _ON_OVERLONG = FLAGS.enum("on_overlong", "drop", ["drop", "truncate_prompt"], "H
 _DATE = FLAGS.string("template_date", "", program.TEMPLATE_DATE_HELP)
 _SIMILARITY = FLAGS.float("similarity", 0.7, "Jaccard similarity of word bigrams from which texts are similar.", 0.5, 1)
 _LIMIT = FLAGS.integer("limit", 0, "Maximum number of comparisons; 0: no limit.", lower_bound=0)
+_OUTPUT = FLAGS.string("output", "", "HTML page to write, with histograms and examples; replaces an earlier one.")
 _OPTIONS = {  # the configuration keys of the flags
     "data.train": "--data",
     "data.validation": "--validation",
@@ -63,26 +69,39 @@ _OPTIONS = {  # the configuration keys of the flags
 
 
 def main(_: Sequence[str]) -> None:
-    """Prints the description of --data, or of the data of --config."""
+    """Prints the description of --data, or of the data of --config, and writes it to --output."""
+    output = pathlib.Path(_OUTPUT.value)
+    if _OUTPUT.value and output.suffix not in (".html", ".htm"):
+        raise InputError(f"--output={output}: expected a file with the ending .html")
+    lock = locks.hold(output, "--output", directory=False) if _OUTPUT.value else contextlib.nullcontext()
+    with lock:
+        description = _describe()
+        if _OUTPUT.value:
+            description.save(output)
+            print(f"wrote {output}")
+
+
+def _describe() -> Description:
     if _CONFIG.value is not None:
         if given := [(flag, key) for key, flag in _OPTIONS.items() if FLAGS.values[flag.lstrip("-")].present]:
             flag, key = given[0]
             raise InputError(f"{flag} does not apply with --config; use --config.{key}")
-        _describe_config(_CONFIG.value)
-    elif _DATA.value:
+        return _describe_config(_CONFIG.value)
+    if _DATA.value:
         try:
-            _describe_data()
+            return _describe_data()
         except InputError as error:
             raise InputError(program.rename_options(str(error), _OPTIONS)) from error
-    else:
-        raise InputError("--data is missing; give a file, a glob, a hub name, or `synthetic`; or give --config")
+    raise InputError("--data is missing; give a file, a glob, a hub name, or `synthetic`; or give --config")
 
 
-def _describe_config(config: Config) -> None:
+def _describe_config(config: Config) -> Description:
     check_config(config)
     tokenizer = datasets.load_tokenizer(config)
     print(f"tokenizer: {tokenizer.name}; strings: {config.data.strings}; max_length: {config.data.max_length}\n")
-    print(describe_splits(config.data, tokenizer))
+    found = describe_splits(config.data, tokenizer)
+    print(found)
+    notes: tuple[str, ...] = ()
     try:
         sources = {split: config.data[split] for split in datasets.SPLITS}
         *splits, _ = datasets.load(config, sources, tokenizer, log=lambda line: None, progress=False)
@@ -91,10 +110,12 @@ def _describe_config(config: Config) -> None:
         for split, dataset in zip(datasets.SPLITS, splits, strict=True):
             objective.check_data(split, dataset.with_attributes(head.attributes))
     except InputError as error:
-        print(f"training would stop: {error}")
+        notes = (f"training would stop: {error}",)
+        print(*notes)
+    return Description.of(found, notes)
 
 
-def _describe_data() -> None:
+def _describe_data() -> Description:
     path = _MODEL.value
     date = _DATE.value or (path and paths.template_date(path))
     readout = paths.readout(path) if path else readouts.LAST_TOKEN
@@ -112,9 +133,11 @@ def _describe_data() -> None:
         similarity=_SIMILARITY.value,
         **data_options | given,
     )
-    print(describe(_DATA.value, tokenizer, options, _AGAINST.value))
+    found = describe(_DATA.value, tokenizer, options, _AGAINST.value)
     if _VALIDATION.value:
-        print(overlap(_DATA.value, _VALIDATION.value, options))
+        found = dataclasses.replace(found, overlap=overlap(_DATA.value, _VALIDATION.value, options))
+    print(found)
+    return Description.of(found)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Chat templates end to end: the date, content that is left out, and roles, in training and wherever a model scores."""
 
 import datetime
+import importlib
 import json
 import shutil
 import types
@@ -14,7 +15,6 @@ import tritonclient.grpc as triton
 from absl import logging
 
 import rmjax
-import rmjax.describe as describe_program
 from rmjax.core.errors import InputError
 from rmjax.data.tokens import templates
 from rmjax.data.tokens.byte_level import byte_level
@@ -27,6 +27,8 @@ from rmjax.training.experiment import train
 from rmjax.training.export import export
 from tests.training.conftest import tiny as tiny_config
 from tests.training.test_experiment import final_params, lines
+
+describe_program = importlib.import_module("rmjax.describe")  # `rmjax.describe` is the function of that name
 
 # Writes the date; leaves out system messages, and thoughts in answers.
 TEMPLATE = (

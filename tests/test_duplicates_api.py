@@ -1,15 +1,17 @@
 """Duplicates and overlap from Python and from the program: the same numbers, which training leaves out."""
 
+import importlib
 import json
 import re
 
 import pytest
 
 import rmjax
-import rmjax.describe as program
 from rmjax.data.curation.selection import Curation
 from rmjax.data.records.options import ReadOptions
 from rmjax.data.records.read import read_comparisons
+
+program = importlib.import_module("rmjax.describe")  # `rmjax.describe` is the function of that name
 
 QUESTION = "Which of the rivers of this continent is the longest one, and through which countries does it flow?"
 RECORDS = [

@@ -29,6 +29,7 @@ ALLOWED = {
     "data.tokens": {"core", "data.schema", "data.records", "data.curation"},
     "data.packing": {"core", "data.schema", "data.tokens"},
     "data.description": {"core", "data"},
+    "data.report": {"core", "data"},
     "models": {"core"},
     "metrics": {"core", "data"},
     "training": {"core", "data", "models", "metrics"},

@@ -1,24 +1,14 @@
 """Description of data, before training."""
 
-import dataclasses
 from collections.abc import Sequence
 
 from rmjax.api.data import Data, to_sources
 from rmjax.core import readouts
 from rmjax.data.description import describe as describe_sources
+from rmjax.data.report import Description
 from rmjax.data.tokens.tokenize import DatasetOptions
 from rmjax.data.tokens.tokenizer import Tokenizer
 from rmjax.models import paths
-
-
-@dataclasses.dataclass(frozen=True)
-class Description:
-    """What is in data; a notebook shows it as text."""
-
-    text: str
-
-    def __repr__(self) -> str:
-        return self.text
 
 
 def describe(
@@ -33,7 +23,8 @@ def describe(
 ) -> Description:
     """Returns what `python -m rmjax.describe` prints: counts, lengths, labels, duplicates, a comparison as tokens.
 
-    Records that cannot be read are counted and left out.
+    A notebook shows it with histograms and examples; its method `save` writes them as an HTML page. Records that cannot
+    be read are counted and left out.
 
     Args:
       data: training or evaluation data.
@@ -57,6 +48,5 @@ def describe(
         on_bad_record="skip",
         **of_model,
     )
-    return Description(
-        describe_sources(to_sources(data), tokenizer, options, () if against is None else to_sources(against))
-    )
+    reference = () if against is None else to_sources(against)
+    return Description.of(describe_sources(to_sources(data), tokenizer, options, reference))

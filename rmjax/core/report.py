@@ -49,7 +49,11 @@ def render_body(headline: Sequence[tuple[str, str]], sections: Sequence[Section]
 
 def _rows(title: str, rows: Sequence[tuple[str, str]], kind: str = "") -> str:
     cell = f'<td class="{kind}">' if kind else "<td>"
-    text = "".join(f"<tr><td>{html.escape(name)}</td>{cell}{html.escape(value)}</td></tr>" for name, value in rows)
+    # Names of metrics break at their underscores and slashes, where a phone has no room for them.
+    shown = lambda name: re.sub(r"([_/])", r"\1<wbr>", html.escape(name))
+    text = "".join(
+        f'<tr><td class="name">{shown(name)}</td>{cell}{html.escape(value)}</td></tr>' for name, value in rows
+    )
     return f"<h2>{title}</h2><table>{text}</table>" if rows else ""
 
 

@@ -77,4 +77,5 @@ def metric_table(caption: str, metrics: Mapping[str, float], names: Mapping[str,
         bounds = {f"{name}{end}" for name in metrics for end in ("_low", "_high")}
         names = {name: name for name in metrics if name not in bounds}
     rows = tuple((text, *interval_cells(metrics, name)) for name, text in names.items() if name in metrics)
-    return Table(caption, ("metric", *INTERVAL_COLUMNS), rows)
+    known = len(INTERVAL_COLUMNS) if any(low is not None for _, _, low, _ in rows) else 1  # training has no intervals
+    return Table(caption, ("metric", *INTERVAL_COLUMNS[:known]), tuple(row[: 1 + known] for row in rows))

@@ -1,4 +1,4 @@
-"""Text description of a data source: counts, lengths, labels, duplicates, and one comparison token by token."""
+"""Description of data sources: counts, lengths, labels, duplicates, and one comparison token by token, as text."""
 
 import collections
 import dataclasses
@@ -12,7 +12,7 @@ from rmjax.core.config import Config
 from rmjax.core.errors import InputError
 from rmjax.core.text import count_of
 from rmjax.data.curation.duplicates import signatures
-from rmjax.data.curation.report import report_duplicates
+from rmjax.data.curation.report import DuplicateReport, report_duplicates
 from rmjax.data.curation.selection import Curation, Reference, read_reference
 from rmjax.data.records.read import read_comparisons
 from rmjax.data.records.sources import Sources, as_tuple
@@ -26,7 +26,71 @@ _MAX_TOKENS = 400  # shown of a prompt or response
 _SYNTHETIC_SIZE = 1000  # comparisons of the built-in data, without a limit
 
 
-def describe(sources: Sources, tokenizer: Tokenizer, options: DatasetOptions, against: Sources = ()) -> str:
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What was read of sources, or of a split of a configuration.
+
+    Attributes:
+      name: of the split; empty without a configuration.
+      reports: of reading and tokenizing.
+      comparisons: all that were read.
+      dataset: those of them that are not left out, as tokens.
+      duplicates: among the comparisons, and their overlap with evaluation sets.
+    """
+
+    name: str
+    reports: tuple[DatasetReport, ...]
+    comparisons: Sequence[Comparison]
+    dataset: TokenizedDataset
+    duplicates: DuplicateReport
+
+    def lines(self, tokenizer: Tokenizer) -> list[str]:
+        """Returns the lines about lengths, responses, labels and duplicates, and the first comparison as tokens."""
+        lines = []
+        if len(self.dataset):
+            lengths = self.dataset.lengths
+            low, median, high = np.percentile(lengths, [5, 50, 95]).astype(int).tolist()
+            lines.append(
+                f"unique tokens per comparison: median {median}, 5 % below {low}, 5 % above {high}; "
+                f"longest {int(lengths.max())}"
+            )
+        lines += describe_responses(self.comparisons) + _labels(self.comparisons) + self.duplicates.lines()
+        if len(self.dataset):
+            lines += ["", f"{self.dataset.where(0)}, token by token (¦ between tokens, ⟦ ⟧ at readouts):"]
+            lines += render(self.dataset.tree(0), tokenizer)
+        return lines
+
+
+@dataclasses.dataclass(frozen=True)
+class DataDescription:
+    """Data as training would use it; as a string, lines of text.
+
+    Attributes:
+      sources: their names.
+      parts: one, or one for each split of a configuration.
+      options: by which the data was read.
+      template: lines about the chat template; () if no conversation was rendered.
+      overlap: a line about what two sets have in common; empty: not compared.
+    """
+
+    sources: str
+    parts: tuple[Part, ...]
+    tokenizer: Tokenizer
+    options: DatasetOptions
+    template: tuple[str, ...] = ()
+    overlap: str = ""
+
+    def __str__(self) -> str:
+        lines: list[str] = []
+        for part in self.parts:
+            reports = [line for report in part.reports for line in _describe_report(report)]
+            found = part.lines(self.tokenizer)
+            lines += [f"{part.name}:", *reports, *found, ""] if part.name else [*reports, *self.template, *found]
+        before = self.template if any(part.name for part in self.parts) else ()
+        return "\n".join([*before, *lines, *([self.overlap] if self.overlap else [])])
+
+
+def describe(sources: Sources, tokenizer: Tokenizer, options: DatasetOptions, against: Sources = ()) -> DataDescription:
     """Returns the description of a source, without its bad records, and its overlap with the evaluation sets `against`.
 
     Raises:
@@ -37,11 +101,12 @@ def describe(sources: Sources, tokenizer: Tokenizer, options: DatasetOptions, ag
     reference = read_reference(against, options, progress=True) if against else None
     dataset, report = tokenize(comparisons, tokenizer, options, _names(sources), read_report)
     template = tokenizer.describe_template() if report.rendered else []
-    lines = _describe(comparisons, dataset, tokenizer, options.similarity, reference)
-    return "\n".join(_describe_report(report) + template + lines)
+    duplicates = _find_duplicates(comparisons, options.similarity, reference)
+    part = Part("", (report,), comparisons, dataset, duplicates)
+    return DataDescription(_names(sources), (part,), tokenizer, options, tuple(template))
 
 
-def describe_splits(data: Config, tokenizer: Tokenizer) -> str:
+def describe_splits(data: Config, tokenizer: Tokenizer) -> DataDescription:
     """Returns the description of both splits of the section `config.data`, read and tokenized as in training.
 
     Where training would stop at a record, such records are left out.
@@ -49,15 +114,14 @@ def describe_splits(data: Config, tokenizer: Tokenizer) -> str:
     Raises:
       InputError: a source cannot be read.
     """
-    lines, splits, rendered = [], [], 0
+    parts = []
     for split in ("train", "validation"):
         options, size = DatasetOptions.from_config(data, split), data[f"synthetic_{split}"]
         overlong = "drop" if options.on_overlong == "error" else options.on_overlong
         lenient = dataclasses.replace(options, on_bad_record="skip", on_overlong=overlong)
         reference = read_reference(options.exclude, lenient, progress=True) if options.exclude else None
         curation: Curation | None = None
-        comparisons, datasets = [], []
-        lines.append(f"{split}:")
+        comparisons, datasets, reports = [], [], []
         for source in data[split]:
             found, read_report = read_comparisons(source, lenient, split=split, synthetic_size=size)
             curation = Curation(source, lenient, split=split, synthetic_size=size, previous=curation)
@@ -68,14 +132,20 @@ def describe_splits(data: Config, tokenizer: Tokenizer) -> str:
             except InputError:
                 chosen = curation.choose(found, read_report) if curation.is_active else found
                 dataset, report = tokenize(chosen, tokenizer, lenient, source, read_report)
-            lines += _describe_report(report)
-            rendered += report.rendered
             comparisons += found
             datasets.append(dataset)
-        lines += [*_describe(comparisons, concatenate(datasets), tokenizer, options.similarity, reference), ""]
-        splits.append(comparisons)
-    template = tokenizer.describe_template() if rendered else []
-    return "\n".join([*template, *lines, _overlap("training and validation data", *splits)])
+            reports.append(report)
+        duplicates = _find_duplicates(comparisons, options.similarity, reference)
+        parts.append(Part(split, tuple(reports), comparisons, concatenate(datasets), duplicates))
+    rendered = any(report.rendered for part in parts for report in part.reports)
+    return DataDescription(
+        _names([source for split in ("train", "validation") for source in data[split]]),
+        tuple(parts),
+        tokenizer,
+        DatasetOptions.from_config(data, "train"),
+        tuple(tokenizer.describe_template()) if rendered else (),
+        _overlap("training and validation data", *(part.comparisons for part in parts)),
+    )
 
 
 def _describe_report(report: DatasetReport) -> list[str]:
@@ -83,31 +153,15 @@ def _describe_report(report: DatasetReport) -> list[str]:
     return [str(report), *fields, *(f"  left out: {cause}" for cause in report.causes())]
 
 
-def _describe(
-    comparisons: Sequence[Comparison],
-    dataset: TokenizedDataset,
-    tokenizer: Tokenizer,
-    similarity: float,
-    reference: Reference | None,
-) -> list[str]:
-    """Returns lines about comparisons and about the dataset of those of them that are not left out."""
-    lines = []
-    if len(dataset):
-        low, median, high = np.percentile(dataset.lengths, [5, 50, 95]).astype(int).tolist()
-        lines.append(
-            f"unique tokens per comparison: median {median}, 5 % below {low}, 5 % above {high}; "
-            f"longest {int(dataset.lengths.max())}"
-        )
-    lines += _responses(comparisons) + _labels(comparisons)
+def _find_duplicates(
+    comparisons: Sequence[Comparison], similarity: float, reference: Reference | None
+) -> DuplicateReport:
     found = signatures(comparisons, progress="comparing texts")
-    lines += report_duplicates(comparisons, found, similarity, reference).lines()
-    if len(dataset):
-        lines += ["", f"{dataset.where(0)}, token by token (¦ between tokens, ⟦ ⟧ at readouts):"]
-        lines += render(dataset.tree(0), tokenizer)
-    return lines
+    return report_duplicates(comparisons, found, similarity, reference)
 
 
-def _responses(comparisons: Sequence[Comparison]) -> list[str]:
+def describe_responses(comparisons: Sequence[Comparison]) -> list[str]:
+    """Returns a line about the responses of each comparison, and one about the preferences, if there are some."""
     counts = collections.Counter(len(c.conversations) for c in comparisons)
     lines = ["responses per comparison: " + ", ".join(f"{k}: {count:,}" for k, count in sorted(counts.items()))]
     edges = [(c, edge) for c in comparisons for edge in c.edges]
@@ -124,11 +178,18 @@ def _responses(comparisons: Sequence[Comparison]) -> list[str]:
     return lines
 
 
+def find_labels(comparisons: Sequence[Comparison]) -> dict[str, np.ndarray]:
+    """Returns the labels of each attribute as float32 [R], NaN where missing, over the comparisons that have labels."""
+    labels = [(c.labels, c.attributes) for c in comparisons if c.labels is not None]
+    return {
+        name: np.concatenate([align_labels(table, attributes, (name,))[:, 0] for table, attributes in labels])
+        for name in dict.fromkeys(name for _, attributes in labels for name in attributes)
+    }
+
+
 def _labels(comparisons: Sequence[Comparison]) -> list[str]:
     lines = []
-    labels = [(c.labels, c.attributes) for c in comparisons if c.labels is not None]
-    for name in dict.fromkeys(name for _, attributes in labels for name in attributes):
-        values = np.concatenate([align_labels(table, attributes, (name,))[:, 0] for table, attributes in labels])
+    for name, values in find_labels(comparisons).items():
         known = values[~np.isnan(values)]
         line = f"label {name}: {len(known):,} of {len(values):,}"
         if len(known):

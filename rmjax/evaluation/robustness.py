@@ -9,8 +9,9 @@ import numpy as np
 from rmjax.core.errors import InputError
 from rmjax.core.progress import progress_bar
 from rmjax.core.sections import Example, Measured, Section, metric_table
+from rmjax.core.text import shorten
+from rmjax.data.curation.duplicates import response_texts
 from rmjax.data.schema import Comparison, Conversation
-from rmjax.evaluation.measures.texts import response_texts, shorten
 from rmjax.evaluation.pipeline import RewardPipeline, score_chunks
 from rmjax.evaluation.scores import Scores
 from rmjax.metrics.bootstrap import Bootstrap, with_interval

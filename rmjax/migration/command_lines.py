@@ -1,5 +1,7 @@
 """Command lines of trainers: in a shell script, a file of their own, or an argument."""
 
+import itertools
+import pathlib
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -13,10 +15,19 @@ _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 _ENDS = {";", "&&", "||", "|", ">", ">>", "2>&1", "&", "EOF", "EOL"}
 
 
+def read_text(path: pathlib.Path) -> str:
+    """Returns the text of a UTF-8 file; raises InputError if it is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a text file in UTF-8 ({error})") from error
+
+
 def find_command(text: str, programs: Sequence[str], where: str) -> list[str]:
     """Returns the arguments of a program in a shell script, or all words of a text that starts with an option.
 
-    Lines that end in a backslash are joined, comments left out, and variables replaced that the script sets before.
+    Lines that end in a backslash are joined, as are lines that start with options, comments left out, and variables
+    replaced that the script sets before; one that is a whole word may hold several.
 
     Raises:
       InputError: the program is not there, a quote is open, or a variable is not set.
@@ -28,25 +39,36 @@ def find_command(text: str, programs: Sequence[str], where: str) -> list[str]:
             raise InputError(f"{where}: the variable {match[0]} is not set there; write its value")
         return variables[name]
 
-    for line in re.sub(r"\\\n", " ", text).splitlines():
-        line = line.strip()
+    lines = [line.strip() for line in re.sub(r"\\\n", " ", text).splitlines()]
+    for number, line in enumerate(lines):
         if match := _ASSIGNMENT.fullmatch(line):
             if not _VARIABLE.search(match[2]) or all((a or b) in variables for a, b in _VARIABLE.findall(match[2])):
                 variables[match[1]] = _VARIABLE.sub(replace, match[2].strip("\"'"))
             continue
         if not line.startswith("--") and not any(program in line for program in programs):
             continue
-        try:
-            words = shlex.split(line, comments=True)
-        except ValueError as error:
-            raise InputError(f"{where}: {error} in {line[:80]!r}") from error
-        first = 0 if line.startswith("--") else _first(words, programs)
-        if first is None:
+        words = _split(line, where)
+        if line.startswith("--"):
+            options = lambda other: not other or other.startswith(("--", "#"))
+            words += [w for other in itertools.takewhile(options, lines[number + 1 :]) for w in _split(other, where)]
+        elif (first := _first(words, programs)) is None:
             continue
-        words = words[first:]
+        else:
+            words = words[first:]
         end = next((i for i, word in enumerate(words) if word in _ENDS), len(words))
-        return [_VARIABLE.sub(replace, word) for word in words[:end]]
+        found: list[str] = []
+        for word in words[:end]:
+            value = _VARIABLE.sub(replace, word)
+            found += _split(value, where) if _VARIABLE.fullmatch(word) else [value]
+        return found
     raise InputError(f"{where}: no command with {' or '.join(programs)} and no options (--name value) found")
+
+
+def _split(line: str, where: str) -> list[str]:
+    try:
+        return shlex.split(line, comments=True)
+    except ValueError as error:
+        raise InputError(f"{where}: {error} in {line[:80]!r}") from error
 
 
 def _first(words: Sequence[str], programs: Sequence[str]) -> int | None:

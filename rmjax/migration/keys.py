@@ -13,6 +13,9 @@ from rmjax.core.errors import InputError
 _BOOLS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _DEFAULTS = dict(configs.leaves(configs.default()))
 UNRESOLVED = "${"  # in a value: an interpolation that could not be resolved
+# What null means for a number, by the last part of its key; null of another number with a counterpart is an error.
+_NULLS = {"max_grad_norm": 0.0, "gradient_clip_val": 0.0, "warmup_steps": 0, "constant_steps": 0, "min_lr": 0.0}
+_SECRETS = ("hub_token", "logger.wandb.key")  # keys whose values are not written into reports
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +42,7 @@ def parse_value(kind: str, value: Any) -> Any:
     (9e-06, 1000000, False)
 
     Raises:
-      ValueError: it has another type.
+      ValueError, TypeError: it has another type.
     """
     if value is None or kind == "any" or (isinstance(value, str) and value.lower() in ("none", "null")):
         return None if isinstance(value, str) and kind != "any" else value
@@ -108,8 +111,11 @@ class Migration:
                 return value
             raise InputError(f"{self.where}: {name} is {value}, which rmjax cannot resolve; write its value there")
         try:
-            return parse_value(key.kind, value)
-        except ValueError:
+            parsed = parse_value(key.kind, value)
+            if parsed is None and key.kind in ("int", "float") and key.default is not None and not key.reason:
+                return _NULLS[name.rpartition(".")[2]]
+            return parsed
+        except (ValueError, TypeError, KeyError):
             raise InputError(f"{self.where}: {name} is {value!r}; expected {_KINDS[key.kind]}") from None
 
     def __getitem__(self, name: str) -> Any:
@@ -120,14 +126,17 @@ class Migration:
         """Takes a key over as keys of rmjax, `section__key=value`."""
         values = {key.replace("__", "."): _as_default(key.replace("__", "."), value) for key, value in new.items()}
         self.config |= values
-        self.taken.append((name, self[name], name not in self.given, values))
+        self.taken.append((name, self._shown(name), name not in self.given, values))
         self._done.add(name)
 
     def leave(self, name: str, reason: str) -> None:
         """Reports a key that is set without a counterpart."""
         if name in self.given and name not in self._done:
-            self.left.append((name, self.given[name], reason))
+            self.left.append((name, self._shown(name), reason))
         self._done.add(name)
+
+    def _shown(self, name: str) -> Any:
+        return "(not shown)" if name in _SECRETS and self[name] else self[name]
 
     def choose(self, name: str, choices: Mapping[str, Any]) -> Any:
         """Returns what `choices` has for the value of a key.

@@ -2,9 +2,11 @@
 
 import functools
 import json
+import lzma
 import pathlib
 import re
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -34,7 +36,7 @@ def extract(path: pathlib.Path, directory: pathlib.Path) -> pathlib.Path:
     try:
         with tarfile.open(path) as archive:
             archive.extractall(directory, filter="data")  # refuses paths outside of the directory
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise InputError(f"{path}: not a complete tar archive ({error}); expected a .nemo file") from error
     return directory
 
@@ -46,7 +48,7 @@ def read_config(directory: pathlib.Path) -> dict[str, Any]:
         raise InputError(f"{directory}: {CONFIG} is missing; expected a .nemo archive of NeMo 1 (nemo.collections.nlp)")
     try:
         values = yaml.safe_load(found[0].read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{found[0]}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise InputError(f"{found[0]}: expected a mapping of keys to values")
@@ -116,7 +118,9 @@ def _torch_file(path: pathlib.Path) -> Tensors:
         values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # pickle, torch and zipfile raise many types
         raise InputError(f"{path}: not a file of tensors ({' '.join(str(error).split())[:200]})") from error
-    values = values.get("state_dict", values)
+    values = values.get("state_dict", values) if isinstance(values, dict) else values
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: holds {type(values).__name__}; expected {{name: tensor}}")
     tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
     return {name: functools.partial(_array, value) for name, value in tensors.items() if not _EXTRA.search(name)}
 

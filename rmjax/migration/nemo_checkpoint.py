@@ -104,6 +104,8 @@ def make_config(
                 f"{' or '.join(map(repr, allowed))}; convert it with NeMo's script for its architecture"
             )
     heads = values["num_attention_heads"]
+    if not (positions := values.get("max_position_embeddings") or values.get("encoder_seq_length")):
+        raise InputError(f"{path}: encoder_seq_length is missing from {nemo_archive.CONFIG}")
     config: dict[str, Any] = {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
@@ -116,7 +118,7 @@ def make_config(
         "head_dim": values.get("kv_channels") or values["hidden_size"] // heads,
         "rms_norm_eps": float(values.get("layernorm_epsilon", 1e-5)),
         "rope_theta": float(values.get("rotary_base", 1e4)),
-        "max_position_embeddings": values.get("max_position_embeddings") or values["encoder_seq_length"],
+        "max_position_embeddings": positions,
         "hidden_act": "silu",
         "tie_word_embeddings": bool(values.get("share_embeddings_and_output_weights")),
         "dtype": "float32",
@@ -166,7 +168,9 @@ def _split(
         raise InputError(f"{path}: {error.args[0]} is missing from {nemo_archive.CONFIG}") from error
     zero_centered = bool(values.get("layernorm_zero_centered_gamma"))
     found: dict[str, tuple[int, Callable[[], np.ndarray]]] = {}
-    for full, read in tensors.items():
+    last = functools.lru_cache(maxsize=1)(lambda read: read())  # several matrices are made of one tensor in turn
+    for full, make_tensor in tensors.items():
+        read = functools.partial(last, make_tensor)
         name = re.sub(r"^(module\.|model\.)+", "", full)
         for target, make, shape in _targets(name, read, values, sizes, count, path):
             if zero_centered and "norm" in target:
@@ -207,9 +211,11 @@ def _targets(
     match = re.fullmatch(r"decoder\.layers\.(?:(\d+)\.)?(.+)", name)
     if match is None or match[2] not in {*_LAYER, _QKV, _FC1}:
         raise InputError(f"{path}: the tensor {name} is not one of a Llama; convert it with NeMo's script")
+    if match[1] and int(match[1]) >= count:
+        raise InputError(f"{path}: there is the tensor {name}, and num_layers is {count} in {nemo_archive.CONFIG}")
     layers = [int(match[1])] if match[1] else range(count)  # without a number, the layers are stacked: [L, …]
     for layer in layers:
-        one = read if match[1] else functools.partial(lambda layer: read()[layer], layer)
+        one = read if match[1] else functools.partial(_layer, read, layer, count, name, path)
         prefix = f"model.layers.{layer}."
         if match[2] == _QKV:
             shapes = {"q": heads * size, "k": groups * size, "v": groups * size}
@@ -218,12 +224,27 @@ def _targets(
                 yield f"{prefix}self_attn.{which}_proj.weight", make, (rows, width)
         elif match[2] == _FC1:
             for part, module in enumerate(("gate", "up")):
-                make = functools.partial(lambda part, one: one()[part * mlp : (part + 1) * mlp], part, one)
+                make = functools.partial(_half, one, part, mlp)
                 yield f"{prefix}mlp.{module}_proj.weight", make, (mlp, width)
         else:
             target = _LAYER[match[2]]
             shape = {"o": (width, heads * size), "d": (width, mlp)}.get(target.split(".")[-2][0], (width,))
             yield prefix + target, one, shape if "proj" in target else (width,)
+
+
+def _layer(read: Callable[[], np.ndarray], layer: int, count: int, name: str, path: pathlib.Path) -> np.ndarray:
+    stack = read()
+    if len(stack) != count:
+        raise InputError(f"{path}: {name} holds {len(stack)} layers; num_layers is {count} in {nemo_archive.CONFIG}")
+    return stack[layer]
+
+
+def _half(read: Callable[[], np.ndarray], part: int, mlp: int) -> np.ndarray:
+    """Returns one of the two matrices [F, D] in a fused one [2 F, D]."""
+    fused = read()
+    if len(fused) != 2 * mlp:
+        return fused  # of another shape, which `_checked` names
+    return fused[part * mlp : (part + 1) * mlp]
 
 
 def _from_qkv(read: Callable[[], np.ndarray], which: str, groups: int, queries: int, size: int) -> np.ndarray:

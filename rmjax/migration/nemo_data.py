@@ -34,7 +34,7 @@ def convert(migration: Migration) -> None:
     if given.get("test"):
         migration.left.append((f"{_PREFIX}.test", given["test"], "evaluate the model: rmjax.evaluate --data=FILE"))
     implementation = migration["model.data.data_impl"]
-    if not implementation.startswith("json"):
+    if not str(implementation).startswith("json"):
         raise InputError(f"{migration.where}: model.data.data_impl is {implementation!r}; rmjax reads jsonl")
     migration.leave("model.data.data_impl", "the form of the files is found")
     if migration["model.data.splits_string"] is not None:
@@ -64,6 +64,8 @@ def _blend(migration: Migration, files: Any) -> tuple[list[str], list[float]]:
     entries = [files] if isinstance(files, str) else list(files or [])
     weights, names = [], []
     for entry in entries:
+        if not isinstance(entry, str | int | float):
+            raise InputError(f"{migration.where}: {_PREFIX} holds {entry!r}; expected files, or a weight before each")
         try:
             weights.append(float(entry))
         except ValueError:

@@ -52,7 +52,7 @@ def _command(name: str, module: ModuleType, file: str, arguments: str) -> Mappin
         path = _existing(file, name)
         if module is trl and (values := trl.read_file(path)) is not None:
             return values
-        where, text = file, path.read_text(encoding="utf-8")
+        where, text = file, command_lines.read_text(path)
     words = command_lines.find_command(text, module.PROGRAMS, where)
     aliases = getattr(module, "ALIASES", {})
     return command_lines.parse_options(words, module.KEYS, aliases, where)

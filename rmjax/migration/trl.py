@@ -8,7 +8,8 @@ import yaml
 
 from rmjax.core import config as configs
 from rmjax.core.errors import InputError
-from rmjax.migration.keys import Migration, expand
+from rmjax.migration.command_lines import read_text
+from rmjax.migration.keys import Migration, expand, parse_value
 from rmjax.migration.openrlhf import lora_targets
 
 PROGRAMS = ("trl reward", "reward_modeling.py", "reward.py", "reward")
@@ -126,9 +127,9 @@ def read_file(path: pathlib.Path) -> dict[str, Any] | None:
     """Returns the arguments in a JSON or YAML file; None if it is neither, such as a shell script.
 
     Raises:
-      InputError: a JSON file is damaged.
+      InputError: it is not text, or a JSON file is damaged.
     """
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     try:
         values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except json.JSONDecodeError as error:
@@ -188,7 +189,13 @@ def _schedule(migration: Migration) -> None:
     schedule = migration.choose("lr_scheduler_type", _SCHEDULES)
     migration.take("lr_scheduler_type", optimizer__schedule=schedule)
     options = migration["lr_scheduler_kwargs"] or {}
-    options = json.loads(options) if isinstance(options, str) else options
+    try:
+        options = json.loads(options) if isinstance(options, str) else options
+        options = {key: parse_value("float", value) for key, value in options.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{migration.where}: lr_scheduler_kwargs is {options!r}; expected an object of numbers"
+        ) from error
     if set(options) - {"min_lr", "min_lr_rate"}:
         raise InputError(f"{migration.where}: lr_scheduler_kwargs is {options}; rmjax has min_lr and min_lr_rate")
     if options:

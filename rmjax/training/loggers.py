@@ -24,14 +24,17 @@ class WandbWriter(MetricsWriter):
         file = workdir.path / "wandb_id"
         if step == 0 or not file.exists():
             write_atomic(file, uuid.uuid4().hex)
-        self._run = _import("wandb").init(
-            project=os.environ.get("WANDB_PROJECT", "rmjax"),
-            name=workdir.path.name,
-            id=file.read_text(),
-            resume="allow",
-            dir=str(workdir.path),
-            config=read_json(workdir.config_file),
-        )
+        options = {"name": workdir.path.name, "id": file.read_text(), "resume": "allow", "dir": str(workdir.path)}
+        project, config = os.environ.get("WANDB_PROJECT", "rmjax"), read_json(workdir.config_file)
+        try:
+            self._run = _import("wandb").init(project=project, config=config, **options)
+        except InputError:
+            raise
+        except Exception as error:  # wandb's own, which differ between versions
+            raise InputError(
+                f"config.train.loggers holds 'wandb', which cannot start: {' '.join(str(error).split())[:300]}; log in "
+                "with `wandb login`, or set WANDB_MODE=offline"
+            ) from error
         self._run.define_metric("*", step_metric="step")
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:

@@ -1,8 +1,8 @@
+import importlib
 import json
 
 import pytest
 
-import rmjax.describe as program
 from rmjax.core.config import fine_tuning
 from rmjax.core.errors import InputError
 from rmjax.data.description import describe, overlap, render
@@ -11,6 +11,7 @@ from rmjax.data.tokens.tokenize import DatasetOptions
 from rmjax.data.tokens.tokenizer import Tokenizer
 from tests.conftest import ROOT
 
+program = importlib.import_module("rmjax.describe")  # `rmjax.describe` is the function of that name
 RECORDS = [
     {"prompt": "p", "chosen": " good", "rejected": " bad", "margin": 2},
     {"prompt": "p", "chosen": " good", "rejected": " bad"},
@@ -26,7 +27,7 @@ def write(path, records):
 
 def test_describe_reports_counts_lengths_duplicates_and_tokens(tmp_path):
     source = write(tmp_path / "in.jsonl", RECORDS)
-    text = describe(source, Tokenizer.load(""), DatasetOptions())
+    text = str(describe(source, Tokenizer.load(""), DatasetOptions()))
     for expected in (
         "3 comparisons of 4 records (pairs)",
         "1 skipped (no 'rejected')",
@@ -44,7 +45,8 @@ def test_describe_reports_counts_lengths_duplicates_and_tokens(tmp_path):
 
 def test_describe_reports_the_use_of_fields_and_unread_content_of_refused_records_too(tmp_path):
     records = [record | {"context": f"It is about the number {i}."} for i, record in enumerate(RECORDS[:2])]
-    text = describe(write(tmp_path / "in.jsonl", [*records, RECORDS[2]]), Tokenizer.load(""), DatasetOptions())
+    source = write(tmp_path / "in.jsonl", [*records, RECORDS[2]])
+    text = str(describe(source, Tokenizer.load(""), DatasetOptions()))
     assert (
         "\n  fields: prompt, chosen, rejected; without a prompt: 0; not read: `context` (text, 67 %)\n"
         "  left out: 2 records skipped (first: "
@@ -57,7 +59,7 @@ def test_describe_reports_the_use_of_fields_and_unread_content_of_refused_record
     [("regression", "label order: 1,000 of 1,000"), ("process", "label correct: 5,000 of 6,000, 0 to 1")],
 )
 def test_describe_reports_label_ranges_of_the_built_in_data(format, expected):
-    text = describe(["synthetic"], Tokenizer.load(""), DatasetOptions(format=format))
+    text = str(describe(["synthetic"], Tokenizer.load(""), DatasetOptions(format=format)))
     assert f"1,000 comparisons of 1,000 records ({format})" in text
     assert expected in text
 

@@ -45,8 +45,8 @@ def test_the_page_is_self_contained():
     page = render("a <model>", [("accuracy", "0.5")], make_table((1, 0), (0, 0)))
     assert page.count("<svg") == 2
     assert "a &lt;model&gt;" in page
-    assert "<tr><td>base model</td><td>m&lt;</td></tr>" in page
-    assert '<tr><td>accuracy</td><td class="number">0.5</td></tr>' in page
+    assert '<tr><td class="name">base model</td><td>m&lt;</td></tr>' in page
+    assert '<tr><td class="name">accuracy</td><td class="number">0.5</td></tr>' in page
     assert 'name="viewport"' in page
     assert "<?xml" not in page
     assert "http" not in page

@@ -1,5 +1,6 @@
 """Conversion of .nemo archives: a tiny Llama with a reward head, written in NeMo's layouts, scores as the original."""
 
+import gzip
 import sys
 import tarfile
 
@@ -140,6 +141,9 @@ def without(name):
     [
         ({"activation": "gelu"}, dict, r"activation is 'gelu' in model_config\.yaml; .* 'fast-swiglu' or 'swiglu'"),
         ({}, without("1.mlp.linear_fc2.weight"), r"nothing gives the tensor model\.layers\.1\.mlp\.down_proj\.weight"),
+        ({"num_layers": 1}, dict, r"there is the tensor decoder\.layers\.1\..*num_layers is 1"),
+        ({"ffn_hidden_size": MLP // 2}, dict, r"linear_fc1\.weight gives \(96, 32\); expected \(24, 32\)"),
+        ({"encoder_seq_length": None}, dict, r"encoder_seq_length is missing from model_config\.yaml"),
         ({"num_query_groups": 1}, dict, r"linear_qkv\.weight gives \(64, 32\); expected \(32, 32\)"),
         ({}, lambda t: t | {"model.decoder.extra.weight": torch.ones(2)}, r"extra\.weight is not one of a Llama"),
     ],
@@ -161,3 +165,21 @@ def test_what_is_missing_is_named(original, tmp_path, monkeypatch):
     (tmp_path / "broken.nemo").write_bytes(b"x" * 100)
     with pytest.raises(InputError, match="not a complete tar archive"):
         nemo_checkpoint.convert(tmp_path / "broken.nemo", tmp_path / "hf", "x")
+
+
+@pytest.mark.parametrize("count", [LAYERS - 1, LAYERS + 1])
+def test_a_stack_of_another_number_of_layers_is_refused(original, tmp_path, count):
+    path = archive(tmp_path, write_zarr, original[2], CONFIG | {"num_layers": count})
+    with pytest.raises(InputError, match=rf"holds {LAYERS} layers; num_layers is {count}"):
+        nemo_checkpoint.convert(path, tmp_path / "hf", str(original[3]))
+
+
+def test_a_file_without_named_tensors_and_a_damaged_compressed_archive(original, tmp_path):
+    path = archive(tmp_path, lambda content, _: torch.save([torch.ones(2)], content / "model_weights.ckpt"), {})
+    with pytest.raises(InputError, match=r"holds list; expected \{name: tensor\}"):
+        nemo_checkpoint.convert(path, tmp_path / "hf", str(original[3]))
+    packed = bytearray(gzip.compress(path.read_bytes()))
+    packed[40:80] = bytes(40)
+    (tmp_path / "damaged.nemo").write_bytes(packed)
+    with pytest.raises(InputError, match="not a complete tar archive"):
+        nemo_archive.extract(tmp_path / "damaged.nemo", tmp_path / "there")

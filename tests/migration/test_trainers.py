@@ -261,3 +261,48 @@ def test_a_migrated_configuration_trains_on_the_trainers_data(tmp_path, capsys):
     config.model = tiny_config.__wrapped__().model
     config.mesh.fsdp = 1
     assert train(config, tmp_path / "run", progress=False).step == 2
+
+
+def test_options_on_lines_of_their_own_and_in_a_variable_are_all_read(tmp_path):
+    lines = "--model_name_or_path m\n# --learning_rate 9\n--dataset_name d\n\n--learning_rate 0.5"
+    assert migrate("trl", arguments=lines).changed()["optimizer.learning_rate"] == 0.5
+    script = tmp_path / "run.sh"
+    script.write_text('OPTS="--dataset d --learning_rate 0.5"\npython -m openrlhf.cli.train_rm --pretrain m $OPTS\n')
+    found = migrate("openrlhf", str(script)).changed()
+    assert (found["model.path"], found["data.train"], found["optimizer.learning_rate"]) == ("m", ("d",), 0.5)
+
+
+def test_keys_of_services_are_not_written():
+    options = "--model_name_or_path m --dataset_name d --hub_token hf_secret"
+    text = render(migrate("trl", arguments=options), "config.py")
+    text += render(migrate("openrlhf", arguments="--pretrain m --dataset d --use_wandb wb_secret"), "config.py")
+    assert "hub_token = (not shown)" in text
+    assert "logger.wandb.key = (not shown)" in text
+    assert "secret" not in text
+
+
+def test_numbers_that_are_texts_or_null(tmp_path):
+    file = tmp_path / "a.yaml"
+    options = "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 1e-6}\nlearning_rate: 1e-4\n"
+    file.write_text(f"{options}max_grad_norm: null\n")  # YAML reads 1e-6 as a text
+    found = migrate("trl", str(file)).changed()
+    assert found["optimizer.final_fraction"] == pytest.approx(0.01)
+    assert found["optimizer.grad_clip"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "message"),
+    [
+        ("trl", "max_steps: null", "max_steps is None; expected an integer"),
+        ("trl", "learning_rate: 2024-01-01", r"learning_rate is .*; expected a number"),
+        ("trl", "lr_scheduler_kwargs: '{bad'", "lr_scheduler_kwargs is '{bad'; expected an object"),
+        ("nemo_aligner", "model: {data: {data_prefix: {train: [null]}}}", "data_prefix holds None"),
+        ("nemo_aligner", "model: {data: {data_impl: null}}", "data_impl is None"),
+        ("openrlhf", b"\xff\xfe--pretrain", "not a text file in UTF-8"),
+    ],
+)
+def test_values_that_cannot_be_taken_over_end_in_a_message(tmp_path, source, text, message):
+    file = tmp_path / "a.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=message):
+        migrate(source, str(file))

@@ -12,6 +12,7 @@ import pytest
 from rmjax.core.config_checks import check
 from rmjax.core.errors import InputError
 from rmjax.models import hub
+from rmjax.models.workdir import Workdir
 from rmjax.training import experiment, loggers
 from rmjax.training.optimizer import check_schedule, make_schedule
 from tests.training.test_experiment import lines
@@ -144,3 +145,15 @@ def test_uploads_that_fail_are_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
     with pytest.raises(InputError, match="push_to_hub=me/x: 401 unauthorized; log in"):
         hub.push(tmp_path, "me/x")
+
+
+def test_wandb_that_cannot_start_ends_in_a_message(tmp_path, monkeypatch):
+    def init(**_):
+        raise RuntimeError("api_key not configured (no-tty)")
+
+    package = types.ModuleType("wandb")
+    package.init = init
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"wandb.*api_key not configured.*WANDB_MODE=offline"):
+        loggers.WandbWriter(Workdir(tmp_path), 0)

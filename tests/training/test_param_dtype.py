@@ -36,6 +36,9 @@ class ConstantGradient:
         ones = jnp.ones((8, 8), self.param_dtype)
         return {"decoder": {"norm": {"scale": ones}, "embedding": {"weight": ones}}}
 
+    def shapes(self):
+        return jax.eval_shape(self.init, jax.random.key(0))
+
     def rewards(self, params, rows):
         return sum(jnp.sum(leaf.astype(jnp.float32)) for leaf in jax.tree.leaves(params)) * rows["gradient"][0]
 

@@ -51,6 +51,15 @@ def split_prompt(comparison: Comparison) -> tuple[list[str], list[str]]:
     return list(map(_content, prompt)), [_content(message) for other in turns for message in other[shared:]]
 
 
+def response_texts(comparison: Comparison) -> tuple[str, list[str]]:
+    """Returns the text of the prompt, and one text for each response."""
+    prompt, responses = split_prompt(comparison)
+    if len(responses) != len(comparison.conversations):  # responses of several messages each
+        last = [c if isinstance(c, str) else str(c[-1].get("content") or "") for c in comparison.conversations]
+        return "\n\n".join(prompt), last
+    return "\n\n".join(prompt), responses
+
+
 def _as_messages(conversation: Conversation) -> Conversation:
     return join_strings(None, conversation, chat=True) if isinstance(conversation, str) else conversation
 

@@ -3,28 +3,9 @@
 import numpy as np
 
 from rmjax.core.sections import Example
-from rmjax.data.curation.duplicates import split_prompt
-from rmjax.data.schema import Comparison
+from rmjax.core.text import shorten
+from rmjax.data.curation.duplicates import response_texts
 from rmjax.evaluation.scores import Scores
-
-_CHARACTERS = 2000  # of a text in the report
-
-
-def shorten(text: str) -> str:
-    """Returns a text of at most 2,000 characters, with a note on what is left out of its middle."""
-    if len(text) <= _CHARACTERS:
-        return text
-    half = _CHARACTERS // 2
-    return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters left out …]\n{text[-half:]}"
-
-
-def response_texts(comparison: Comparison) -> tuple[str, list[str]]:
-    """Returns the text of the prompt, and one text for each response."""
-    prompt, responses = split_prompt(comparison)
-    if len(responses) != len(comparison.conversations):  # responses of several messages each
-        last = [c if isinstance(c, str) else str(c[-1].get("content") or "") for c in comparison.conversations]
-        return "\n\n".join(prompt), last
-    return "\n\n".join(prompt), responses
 
 
 def edge_example(scores: Scores, index: int, ends: np.ndarray, title: str) -> Example:

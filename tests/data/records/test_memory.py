@@ -165,7 +165,7 @@ def test_paths_and_sources_are_accepted_like_strings(tmp_path):
     for given in (file, str(file), find_sources(file)[0], [file], source, [source]):
         assert len(read_items(given, ReadOptions())[0]) == 3
         assert len(tokens(given)[0]) == 3
-        assert "duplicates: 0" in describe(given, Tokenizer.load(""), DatasetOptions())
+        assert "duplicates: 0" in str(describe(given, Tokenizer.load(""), DatasetOptions()))
     assert find_sources([source, file])[0] is source
     assert "3 comparisons, 6 conversations" in overlap(file, source, DatasetOptions())
     assert len(read_items([source, file], ReadOptions())[0]) == 6

@@ -110,6 +110,45 @@ def test_a_critics_value_is_shown_for_every_token(visit, running, tmp_path):
         assert shown == pytest.approx(answer["outputs"][0]["data"], abs=1e-4)
 
 
+def test_examples_fill_the_fields_and_several_responses_are_ordered(visit, running):
+    page = visit(running)
+    page.wait_for_selector("#metadata tr")
+    fields, counts = page.locator("#responses textarea"), []
+    names = page.locator("#example option").all_inner_texts()[1:]
+    for name in names:
+        page.select_option("#mode", "text")
+        page.select_option("#example", name)
+        assert page.input_value("#mode") == "chat"
+        assert page.input_value("#prompt")
+        assert all(field.input_value() for field in fields.all())
+        counts.append(fields.count())
+    assert counts == [2, 2, 4]
+
+    page.fill("#prompt", "2+2?")
+    for name, text in zip("abcd", ("4", "", "five", "22"), strict=True):  # one is empty: the others keep their letters
+        page.fill(f"#{name}", text)
+    page.click("#go")
+    playwright.expect(page.locator("#result td.number")).to_have_count(3)
+    shown = [float(text) for text in page.locator("#result td.number").all_inner_texts()]
+    assert float(page.locator("#result td.best").inner_text()) == max(shown)
+    order = ["ACD"[i] for i in sorted(range(3), key=lambda i: -shown[i])]
+    assert f"to the lowest: {', '.join(order)}." in page.locator("#result p").inner_text()
+
+    page.click("#add")
+    page.fill("#e", "x" * 100)
+    page.click("#go")
+    playwright.expect(page.locator("#error")).to_contain_text("Response E has")
+    page.select_option("#example", names[0])
+    playwright.expect(page.locator("#responses label")).to_have_text(["Response A", "Response B (optional)"])
+
+
+def test_the_header_links_to_what_the_server_offers(visit, running):
+    page = visit(running)
+    for link in page.locator("header a").all():
+        address = f"http://127.0.0.1:{running.http_port}{link.get_attribute('href')}"
+        assert page.request.get(address).ok, address
+
+
 @pytest.mark.parametrize("width", [390, 1200])
 @pytest.mark.parametrize("path", ["", "docs"])
 def test_pages_fit_the_screen(visit, running, width, path):
