@@ -13,13 +13,11 @@ writes scaling.svg. --full adds points of trainings of all weights, pairs:accura
 """
 
 import argparse
-import pathlib
 
 import numpy as np
-from uncertainty import RATES, Split, fit, read
+from uncertainty import RATES, Split, add_arguments, fit, read_pairs
 
 from rmjax.core.plotting import draw_svg
-from rmjax.evaluation.pipeline import RewardPipeline
 from rmjax.metrics.bootstrap import Bootstrap
 
 SIZES = (100, 200, 400, 800, 1600, 3200)
@@ -30,8 +28,7 @@ def accuracies(known: Split, validation: Split, test: Split, size: int, seeds: i
     found = []
     for seed in range(seeds):
         chosen = np.random.default_rng(seed).permutation(len(known.comparisons))[:size]
-        training = Split([known.comparisons[i] for i in chosen], known.features[chosen])
-        weights, losses = fit(training, validation, seed)
+        weights, losses = fit(known.take(chosen), validation, seed)
         found.append(test.difference @ weights[int(np.argmin(losses)), :, 0] > 0)
     return found
 
@@ -54,26 +51,14 @@ def plot(rows: list[tuple[int, float, float, float]], full: dict[int, float]) ->
 def main() -> None:
     """Fits the heads, prints the table, and writes the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="directory of the language model")
-    parser.add_argument("--data", required=True, type=pathlib.Path, help="training pairs")
-    parser.add_argument("--test", required=True, type=pathlib.Path, help="test pairs")
-    parser.add_argument("--output", required=True, type=pathlib.Path, help="directory of features and results")
-    parser.add_argument("--limit", type=int, default=1500, help="training and validation pairs; 0: all")
-    parser.add_argument("--test_limit", type=int, default=400, help="test pairs; 0: all")
+    add_arguments(parser)
     parser.add_argument("--validation", type=int, default=300, help="validation pairs")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--max_length", type=int, default=512, help="tokens; longer pairs are left out")
     parser.add_argument("--full", default="", help="trainings of all weights: pairs:accuracy, separated by commas")
     options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
-    pipelines: list[RewardPipeline] = []
-    pairs, test = (
-        read(options, path, limit, pipelines)
-        for path, limit in ((options.data, options.limit), (options.test, options.test_limit))
-    )
+    pairs, test = read_pairs(options)
     count = len(pairs.comparisons) - options.validation
-    known = Split(pairs.comparisons[:count], pairs.features[:count])
-    validation = Split(pairs.comparisons[count:], pairs.features[count:])
+    known, validation = pairs.take(range(count)), pairs.take(range(count, len(pairs.comparisons)))
     print(f"{count} training, {options.validation} validation and {len(test.comparisons)} test pairs; rates {RATES}")
     print(
         "| pairs | accuracy, mean over seeds | lowest to highest | 95 % interval of the first seed |\n|---|---|---|---|"

@@ -26,6 +26,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +64,10 @@ class Split:
 
     comparisons: list[Comparison]
     features: np.ndarray
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> "Split":
+        """Returns the pairs with these indices."""
+        return Split([self.comparisons[i] for i in rows], self.features[rows])
 
     @property
     def difference(self) -> np.ndarray:
@@ -125,6 +130,25 @@ def read(options: argparse.Namespace, path: pathlib.Path, limit: int, pipelines:
             bar.update(len(chunk))
     used = usable[usable < len(comparisons)]
     return Split([comparisons[i] for i in used], np.concatenate(found)[: len(used)].astype(np.float64))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `read_pairs`."""
+    parser.add_argument("--model", required=True, help="directory of the language model")
+    parser.add_argument("--data", required=True, type=pathlib.Path, help="training pairs")
+    parser.add_argument("--test", required=True, type=pathlib.Path, help="test pairs")
+    parser.add_argument("--output", required=True, type=pathlib.Path, help="directory of features and results")
+    parser.add_argument("--limit", type=int, default=1500, help="training and validation pairs; 0: all")
+    parser.add_argument("--test_limit", type=int, default=400, help="test pairs; 0: all")
+    parser.add_argument("--max_length", type=int, default=512, help="tokens; longer pairs are left out")
+
+
+def read_pairs(options: argparse.Namespace) -> tuple[Split, Split]:
+    """Returns the pairs of --data and of --test."""
+    options.output.mkdir(parents=True, exist_ok=True)
+    pipelines: list[RewardPipeline] = []
+    known = read(options, options.data, options.limit, pipelines)
+    return known, read(options, options.test, options.test_limit, pipelines)
 
 
 def fit(training: Split, validation: Split, seed: int, members: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -216,24 +240,12 @@ def cell(seeds: list[dict[str, float]], name: str) -> str:
 def main() -> None:
     """Runs the experiment."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="directory of the language model")
-    parser.add_argument("--data", required=True, type=pathlib.Path, help="training pairs")
-    parser.add_argument("--test", required=True, type=pathlib.Path, help="test pairs")
-    parser.add_argument("--output", required=True, type=pathlib.Path, help="directory of features and results")
-    parser.add_argument("--limit", type=int, default=1500, help="training and validation pairs; 0: all")
-    parser.add_argument("--test_limit", type=int, default=400, help="test pairs; 0: all")
+    add_arguments(parser)
     parser.add_argument("--seeds", type=int, default=5, help="seeds: order of the pairs, and bootstrap weights")
-    parser.add_argument("--max_length", type=int, default=512, help="tokens; longer pairs are left out")
     options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
-    pipelines: list[RewardPipeline] = []
-    known, test = (
-        read(options, path, limit, pipelines)
-        for path, limit in ((options.data, options.limit), (options.test, options.test_limit))
-    )
+    known, test = read_pairs(options)
     count = len(known.comparisons) * 4 // 5
-    training = Split(known.comparisons[:count], known.features[:count])
-    validation = Split(known.comparisons[count:], known.features[count:])
+    training, validation = known.take(range(count)), known.take(range(count, len(known.comparisons)))
     print(f"{count} training, {len(validation.comparisons)} validation and {len(test.comparisons)} test pairs")
     results: dict[str, list[dict[str, float]]] = {}
     for seed in range(options.seeds):

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from rmjax.core import locks, program, readouts
 from rmjax.core.config import Config
 from rmjax.core.errors import InputError
-from rmjax.data.description import describe, describe_splits, overlap
+from rmjax.data.description import DataDescription, describe, describe_splits, overlap
 from rmjax.data.records.formats.published import SAFETY_LABELS
 from rmjax.data.report import Description
 from rmjax.data.tokens.tokenize import DatasetOptions
@@ -75,13 +75,14 @@ def main(_: Sequence[str]) -> None:
         raise InputError(f"--output={output}: expected a file with the ending .html")
     lock = locks.hold(output, "--output", directory=False) if _OUTPUT.value else contextlib.nullcontext()
     with lock:
-        description = _describe()
+        found, notes = _describe()
         if _OUTPUT.value:
-            description.save(output)
+            Description.of(found, notes).save(output)
             print(f"wrote {output}")
 
 
-def _describe() -> Description:
+def _describe() -> tuple[DataDescription, tuple[str, ...]]:
+    """Prints the description, and returns it with the notes that were printed beside it."""
     if _CONFIG.value is not None:
         if given := [(flag, key) for key, flag in _OPTIONS.items() if FLAGS.values[flag.lstrip("-")].present]:
             flag, key = given[0]
@@ -89,13 +90,13 @@ def _describe() -> Description:
         return _describe_config(_CONFIG.value)
     if _DATA.value:
         try:
-            return _describe_data()
+            return _describe_data(), ()
         except InputError as error:
             raise InputError(program.rename_options(str(error), _OPTIONS)) from error
     raise InputError("--data is missing; give a file, a glob, a hub name, or `synthetic`; or give --config")
 
 
-def _describe_config(config: Config) -> Description:
+def _describe_config(config: Config) -> tuple[DataDescription, tuple[str, ...]]:
     check_config(config)
     tokenizer = datasets.load_tokenizer(config)
     print(f"tokenizer: {tokenizer.name}; strings: {config.data.strings}; max_length: {config.data.max_length}\n")
@@ -112,10 +113,10 @@ def _describe_config(config: Config) -> Description:
     except InputError as error:
         notes = (f"training would stop: {error}",)
         print(*notes)
-    return Description.of(found, notes)
+    return found, notes
 
 
-def _describe_data() -> Description:
+def _describe_data() -> DataDescription:
     path = _MODEL.value
     date = _DATE.value or (path and paths.template_date(path))
     readout = paths.readout(path) if path else readouts.LAST_TOKEN
@@ -137,7 +138,7 @@ def _describe_data() -> Description:
     if _VALIDATION.value:
         found = dataclasses.replace(found, overlap=overlap(_DATA.value, _VALIDATION.value, options))
     print(found)
-    return Description.of(found)
+    return found
 
 
 if __name__ == "__main__":

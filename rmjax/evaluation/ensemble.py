@@ -20,10 +20,8 @@ from rmjax.data.tokens.templates import TemplateReport
 from rmjax.evaluation.pipeline import RewardPipeline, load_pipeline
 from rmjax.evaluation.rewards import Rewards
 from rmjax.evaluation.scoring import Scorer
-from rmjax.models import artifact, heads, members, paths
+from rmjax.models import members, paths, start_head
 from rmjax.models.architecture import HeadConfig
-from rmjax.models.families import read_config
-from rmjax.models.workdir import Workdir
 
 _ONE = HeadConfig()
 
@@ -113,15 +111,10 @@ def read_attributes(path: str) -> tuple[str, ...]:
     Raises:
       InputError: there is no usable model.
     """
-    directory = paths.resolve_path(member_paths(path)[0])
-    workdir = Workdir(directory)
-    if workdir.is_workdir:
-        return workdir.head().attributes
-    _, decoder = read_config(paths.config_file(directory))
-    head = heads.read(paths.tensors(directory), decoder, artifact.read_metadata(directory))
-    if head is None:
-        raise InputError(f"{directory}: there is no reward head; give a reward model")
-    return head.config.attributes
+    first = member_paths(path)[0]
+    if (head := start_head.find(first, verify=True)) is None:
+        raise InputError(f"{paths.resolve_path(first)}: there is no reward head; give a reward model")
+    return head.attributes
 
 
 def load_models(path: str, **options: Any) -> RewardPipeline:

@@ -15,7 +15,6 @@ from rmjax.data.schema import packed_spec
 from rmjax.evaluation.scoring import compile_scoring
 from rmjax.models.counts import matrix_parameters
 from rmjax.models.decoder import RewardModel
-from rmjax.models.int8 import quantize
 from rmjax.models.sharding import bytes_per_device, check_heads, sharded_shapes
 
 
@@ -102,8 +101,7 @@ def _plan(
     rows_per_device: int,
     max_length: int,
 ) -> ScoringPlan:
-    make = lambda key: quantize(model.init(key)) if kind.int8 else model.init(key)
-    params = sharded_shapes(mesh, jax.eval_shape(make, jax.random.key(0)), "--mesh")
+    params = sharded_shapes(mesh, model.shapes(quantized=kind.int8), "--mesh")
     length = -(-max_length // mesh.shape["sequence"]) * mesh.shape["sequence"]
     rows, devices = rows_per_device * row_shards(mesh), mesh.devices.size
     sharding = NamedSharding(mesh, P(ROWS))

@@ -115,8 +115,8 @@ class Scorer:
           InputError: a single conversation is longer than the longest row.
         """
         trees = [dataclasses.replace(tree, edges=(), labels=None) for tree in trees]
-        split = [_groups(tree, 0 if self.deterministic else self.row_length) for tree in trees]
-        parts = [_part(tree, group) for tree, groups in zip(trees, split, strict=True) for group in groups]
+        split = [_split(tree, 0 if self.deterministic else self.row_length) for tree in trees]
+        parts = [part for of_tree in split for _, part in of_tree]
         counts = np.array([len(part.readouts) for part in parts], np.int64)
         found: dict[int, np.ndarray] = {}
         for row_length, rows in self._batches([part.length for part in parts]):
@@ -126,12 +126,10 @@ class Scorer:
             if len(parts) > 1:
                 found[i] = self._score_alone(parts[i])
             if len(parts[i].branches) > 1 and not np.isfinite(found[i]).all():
-                groups = _groups(parts[i], 0)
-                found[i] = _join(parts[i], groups, [self._score_alone(_part(parts[i], group)) for group in groups])
+                alone = _split(parts[i], 0)
+                found[i] = _join(parts[i], alone, [self._score_alone(part) for _, part in alone])
         scored = (found[i] for i in range(len(parts)))
-        joined = (
-            _join(tree, groups, [next(scored) for _ in groups]) for tree, groups in zip(trees, split, strict=True)
-        )
+        joined = (_join(tree, own, [next(scored) for _ in own]) for tree, own in zip(trees, split, strict=True))
         return [self._finish(tree, values) for tree, values in zip(trees, joined, strict=True)]
 
     def _finish(self, tree: Tree, values: np.ndarray) -> Rewards:
@@ -201,10 +199,13 @@ class Scorer:
         }
 
 
-def _groups(tree: Tree, row_length: int) -> list[list[int]]:
-    """Returns the branches of each part of a tree: as many as fit into a row with the prefix, but at least one."""
+_Parts = list[tuple[list[int], Tree]]  # of a tree: the branches of each part, and the part
+
+
+def _split(tree: Tree, row_length: int) -> _Parts:
+    """Returns a tree that fits into a row as it is, else parts of as many branches as fit, but of at least one."""
     if tree.length <= row_length:
-        return [list(range(len(tree.branches)))]
+        return [(list(range(len(tree.branches))), tree)]
     groups: list[list[int]] = []
     room = 0
     for k, branch in enumerate(tree.branches):
@@ -213,13 +214,11 @@ def _groups(tree: Tree, row_length: int) -> list[list[int]]:
             room = row_length - len(tree.prefix)
         groups[-1].append(k)
         room -= len(branch)
-    return groups
+    return [(group, _part(tree, group)) for group in groups]
 
 
 def _part(tree: Tree, group: Sequence[int]) -> Tree:
     """Returns the tree of some of the branches; a conversation alone is one branch without a prefix."""
-    if len(group) == len(tree.branches) > 1:
-        return tree
     chosen = [i for i, (k, _) in enumerate(tree.readouts) if k in group]
     start = len(tree.prefix) if len(group) == 1 else 0
     branches = tuple(np.concatenate([tree.prefix[:start], tree.branches[k]]) for k in group)
@@ -228,11 +227,11 @@ def _part(tree: Tree, group: Sequence[int]) -> Tree:
     return Tree(tree.prefix[start:], branches, readouts, spans=spans)
 
 
-def _join(tree: Tree, groups: Sequence[Sequence[int]], parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Returns the rewards [readouts, A] in the tree's order, from those of its parts, the trees of `_part`."""
+def _join(tree: Tree, parts: _Parts, rewards: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns the rewards [readouts, A] in the tree's order, from those of its parts."""
     if len(parts) == 1:
-        return parts[0]
+        return rewards[0]
     following: dict[int, Iterator[np.ndarray]] = {}
-    for group, part in zip(groups, parts, strict=True):
-        following |= dict.fromkeys(group, iter(part))
+    for (group, _), values in zip(parts, rewards, strict=True):
+        following |= dict.fromkeys(group, iter(values))
     return np.stack([next(following[branch]) for branch, _ in tree.readouts])

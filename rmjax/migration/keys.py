@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rmjax.core import config as configs
@@ -200,9 +200,6 @@ def _as_default(name: str, value: Any) -> Any:
 def expand(rows: Mapping[str, tuple]) -> dict[str, Key]:
     """Returns {name: Key} of rows {names separated by spaces: fields of a Key}."""
     return {name: Key(*fields) for names, fields in rows.items() for name in names.split()}
-
-
-Convert = Callable[[Migration], None]
 
 
 def show(value: Any) -> str:

@@ -67,9 +67,10 @@ class RewardModel:
         params = {"decoder": decoder, "head": self.init_head(head_key)}
         return params if self.lora is None else pytree.merge(params, lora.init(params, self.lora, key))
 
-    def shapes(self) -> Params:
-        """Returns the shapes and dtypes of the parameters, as `jax.ShapeDtypeStruct`."""
-        return jax.tree.map(lambda leaf: leaf, _shapes(self))
+    def shapes(self, quantized: bool = False) -> Params:
+        """Returns the shapes and dtypes of the parameters, or of what `int8.quantize` makes of them."""
+        found = jax.tree.map(lambda leaf: leaf, _shapes(self))
+        return jax.eval_shape(int8.quantize, found) if quantized else found
 
     def hidden(self, params: Params, batch: dict[str, jax.Array]) -> jax.Array:
         """Returns the final norm's output [B, T, D] for `tokens`, `group`, `branch`, `position`, int32 [B, T] each."""

@@ -12,7 +12,6 @@ from rmjax.core.errors import InputError
 from rmjax.core.mesh import make_mesh, parse_sizes
 from rmjax.core.option_names import Option
 from rmjax.models.decoder import RewardModel
-from rmjax.models.int8 import quantize
 from rmjax.models.sharding import bytes_per_device, check_heads, meshes, sharded_shapes
 
 _MAX_SHOWN = 3  # options
@@ -66,8 +65,7 @@ def check_parameters(
 
 def _parts(model: RewardModel, mesh: Mesh, int8: bool, trained: bool, name: str = "") -> dict[str, float]:
     """Returns the bytes of each part, on a device or on the host."""
-    shapes = jax.eval_shape(quantize, model.shapes()) if int8 else model.shapes()
-    size = float(bytes_per_device(sharded_shapes(mesh, shapes, name)))
+    size = float(bytes_per_device(sharded_shapes(mesh, model.shapes(quantized=int8), name)))
     if mesh.local_devices[0].platform == "cpu":
         size *= len(mesh.local_devices)
     return {"parameters": size} | ({"moments": 2 * size, "gradients": 2 * size} if trained else {})

@@ -25,13 +25,17 @@ def continue_head(config: Config, head: HeadConfig) -> HeadConfig:
     return dataclasses.replace(head, hidden=found.hidden, shift=head.shift or found.shift)
 
 
-def find(path: str) -> HeadConfig | None:
-    """Returns the configuration of the head of the model at a path; None if it has none."""
+def find(path: str, *, verify: bool = False) -> HeadConfig | None:
+    """Returns the configuration of the head of the model at a path; None if it has none.
+
+    Args:
+      verify: check the checksums of an artifact's small files first.
+    """
     workdir = Workdir(paths.resolve_path(path))
     if workdir.is_workdir:
         return workdir.head()
     _, decoder = read_config(paths.config_file(workdir.path))
-    found = heads.read(paths.tensors(workdir.path), decoder, artifact.read_metadata(workdir.path, verify=False))
+    found = heads.read(paths.tensors(workdir.path), decoder, artifact.read_metadata(workdir.path, verify=verify))
     return found.config if found else None
 
 

@@ -96,7 +96,7 @@ def load(
         return {parameter: from_tensors(leaf, placed[parameter], stacked, read_at)}
 
     shapes = pytree.flatten(abstract)
-    stored = jax.eval_shape(int8.quantize, abstract) if quantized else abstract
+    stored = model.shapes(quantized)
     made, placed = pytree.flatten(stored), pytree.flatten(state_shardings(mesh, stored))
     count = 0
     for name, leaf in shapes.items():

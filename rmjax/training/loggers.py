@@ -26,10 +26,9 @@ class WandbWriter(MetricsWriter):
             write_atomic(file, uuid.uuid4().hex)
         options = {"name": workdir.path.name, "id": file.read_text(), "resume": "allow", "dir": str(workdir.path)}
         project, config = os.environ.get("WANDB_PROJECT", "rmjax"), read_json(workdir.config_file)
+        wandb = _import("wandb")
         try:
-            self._run = _import("wandb").init(project=project, config=config, **options)
-        except InputError:
-            raise
+            self._run = wandb.init(project=project, config=config, **options)
         except Exception as error:  # wandb's own, which differ between versions
             raise InputError(
                 f"config.train.loggers holds 'wandb', which cannot start: {' '.join(str(error).split())[:300]}; log in "
