@@ -4,6 +4,7 @@
     python experiments/bench_gpu.py kernels   # forward and backward of each kernel
     python experiments/bench_gpu.py tune      # block sizes of the kernel `triton`
     python experiments/bench_gpu.py train --shape=1b --sides=rmjax,torch,trl
+    python experiments/bench_gpu.py score --shape=1b --sides=rmjax,torch
 
 Data: invented comparisons with lognormal lengths (median 180 tokens of prompt and 250 of each response, at most 2,048
 tokens a conversation), the same for all implementations. Models: random parameters of the shapes in `SHAPES`, float32
@@ -15,6 +16,9 @@ longest conversation, without gradient checkpointing; `trl` is RewardTrainer in 
 checkpointing) and 8 comparisons per device. Model FLOPs: 6 per parameter (without the embedding) and token, and
 attention over visible pairs. `MFU` counts each implementation's own tokens without padding (a shared prompt once in
 rmjax, twice in the others), relative to --peak; `comparisons/s` compares the same work.
+
+`score`: rewards of the same comparisons with bfloat16 parameters; `rmjax` is the scorer of rmjax.score and rmjax.serve,
+`torch` the classifier in inference mode on conversations sorted by length and padded. FLOPs: a third of the above.
 """
 
 import argparse
@@ -38,6 +42,7 @@ from rmjax.core.mesh import make_mesh
 from rmjax.data.packing.plan import count_microbatches
 from rmjax.data.packing.rows import fill_rows, pack
 from rmjax.data.schema import Edge, Tree, packed_spec
+from rmjax.evaluation.scoring import Scorer
 from rmjax.models.architecture import DecoderConfig, HeadConfig
 from rmjax.models.attention import KERNELS, attend, make_mask, triton
 from rmjax.models.decoder import RewardModel
@@ -105,7 +110,7 @@ class Rmjax:
             "float32",
             flags.attention,
             flags.remat,
-            scan_layers=not flags.unroll,
+            scan_layers=flags.scan or None,
         )
         schedule = make_schedule(config.optimizer, 1)
         optimizer = make_optimizer(config.optimizer, schedule)
@@ -122,9 +127,10 @@ class Rmjax:
         start = time.perf_counter()
         self._step = trainer.compile_step(0).lower(self._state, *self._arrays([])).compile()
         memory = self._step.memory_analysis()
+        arguments, temporaries = (size / 2**30 for size in (memory.argument_size_in_bytes, memory.temp_size_in_bytes))
         print(
-            f"rmjax: compiled in {time.perf_counter() - start:.1f} s; {memory.temp_size_in_bytes / 2**30:.1f} GiB of "
-            f"temporaries; rows filled {statistics.mean(self._fill(rows) for rows in packed):.1%}",
+            f"rmjax: compiled in {time.perf_counter() - start:.1f} s; arguments {arguments:.2f} GiB, temporaries "
+            f"{temporaries:.2f} GiB; rows filled {statistics.mean(self._fill(rows) for rows in packed):.1%}",
             flush=True,
         )
 
@@ -141,6 +147,8 @@ class Rmjax:
                 print_profile(self._flags.profile)
             total, weight = jax.device_get(report["sums"]["loss/bradley_terry"])
             jax.block_until_ready(self._state)
+            if number == 0 and (memory := jax.devices()[0].memory_stats()):
+                print(f"rmjax: at most {memory['peak_bytes_in_use'] / 2**30:.2f} GiB in use", flush=True)
             reply(float(total / weight))
 
     def _pack(self, batch: list[Tree]) -> list[list[Tree]]:
@@ -221,12 +229,7 @@ class Torch:
             total = torch.zeros((), device=self._device)
             for start in range(0, len(pairs), self._flags.pairs):
                 chunk = pairs[start : start + self._flags.pairs]
-                sequences = [pair[side] for side in (0, 1) for pair in chunk]
-                longest = max(map(len, sequences))
-                ids = np.zeros((len(sequences), longest), np.int64)
-                for row, sequence in zip(ids, sequences, strict=True):
-                    row[: len(sequence)] = sequence
-                ids = torch.from_numpy(ids).to(self._device)
+                ids = torch.from_numpy(pad([pair[side] for side in (0, 1) for pair in chunk])).to(self._device)
                 with torch.autocast(self._device, torch.bfloat16):
                     logits = self._model(ids, attention_mask=(ids != 0).long()).logits[:, 0].float()
                 margins = logits[: len(chunk)] - logits[len(chunk) :]
@@ -312,14 +315,72 @@ class Trl:
             ).train()
 
 
-SIDES = {"rmjax": Rmjax, "torch": Torch, "trl": Trl}
+class RmjaxScore:
+    """rmjax's scorer with bfloat16 parameters."""
+
+    def __init__(self, flags: argparse.Namespace, batches: list[list[Tree]]):
+        mesh = make_mesh(devices=jax.devices()[:1])
+        jax.set_mesh(mesh)
+        model = RewardModel(
+            decoder_config(flags.shape),
+            HeadConfig(init=0.02),
+            "bfloat16",
+            "bfloat16",
+            flags.attention,
+            scan_layers=flags.scan or None,
+        )
+        params = jax.jit(model.init)(jax.random.key(0))
+        self._scorer = Scorer(model, params, mesh, flags.row_length, flags.rows)
+
+    def run(self, batches: Iterator[list[Tree]], reply: Callable[[float], None]) -> None:
+        """Scores each batch."""
+        for batch in batches:
+            rewards = self._scorer.score(batch)
+            reply(float(np.mean([reward[0] - reward[1] for reward in rewards])))
+
+
+class TorchScore:
+    """The classifier in bfloat16; the conversations of a batch are sorted by length and padded in chunks."""
+
+    def __init__(self, flags: argparse.Namespace, batches: list[list[Tree]]):
+        import torch
+
+        self._flags, self._model = flags, torch_model(flags.shape).to(torch.bfloat16).eval()
+
+    def run(self, batches: Iterator[list[Tree]], reply: Callable[[float], None]) -> None:
+        """Scores each batch."""
+        import torch
+
+        for batch in batches:
+            sequences = [sequence for tree in batch for sequence in conversations(tree)]
+            order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+            rewards = np.zeros(len(sequences))
+            with torch.inference_mode():
+                results = []
+                for start in range(0, len(order), 2 * self._flags.pairs):
+                    part = [sequences[i] for i in order[start : start + 2 * self._flags.pairs]]
+                    ids = torch.from_numpy(pad(part)).to(self._model.device)
+                    results.append(self._model(ids, attention_mask=(ids != 0).long()).logits[:, 0])
+                rewards[order] = torch.cat(results).float().cpu().numpy()
+            reply(float((rewards[::2] - rewards[1::2]).mean()))
+
+
+def pad(sequences: list[np.ndarray]) -> np.ndarray:
+    """Returns sequences padded with zeros to the longest one, int64 [B, T]."""
+    ids = np.zeros((len(sequences), max(map(len, sequences))), np.int64)
+    for row, sequence in zip(ids, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    return ids
+
+
+SIDES = {"train": {"rmjax": Rmjax, "torch": Torch, "trl": Trl}, "score": {"rmjax": RmjaxScore, "torch": TorchScore}}
 REQUIRES = {"rmjax": (), "torch": ("torch", "transformers"), "trl": ("torch", "trl", "datasets")}
 
 
 def serve(name: str, flags: argparse.Namespace, pipe) -> None:
     """Runs in the process of an implementation: a step for each index of a batch from the pipe."""
     batches = make_batches(flags)
-    side = SIDES[name](flags, batches)
+    side = SIDES[flags.section][name](flags, batches)
     pipe.send(0.0)
 
     def receive() -> Iterator[list[Tree]]:
@@ -338,14 +399,17 @@ def make_batches(flags: argparse.Namespace) -> list[list[Tree]]:
     return [trees[i * flags.batch : (i + 1) * flags.batch] for i in range(flags.batches)]
 
 
-def train(flags: argparse.Namespace) -> None:
-    """Prints the times of the train steps, and the medians of their ratios."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")  # the other half of the card is PyTorch's
+def compare(flags: argparse.Namespace) -> None:
+    """Prints the times of the train steps, or of scoring a batch, and the medians of their ratios."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(flags.memory))
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # of batches of many shapes
     batches = make_batches(flags)
     parameters = num_matmul_parameters(flags.shape)
     context, sides = multiprocessing.get_context("spawn"), {}
     seconds: dict[str, list[float]] = {}
     for name in flags.sides.split(","):
+        if name not in SIDES[flags.section]:
+            continue
         if missing := [package for package in REQUIRES[name] if importlib.util.find_spec(package) is None]:
             print(f"{name}: left out, because {', '.join(missing)} is not installed")
             continue
@@ -379,10 +443,12 @@ def train(flags: argparse.Namespace) -> None:
     for name, times in seconds.items():
         shared = name == "rmjax"
         tokens, pairs = (np.mean([count(batch, shared) for batch in batches]) for count in (count_tokens, count_pairs))
-        flops = 6.0 * parameters * tokens + attention_flops(flags.shape, pairs)
+        flops = (6.0 * parameters * tokens + attention_flops(flags.shape, pairs)) / (
+            3 if flags.section == "score" else 1
+        )
         median = statistics.median(times)
         print(
-            f"{name}: {median:.3f} s a step of {flags.batch} comparisons ({min(times):.3f} to {max(times):.3f}); "
+            f"{name}: {median:.3f} s a batch of {flags.batch} comparisons ({min(times):.3f} to {max(times):.3f}); "
             f"{flags.batch / median:.1f} comparisons/s; {tokens / median:,.0f} tokens/s; "
             f"{flops / median / 1e12:.0f} TFLOP/s; MFU {flops / median / (flags.peak * 1e12):.1%}",
             flush=True,
@@ -390,7 +456,7 @@ def train(flags: argparse.Namespace) -> None:
     for name in list(seconds)[1:]:
         first = next(iter(seconds))
         ratio = statistics.median(b / a for a, b in zip(seconds[first], seconds[name], strict=True))
-        print(f"{name} / {first}: median ratio of step times {ratio:.2f}")
+        print(f"{name} / {first}: median ratio of times {ratio:.2f}")
 
 
 def count_tokens(batch: list[Tree], shared: bool) -> int:
@@ -447,16 +513,16 @@ def draw_arrays(rows: int, length: int, heads: int, kv_heads: int, head_dim: int
     return [jax.random.normal(key, (rows, length, n, head_dim)) for key, n in zip(keys, counts, strict=True)]
 
 
-def kernel_function(name: str, group, branch) -> Callable:
-    """Returns jitted prepare and value-and-gradients of a kernel by name."""
+def kernel_function(name: str, group, branch, window: int = 0, softcap: float = 0.0) -> Callable:
+    """Returns the jitted kernel of a name and its value and gradients; a library's has neither window nor soft cap."""
     from rmjax.models.attention.mask import visible
 
     position = jnp.broadcast_to(jnp.arange(group.shape[1], dtype=jnp.int32), group.shape)  # without windows: unused
     tokens = make_mask(group, branch, position, KERNELS["dense"]).tokens
     valid = (group > 0)[..., None, None]
     if name in KERNELS:
-        mask = jax.jit(lambda: make_mask(group, branch, position, KERNELS[name]))()
-        run = lambda q, k, v: attend(q, k, v, mask)
+        mask = jax.jit(lambda: make_mask(group, branch, position, KERNELS[name], window))()
+        run = lambda q, k, v: attend(q, k, v, mask, None, softcap)
     else:
         # A query without a visible key gives NaN in some libraries: it sees itself here.
         seen = jax.jit(lambda: visible(tokens, tokens) | jnp.eye(group.shape[1], dtype=bool))()
@@ -471,18 +537,25 @@ def kernel_function(name: str, group, branch) -> Callable:
 
 def check(flags: argparse.Namespace) -> None:
     """Prints the largest relative error of each kernel against dense attention in float32."""
-    names = kernel_names(flags)
-    for rows, length, heads, kv_heads, head_dim in ((2, 1024, 8, 2, 64), (2, 1152, 9, 3, 64), (1, 2048, 8, 8, 128)):
-        if flags.shape == "tiny":
-            rows, length, heads, kv_heads, head_dim = 1, 256, 4, 2, 16
+    cases = [
+        (2, 1024, 8, 2, 64, 0, 0.0),
+        (2, 1152, 9, 3, 64, 0, 0.0),
+        (1, 2048, 8, 8, 128, 0, 0.0),
+        (1, 1024, 4, 1, 256, 256, 50.0),
+    ]
+    if flags.shape == "tiny":
+        cases = [(1, 256, 4, 2, 16, 0, 0.0), (1, 256, 4, 2, 16, 64, 20.0)]
+    for rows, length, heads, kv_heads, head_dim, window, softcap in cases:
+        names = [name for name in kernel_names(flags) if name in KERNELS or not window]
         group, branch = tree_rows(rows, length, False)
         exact = draw_arrays(rows, length, heads, kv_heads, head_dim)
         with jax.default_matmul_precision("highest"):
-            reference = kernel_function("dense", group, branch)[1](*exact)
+            reference = kernel_function("dense", group, branch, window, softcap)[1](*exact)
         for dtype in ("float32", "bfloat16"):
             for name in names:
                 try:
-                    result = kernel_function(name, group, branch)[1](*(x.astype(dtype) for x in exact))
+                    both = kernel_function(name, group, branch, window, softcap)[1]
+                    result = both(*(x.astype(dtype) for x in exact))
                     errors = [
                         float(jnp.linalg.norm(a.astype(jnp.float32) - b) / jnp.linalg.norm(b))
                         for a, b in zip(result, reference, strict=True)
@@ -490,9 +563,8 @@ def check(flags: argparse.Namespace) -> None:
                     text = " ".join(f"{error:.1e}" for error in errors)
                 except Exception as error:  # a library that does not support the case
                     text = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
-                print(f"check T={length} N={heads} H={kv_heads} P={head_dim} {dtype} {name}: out, dq, dk, dv {text}")
-        if flags.shape == "tiny":
-            break
+                case = f"T={length} N={heads} H={kv_heads} P={head_dim} window={window} softcap={softcap:g}"
+                print(f"check {case} {dtype} {name}: out, dq, dk, dv {text}", flush=True)
 
 
 def kernels(flags: argparse.Namespace) -> None:
@@ -558,15 +630,15 @@ def time_call(function: Callable, repeats: int = 10) -> float:
 def main() -> None:
     """Runs a section of the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("section", choices=["check", "kernels", "tune", "train"])
+    parser.add_argument("section", choices=["check", "kernels", "tune", *SIDES])
     parser.add_argument("--shape", default="1b", choices=SHAPES)
-    parser.add_argument("--sides", default=",".join(SIDES), help="implementations, separated by commas")
+    parser.add_argument("--sides", default="rmjax,torch,trl", help="implementations, separated by commas")
     parser.add_argument("--kernels", default="", help="kernels, separated by commas; empty: all")
     parser.add_argument("--attention", default="auto", help="rmjax's kernel in `train`")
     parser.add_argument(
         "--profile", default="", help="directory for the trace of a step of rmjax; its kernels are printed"
     )
-    parser.add_argument("--unroll", action="store_true", help="rmjax: unroll the layers (model.scan_layers=False)")
+    parser.add_argument("--scan", action="store_true", help="rmjax: run the layers in a loop (model.scan_layers=True)")
     parser.add_argument("--remat", default="small", help="rmjax's rematerialization in `train`")
     parser.add_argument("--batch", type=int, default=128, help="comparisons per step")
     parser.add_argument("--batches", type=int, default=3, help="different batches")
@@ -575,12 +647,13 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4, help="rows of rmjax's microbatches")
     parser.add_argument("--pairs", type=int, default=8, help="comparisons of torch's microbatches")
     parser.add_argument("--longest", type=int, default=2048, help="tokens of the longest conversation")
+    parser.add_argument("--memory", type=float, default=0.45, help="share of the card that rmjax's process reserves")
     parser.add_argument("--peak", type=float, default=989.0, help="peak TFLOP/s of the card in bfloat16 (H100 SXM)")
     flags = parser.parse_args()
-    if flags.section != "train":
+    if flags.section not in SIDES:
         device = jax.devices()[0]
         print(f"{device.device_kind} ({device.platform}), jax {jax.__version__}", flush=True)
-    {"check": check, "kernels": kernels, "tune": tune, "train": train}[flags.section](flags)
+    {"check": check, "kernels": kernels, "tune": tune}.get(flags.section, compare)(flags)
 
 
 if __name__ == "__main__":

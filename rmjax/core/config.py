@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
+from ml_collections import config_dict
 
 from rmjax.core.errors import InputError
 from rmjax.core.files import read_json, write_atomic
@@ -47,7 +48,8 @@ def default() -> ml_collections.ConfigDict:
     model.remat = "small"  # recomputation in the backward pass: none, small (cheap operations) or layer (least memory)
     # kernel: dense, blocks (block-sparse, for CPUs), triton (for GPUs), mosaic (for TPUs), or auto (by platform)
     model.attention = "auto"
-    model.scan_layers = True  # run the layers in one `lax.scan`; False: unrolled, slower to compile, faster on a GPU
+    # run the layers in one `lax.scan`; False: unrolled, slower to compile, faster on a GPU; None: False on a GPU
+    model.scan_layers = config_dict.placeholder(bool)
 
     config.data = data = ml_collections.ConfigDict()  # Sources, record formats, tokenization and packing.
     data.train = ("synthetic",)  # sources: paths, globs or hub names; `synthetic`: the built-in data

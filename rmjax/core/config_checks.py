@@ -11,7 +11,7 @@ from rmjax.core.errors import InputError
 
 # Keys (and sections, with a dot) that may change when a workdir is resumed: memory layout, and logging and
 # checkpointing. They do not affect the results, beyond float rounding.
-_LAYOUT = ("data.row_length", "mesh.", "model.attention", "model.remat", "train.rows_per_device")
+_LAYOUT = ("data.row_length", "mesh.", "model.attention", "model.remat", "model.scan_layers", "train.rows_per_device")
 _LOGGING = ("checkpoint.", "evaluation.", "train.log_every", "train.loggers", "train.profile")
 CHANGEABLE_ON_RESUME = ("name", "train.cache_features", "train.skip_non_finite", *_LAYOUT, *_LOGGING)
 _FROM_RUN = ("data.template_date", "data.readout")  # keys whose value "" stands for that of the run that is resumed

@@ -46,7 +46,9 @@ def reference(declaration: Callable[[], ml_collections.ConfigDict] = configs.def
                 text += f"\n## `{key}`\n\n{comment}\n{_TABLE}"
             else:
                 declared.add(key)
-                text += f"| `{key}` | `{ast.get_source_segment(source, node.value)}` | {comment} |\n"
+                placeholder = isinstance(node.value, ast.Call)  # of a type, with the value None
+                default = None if placeholder else ast.get_source_segment(source, node.value)
+                text += f"| `{key}` | `{default}` | {comment} |\n"
             last_line = node.lineno
     if missing := {key for key, _ in configs.leaves(declaration())} - declared:
         raise ValueError(f"config.{min(missing)} is not declared as `section.key = default  # description`")

@@ -119,9 +119,11 @@ class Scorer:
         parts = [part for of_tree in split for _, part in of_tree]
         counts = np.array([len(part.readouts) for part in parts], np.int64)
         found: dict[int, np.ndarray] = {}
-        for row_length, rows in self._batches([part.length for part in parts]):
-            rewards = self._run([[parts[i] for i in row] for row in rows], row_length)
-            found |= split_readouts(rewards, rows, counts)
+        batches = list(self._batches([part.length for part in parts]))
+        filled = ([[parts[i] for i in row] for row in rows] for _, rows in batches)
+        dispatched = (self._dispatch(rows, length) for rows, (length, _) in zip(filled, batches, strict=True))
+        for rewards, (_, rows) in zip(_ahead(dispatched), batches, strict=True):
+            found |= split_readouts(np.asarray(rewards), rows, counts)
         for i in [i for i, rewards in found.items() if not np.isfinite(rewards).all()]:
             if len(parts) > 1:
                 found[i] = self._score_alone(parts[i])
@@ -180,6 +182,9 @@ class Scorer:
         return row_length, [[indices[i] for i in row] for row in packed]
 
     def _run(self, rows: Sequence[Sequence[Tree]], row_length: int) -> np.ndarray:
+        return np.asarray(self._dispatch(rows, row_length))
+
+    def _dispatch(self, rows: Sequence[Sequence[Tree]], row_length: int) -> jax.Array:
         """Returns the rewards of one batch, float32 [B, R, A]; of an uncertain head [B, R, 2 A], see `RewardModel`."""
         # There is at most one readout per token, so R = T fits any combination of trees.
         batch = fill_rows(rows, packed_spec(self.rows, row_length, row_length, 0, 1))
@@ -187,7 +192,7 @@ class Scorer:
             placed = self._place(batch)
             if row_length not in self._programs:
                 self._programs[row_length] = compile_scoring(self.model, self.params, placed, self._mesh)
-            return np.asarray(self._programs[row_length](self.params, placed))
+            return self._programs[row_length](self.params, placed)
 
     def _place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         sharding = NamedSharding(self._mesh, P(ROWS))
@@ -197,6 +202,17 @@ class Scorer:
             name: jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
             for name, array in batch.items()
         }
+
+
+def _ahead(dispatched: Iterator[jax.Array]) -> Iterator[jax.Array]:
+    """Yields arrays, each after the next one is dispatched: batches are packed while the device computes."""
+    previous = None
+    for array in dispatched:
+        if previous is not None:
+            yield previous
+        previous = array
+    if previous is not None:
+        yield previous
 
 
 _Parts = list[tuple[list[int], Tree]]  # of a tree: the branches of each part, and the part

@@ -22,6 +22,7 @@ from rmjax.models.experts import RoutedMLP
 from rmjax.models.layers import MLP, Block, Norm, Rope, make_norm
 from rmjax.models.lora import LoraConfig
 from rmjax.models.rope import rope_frequencies, rope_tables
+from rmjax.models.sharding import mesh_platform
 
 Params = dict[str, Any]
 
@@ -42,7 +43,7 @@ class RewardModel:
     param_dtype: str = "float32"
     attention: str = "auto"  # or a key of `rmjax.models.attention.KERNELS`
     remat: str = "small"
-    scan_layers: bool = True  # run the layers by one `lax.scan`; False: unroll them
+    scan_layers: bool | None = True  # run the layers by one `lax.scan`; False: unroll them; None: on a GPU only
     family: str = "llama"  # a key of `rmjax.models.families.FAMILIES`; determines the file formats only
     frozen_dtype: str = ""  # of the layers' matrices that are not trained: "int8", or "" for `param_dtype`
     mean_readout: bool = False  # the head reads the mean over the tokens of `readout_span`, not the last one's alone
@@ -96,7 +97,9 @@ class RewardModel:
             policy = jax.checkpoint_policies.save_only_these_names(*(() if self.remat == "layer" else (SAVED,)))
             layer = jax.checkpoint(layer, policy=policy)
         step = lambda x, scanned: (layer(x, *scanned), None)
-        unroll = 1 if self.scan_layers else config.num_layers
+        # On a GPU the loop copies its stacked arrays, a tenth of a train step.
+        scan = mesh_platform() != "gpu" if self.scan_layers is None else self.scan_layers
+        unroll = 1 if scan else config.num_layers
         x, _ = jax.lax.scan(step, x, (decoder["layers"], chosen), length=config.num_layers, unroll=unroll)
         return _bind(self._norm, self._round(decoder["norm"]))(x)
 

@@ -122,7 +122,7 @@ def _copies_on_cpu(model: RewardModel, state: dict) -> float:
     if model.dtype == "bfloat16":
         copies += size(state["params"], lambda leaf: 4 * leaf.size)
         copies += size(state["frozen"], lambda leaf: 8 * leaf.size if leaf.dtype == jnp.bfloat16 else 0)
-    if not model.scan_layers:
+    if model.scan_layers is False:
         stored = lambda leaf: leaf.size * leaf.dtype.itemsize
         copies += size(state["params"], stored) + size(state["frozen"], stored)
     shards = jax.tree.leaves(state["params"] or state["frozen"])

@@ -69,8 +69,8 @@ def test_the_parts_of_a_tree_share_its_prompt(scorer, monkeypatch):
     (prompt,), responses = sequences([60], 1), sequences([40] * 9, 2)
     tree = make_tree([np.concatenate([prompt, response]) for response in responses])
     expected = np.concatenate([scorer.score([part])[0] for part in map(make_tree, _conversations(tree))])
-    calls, run = [], type(scorer)._run
-    monkeypatch.setattr(type(scorer), "_run", lambda self, *call: calls.append(call) or run(self, *call))
+    calls, run = [], type(scorer)._dispatch
+    monkeypatch.setattr(type(scorer), "_dispatch", lambda self, *call: calls.append(call) or run(self, *call))
     np.testing.assert_allclose(scorer.score([tree])[0], expected, atol=1e-5)
     rows = [row for call in calls for row in call[0]]
     assert [[len(part.branches) for part in row] for row in rows] == [[3], [3], [3]]
