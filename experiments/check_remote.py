@@ -1,11 +1,12 @@
-"""Check of data and models in an object store: an emulation of S3 (moto's server) on loopback.
+"""Check of data, models and workdirs in an object store: an emulation of S3 (moto's server) on loopback.
 
     python -m pip install 'moto[server]' s3fs
     python experiments/check_remote.py --faults=0.2
 
 Data and a model are put in a bucket. `rmjax.train` and `rmjax.score` read both from there, in their own processes; the
-results are those of the same commands with local paths. With --faults, a proxy before the store answers
-this share of requests with 503, or drops the connection in the middle of the answer.
+results are those of the same commands with local paths. Then a run with its workdir there is killed by SIGKILL several
+times, and continued each time without its local copy, as on another machine, to the same losses. With --faults, a proxy
+before the store answers this share of requests with 503, or drops the connection in the middle of the answer.
 """
 
 import argparse
@@ -38,11 +39,14 @@ class Proxy:
         self.connections += 1
         if self.connections * self._share // 1 > self.disturbed:
             self.disturbed += 1
-            await reader.read(1024)
+            request = await reader.read(1 << 16)
             if self.disturbed % 2:
                 writer.write(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             else:
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\nonly a part")
+                up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._target)
+                up_writer.write(request)
+                writer.write((await up_reader.read(1 << 16))[:-1])
+                up_writer.close()
             writer.close()
             return
         up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._target)
@@ -65,6 +69,33 @@ def run(*arguments: str, **environment: str) -> str:
     return result.stdout
 
 
+def kill_and_resume(command: list[str], directory: pathlib.Path, environment: dict[str, str]) -> None:
+    """Runs a training command to its end, killing it after each upload of a new checkpoint, and removing its copy."""
+    command = [*command, "--config.checkpoint.every=2", "--config.evaluation.every=4"]
+    print("$", shlex.join(command), flush=True)
+    kills = 0
+    while True:
+        cache = directory / f"cache-{kills}"
+        process = subprocess.Popen(command, env=os.environ | environment | {"RMJAX_CACHE": str(cache)})
+        seen = None
+        while process.poll() is None:
+            time.sleep(0.2)
+            notes = list(cache.glob("workdirs/*.json"))
+            uploaded = json.loads(notes[0].read_text())["files"] if notes else {}
+            steps = {name.split("/")[1] for name in uploaded if name.startswith("checkpoints/")}
+            if seen is not None and steps - seen and kills < 3:
+                process.kill()
+                process.wait()
+                break
+            seen = steps if seen is None and notes else seen
+        else:
+            if process.returncode:
+                raise SystemExit(f"exit status {process.returncode}")
+            print(f"killed {kills} times")
+            return
+        kills += 1
+
+
 async def check(directory: pathlib.Path, port: int, share: float) -> None:
     """Runs the programs with local paths and with URLs, and compares."""
     proxy = Proxy(port, share)
@@ -79,7 +110,7 @@ async def check(directory: pathlib.Path, port: int, share: float) -> None:
     }
     python = sys.executable
     os.environ["RMJAX_CACHE"] = str(directory / "cache")
-    train = [python, "-m", "rmjax.train", "--config=configs/binary.py", "--config.train.steps=12"]
+    train = [python, "-m", "rmjax.train", "--config=configs/binary.py", "--config.train.steps=60"]
     run(*train, f"--workdir={directory / 'base'}")
     run(python, "-m", "rmjax.export", f"--workdir={directory / 'base'}", f"--output={directory / 'model'}")
     from rmjax.data.records import synthetic
@@ -108,14 +139,22 @@ async def check(directory: pathlib.Path, port: int, share: float) -> None:
         await asyncio.to_thread(run, *train, *options, f"--workdir={directory / name}", **environment)
         score = [python, "-m", "rmjax.score", f"--model={model}", f"--input={source}"]
         await asyncio.to_thread(run, *score, f"--output={directory / f'{name}.jsonl'}", **environment)
+    workdir = f"{BUCKET}/runs/killed"
+    await asyncio.to_thread(kill_and_resume, [*train, *options, f"--workdir={workdir}"], directory, remote)
+    store.get("rmjax/runs/killed/metrics.jsonl", str(directory / "killed" / "metrics.jsonl"))
     losses = [
-        [line.get("loss") for line in map(json.loads, (directory / name / "metrics.jsonl").read_text().splitlines())]
-        for name in sides
+        [
+            line["loss"]
+            for line in map(json.loads, (directory / name / "metrics.jsonl").read_text().splitlines())
+            if line["split"] == "train"
+        ]
+        for name in (*sides, "killed")
     ]
     same = filecmp.cmp(directory / "local.jsonl", directory / "s3.jsonl", shallow=False)
     print(f"connections {proxy.connections}, disturbed {proxy.disturbed}")
-    print(f"losses equal: {losses[0] == losses[1]}, score files equal: {same}")
-    if losses[0] != losses[1] or not same:
+    equal = all(side == losses[0] for side in losses)
+    print(f"losses equal: {equal}, score files equal: {same}")
+    if not equal or not same:
         raise SystemExit("the results differ")
 
 

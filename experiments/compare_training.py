@@ -9,8 +9,8 @@ train on them for one epoch, then predict the first --test pairs of the test fil
 take batches of 16 pairs in float32, AdamW without weight decay, gradients clipped to a norm of 1, and a cosine schedule
 without warm-up. Both get the same tokens. Other options of TRL are its defaults: gradient checkpointing, padding.
 
-Prints, for each seed, both accuracies, the greatest and the median difference of the losses of a step, and the time of
-training (rmjax: of its steps, without compilation; TRL: of `train()`); writes the curves to --output as CSV and SVG.
+Prints, for each seed, both accuracies, the greatest and the median difference of the losses of a step, and the median
+time of a step; writes the curves to --output as CSV and SVG.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def write_order(source: pathlib.Path, target: pathlib.Path, pairs: int, seed: in
 
 
 def train_rmjax(options: argparse.Namespace, files: list[pathlib.Path], directory: pathlib.Path, seed: int) -> dict:
-    """Returns the losses of the steps, the accuracy after the last one, and the seconds of all steps."""
+    """Returns the losses of the steps, the accuracy after the last one, and the median seconds of a step."""
     config = configs.fine_tuning()
     config.model.path, config.lora.rank = options.model, options.lora
     config.data.update(train=(str(files[0]),), validation=(str(files[1]),), shuffle=False)
@@ -54,7 +54,7 @@ def train_rmjax(options: argparse.Namespace, files: list[pathlib.Path], director
     return {
         "losses": [line["loss"] for line in steps],
         "accuracy": accuracy,
-        "seconds": sum(line["step_time"] for line in steps),
+        "seconds": statistics.median(line["step_time"] for line in steps),
     }
 
 
@@ -89,6 +89,17 @@ def train_trl(options: argparse.Namespace, files: list[pathlib.Path], directory:
         def _get_train_sampler(self, dataset=None):
             return torch.utils.data.SequentialSampler(dataset if dataset is not None else self.train_dataset)
 
+    times: list[float] = []
+
+    class Times(transformers.TrainerCallback):
+        """Notes when steps begin and end."""
+
+        def on_step_begin(self, *_, **__):
+            times.append(-time.perf_counter())
+
+        def on_step_end(self, *_, **__):
+            times[-1] += time.perf_counter()
+
     arguments = trl.RewardConfig(
         str(directory / f"trl-{seed}"),
         use_cpu=True,
@@ -98,7 +109,7 @@ def train_trl(options: argparse.Namespace, files: list[pathlib.Path], directory:
         logging_steps=1,
         num_train_epochs=1,
         per_device_train_batch_size=BATCH,
-        per_device_eval_batch_size=BATCH,
+        per_device_eval_batch_size=10,  # a divisor of the number of test pairs
         learning_rate=options.learning_rate,
         lr_scheduler_type="cosine",
         bf16=False,
@@ -118,13 +129,13 @@ def train_trl(options: argparse.Namespace, files: list[pathlib.Path], directory:
         eval_dataset=tables[1],
         # The classifier reads the last token that is not padding, so the pad token must not be the EOS token.
         processing_class=tokenizer.with_separate_pad().base,
+        callbacks=[Times()],
         **adapters,
     )
-    begin = time.perf_counter()
     trainer.train()
-    seconds = time.perf_counter() - begin
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return {"losses": losses, "accuracy": trainer.evaluate()["eval_accuracy"], "seconds": seconds}
+    accuracy = trainer.evaluate()["eval_accuracy"]  # the mean of the accuracies of batches
+    return {"losses": losses, "accuracy": accuracy, "seconds": statistics.median(times)}
 
 
 def write_curves(path: pathlib.Path, results: dict[int, tuple[dict, dict]]) -> None:
@@ -180,8 +191,8 @@ def main() -> None:
             differences = np.abs(np.subtract(ours["losses"], theirs["losses"]))
             print(
                 f"seed {seed}: accuracy {ours['accuracy']:.4f} and {theirs['accuracy']:.4f} (TRL); losses differ by "
-                f"{statistics.median(differences):.1e} (median), at most {differences.max():.1e}; training "
-                f"{ours['seconds']:.0f} s and {theirs['seconds']:.0f} s",
+                f"{statistics.median(differences):.1e} (median), at most {differences.max():.1e}; a step "
+                f"takes {ours['seconds']:.2f} s and {theirs['seconds']:.2f} s",
                 flush=True,
             )
             write_curves(pathlib.Path(options.output), results)

@@ -13,7 +13,6 @@ elsewhere set JAX_NUM_PROCESSES, and JAX_PROCESS_ID from 0. Only the first proce
 """
 
 import os
-import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -24,7 +23,9 @@ from rmjax.training.experiment import train
 
 FLAGS = program.Flags()
 _CONFIG = FLAGS.config("Configuration file; --config.section.key=value overrides.")
-_WORKDIR = FLAGS.string("workdir", "", "Directory of the run, resumed if it exists; empty: runs/NAME-N.")
+_WORKDIR = FLAGS.string(
+    "workdir", "", "Directory or URL (gs://, s3://) of the run, resumed if it exists; empty: runs/NAME-N."
+)
 
 
 def main(_: Sequence[str]) -> None:
@@ -35,7 +36,7 @@ def main(_: Sequence[str]) -> None:
     if "JAX_COORDINATOR_ADDRESS" in os.environ and not _WORKDIR.value:  # checked before processes wait for each other
         raise InputError("--workdir is missing; a multi-host run needs one on a shared file system")
     program.initialize_distributed()
-    result = train(config, pathlib.Path(_WORKDIR.value) if _WORKDIR.value else Workdir.unused(config.name).path)
+    result = train(config, _WORKDIR.value or Workdir.unused(config.name).path)
     if result.signal:
         sys.exit(128 + result.signal)
 

@@ -8,12 +8,14 @@ from typing import Any
 from rmjax.api.data import Data, to_sources
 from rmjax.core import config_file
 from rmjax.core.config import Config
+from rmjax.core.remote import is_remote
 from rmjax.data.records.sources import Source
 from rmjax.evaluation.figures import Figure
 from rmjax.models.workdir import Workdir
 from rmjax.training import experiment
 from rmjax.training.figures import Series, add_points, draw
 from rmjax.training.logging import OpenWriter, read_metrics
+from rmjax.training.mirror import local_directory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +74,8 @@ def train(
     Args:
       config: such as `rmjax.configs.small()`, which is not changed, or a file, `configs/kwise.py:pretrained`.
       train, validation: data, instead of config.data.train and config.data.validation.
-      workdir: directory of the run; default: a new runs/NAME-N.
+      workdir: directory of the run, or its URL in an object store, which gets what a local copy gets, the
+        `Run`'s; default: a new runs/NAME-N.
       writers: of metrics, besides metrics.jsonl, TensorBoard and the learning curve.
       verbose: print what `python -m rmjax.train` prints, and show a progress bar.
 
@@ -85,7 +88,8 @@ def train(
         if data is not None:
             sources[split] = to_sources(data)
             config.data[split] = tuple(str(getattr(source, "location", source)) for source in sources[split])
-    path = pathlib.Path(workdir) if workdir is not None else Workdir.unused(config.name).path
+    path = workdir if workdir is not None else Workdir.unused(config.name).path
     log = print if verbose else lambda line: None
     result = experiment.train(config, path, writers, sources=sources, log=log, progress=verbose)
-    return Run(path, result.step, result.stopped)
+    directory = local_directory(str(path)) if is_remote(path) else pathlib.Path(path)
+    return Run(directory, result.step, result.stopped)

@@ -125,8 +125,8 @@ def check_writable(directory: pathlib.Path, name: str) -> None:
     """
     if directory.parts and _SCHEME.fullmatch(directory.parts[0]) and not pathlib.Path(directory.parts[0]).exists():
         raise InputError(
-            f"{name}={directory}: rmjax writes to file systems, not to URLs; give a local path and copy it afterwards, "
-            "or mount the bucket (gcsfuse, mountpoint-s3, rclone mount)"
+            f"{name}={directory}: results are written to file systems, not to URLs; give a local path and copy it "
+            "afterwards, or mount the bucket (gcsfuse, mountpoint-s3, rclone mount)"
         )
     for path in (directory, *directory.absolute().parents):
         if path.is_symlink() and not path.exists():

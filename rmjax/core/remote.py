@@ -52,10 +52,10 @@ def glob(url: str) -> list[str]:
     Raises:
       InputError: the store cannot be reached, or nothing matches.
     """
-    system, path = _open(url)
+    system, path = open_url(url)
     if not any(character in path for character in "*?["):
         return [url]
-    found = sorted(_retry(url, lambda: system.glob(path)))
+    found = sorted(retry(url, lambda: system.glob(path)))
     if not found:
         raise InputError(f"{url}: no file matches this glob")
     return [system.unstrip_protocol(match) for match in found]
@@ -70,8 +70,8 @@ def fetch(url: str) -> pathlib.Path:
     Raises:
       InputError: it does not exist or cannot be read, or the package for this kind of URL is missing.
     """
-    system, path = _open(url)
-    files = _retry(url, lambda: system.find(path, detail=True))
+    system, path = open_url(url)
+    files = retry(url, lambda: system.find(path, detail=True))
     files = files or _single(url, system, path)
     root = path.rstrip("/")
     names = {name: name[len(root) :].lstrip("/") or root.rpartition("/")[2] for name in files}
@@ -87,11 +87,12 @@ def fetch(url: str) -> pathlib.Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{target}.lock"):
         if not result.exists():
-            _download(url, system, files, names, target)
+            download(url, system, files, names, target)
     return result
 
 
-def _open(url: str) -> tuple[Any, str]:
+def open_url(url: str) -> tuple[Any, str]:
+    """Returns fsspec's file system of a URL and the path in it; raises InputError if its package is missing."""
     import fsspec  # slow to import, and only needed for URLs
 
     scheme = url.partition("://")[0].lower()
@@ -101,13 +102,15 @@ def _open(url: str) -> tuple[Any, str]:
         package = _PACKAGES.get(scheme)
         fix = f"install it: pip install {package}" if package else f"see fsspec's list of protocols ({error})"
         raise InputError(f"{url}: the package for {scheme}:// is missing; {fix}") from error
+    except OSError as error:
+        raise InputError(f"{url}: cannot be opened ({error}); check the address") from error
     return system, path
 
 
 def _single(url: str, system: Any, path: str) -> dict[str, Any]:
     """Returns {path: details} of a file that `find` does not list, as on web servers."""
     try:
-        details = _retry(url, lambda: system.info(path))
+        details = retry(url, lambda: system.info(path))
     except FileNotFoundError:
         details = {"type": "missing"}
     if details.get("type") != "file":
@@ -115,15 +118,16 @@ def _single(url: str, system: Any, path: str) -> dict[str, Any]:
     return {path.rstrip("/"): details}
 
 
-def _download(
+def download(
     url: str, system: Any, files: Mapping[str, Mapping[str, Any]], names: Mapping[str, str], target: pathlib.Path
 ) -> None:
+    """Downloads files {path: details} under their names into the new directory `target`; errors as in `fetch`."""
     sizes = {name: int(details.get("size") or 0) for name, details in files.items()}
 
     def get(name: str, part: pathlib.Path) -> int:
         local = part / names[name]
         local.parent.mkdir(parents=True, exist_ok=True)
-        _retry(url, lambda: system.get_file(name, str(local)))
+        retry(url, lambda: system.get_file(name, str(local)))
         if sizes[name] and local.stat().st_size != sizes[name]:
             raise InputError(f"{url}: {names[name]} has {local.stat().st_size:,} bytes instead of {sizes[name]:,}")
         return sizes[name]
@@ -137,8 +141,11 @@ def _download(
                 done += size
 
 
-def _retry(url: str, function: Any) -> Any:
+def retry(url: str, function: Any, action: str = "read") -> Any:
     """Returns `function()`, called again after errors that may pass.
+
+    Args:
+      action: what the function does, for messages: `read` or `written`.
 
     Raises:
       InputError: it fails every time, or access is denied.
@@ -155,6 +162,6 @@ def _retry(url: str, function: Any) -> Any:
             if isinstance(error, _PERMANENT) or attempt == _ATTEMPTS - 1:
                 reason = " ".join(str(error).split())[:200] or type(error).__name__
                 hint = "check the credentials" if isinstance(error, PermissionError) else "try again later"
-                raise InputError(f"{url}: cannot be read ({reason}); {hint}") from error
+                raise InputError(f"{url}: cannot be {action} ({reason}); {hint}") from error
             time.sleep(_WAIT * 2**attempt)
     raise AssertionError

@@ -18,6 +18,7 @@ from rmjax.core.mesh import AXES, make_mesh, row_shards
 from rmjax.core.os_errors import reported
 from rmjax.core.processes import check_same, code_version
 from rmjax.core.readouts import is_mean
+from rmjax.core.remote import is_remote
 from rmjax.core.stopping import StopRequest
 from rmjax.core.text import count_of
 from rmjax.data.packing.pipeline import make_iterator
@@ -36,6 +37,7 @@ from rmjax.training.checkpoints import Checkpoints
 from rmjax.training.checks import check_config, check_workdir
 from rmjax.training.logging import OpenWriter, ProgressBar
 from rmjax.training.members import Members
+from rmjax.training.mirror import mirrored
 from rmjax.training.objectives import make_head, make_objective
 from rmjax.training.optimizer import check_schedule, make_optimizer, make_schedule
 from rmjax.training.step import State, Trainer, local_rows
@@ -46,7 +48,7 @@ _PROCESS_LOCAL = (("data", "train"), ("data", "validation"), ("data", "exclude")
 
 def train(
     config: Config,
-    path: pathlib.Path,
+    path: str | pathlib.Path,
     writers: Sequence[OpenWriter] = (),
     *,
     sources: Mapping[str, Sequence[str | Source]] | None = None,
@@ -54,6 +56,8 @@ def train(
     progress: bool = True,
 ) -> loop.TrainingResult:
     """Trains the model of `config` in the workdir at `path`, resuming from its latest checkpoint if there is one.
+
+    A URL is trained in a local copy, see `rmjax.training.mirror`.
 
     Can be called in any thread, and while an event loop is running.
 
@@ -74,11 +78,14 @@ def train(
     for split, given in (sources or {}).items():
         config.data[split] = tuple(map(str, given))
     sources = {split: config.data[split] for split in datasets.SPLITS} | dict(sources or {})
-    workdir = Workdir(pathlib.Path(path).expanduser())
     check_config(config)
-    check_workdir(workdir, config)
-    with hold(workdir.path, "workdir", directory=True), reported(workdir.path):
-        return _train(config, workdir, writers, sources, log, progress)
+    with mirrored(path) as directory:
+        workdir = Workdir(directory)
+        check_workdir(workdir, config)
+        with hold(directory, "workdir", directory=True), reported(directory):
+            if is_remote(path):
+                log(f"workdir: {path}, with the local copy {directory}")
+            return _train(config, workdir, writers, sources, log, progress)
 
 
 def _train(

@@ -1,6 +1,7 @@
 """Files and directories at URLs: downloaded once, again when they change, with transient errors tried again."""
 
 import json
+import pathlib
 
 import fsspec
 import pytest
@@ -9,6 +10,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from rmjax.core import config as configs
 from rmjax.core import remote
 from rmjax.core.errors import InputError
+from rmjax.core.locks import hold
 from rmjax.data.records.report import ReadReport
 from rmjax.data.records.sources import find_sources
 from rmjax.models.paths import resolve_path
@@ -112,6 +114,12 @@ def test_what_cannot_be_found_is_named(store, url, message):
         find_sources(url)
 
 
-def test_nothing_is_written_to_a_url():
-    with pytest.raises(InputError, match=r"workdir=gs:/bucket/run: rmjax writes to file systems, not to URLs"):
-        train(configs.small(), "gs://bucket/run", progress=False)
+def test_results_are_not_written_to_a_url():
+    message = "output=gs:/bucket/scores: results are written to file systems, not to URLs"
+    with pytest.raises(InputError, match=message), hold(pathlib.Path("gs://bucket/scores"), "output", directory=True):
+        pass
+
+
+def test_a_url_that_cannot_be_opened_is_named():
+    with pytest.raises(InputError, match=r"zip://a.zip: cannot be opened"):
+        train(configs.small(), "zip://a.zip", progress=False)
