@@ -52,6 +52,22 @@ def test_the_estimate_is_near_the_compilers_figure(changes, row_length):
     assert host["parameters"] == parts["parameters"] * mesh.devices.size
 
 
+@pytest.mark.parametrize(
+    ("rows", "remat", "measured"), [(4, "small", 35.31), (7, "small", 45.32), (7, "none", 53.0), (14, "small", 68.68)]
+)
+def test_the_estimate_is_near_the_peak_that_was_measured_on_a_gpu(monkeypatch, rows, remat, measured):
+    monkeypatch.setattr(memory, "mesh_platform", lambda: "gpu")
+    monkeypatch.setattr("rmjax.models.attention.mesh_platform", lambda: "gpu")
+    config = make_config(model__dtype="bfloat16", model__remat=remat)
+    config.model.update(hidden_size=2048, intermediate_size=8192, num_layers=16, num_heads=32, num_kv_heads=8)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    trainer = make_trainer(config, mesh, 128256)
+    with jax.set_mesh(mesh):
+        parts, _ = memory.estimate(trainer, memory.Shape(rows, 4096, accumulates=True, saves=False))
+    del parts["copies of weights"]
+    assert sum(parts.values()) / 2**30 == pytest.approx(measured, rel=0.1)
+
+
 @pytest.fixture
 def little(monkeypatch):
     """Makes memory seem small, and loading fail."""
