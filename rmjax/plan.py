@@ -19,6 +19,7 @@ import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
+import jax
 import numpy as np
 
 from rmjax.core import program
@@ -64,6 +65,7 @@ def main(_: Sequence[str]) -> None:
     if not _TOPOLOGY.value:
         raise InputError("--topology is missing; give a chip and a shape, such as --topology=v5e:4x8")
     parse_topology(_TOPOLOGY.value)
+    jax.config.update("jax_platforms", "cpu")  # no accelerator of this machine is used
     check(config, data=not (_TOKENS.value or _SERVE.value))
     if _SERVE.value:
         _plan_serving(config)

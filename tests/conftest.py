@@ -19,6 +19,18 @@ jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 ROOT = pathlib.Path(__file__).parent.parent
+# Files that take minutes. A worker of pytest-xdist runs a whole file: one that began last would leave the others idle.
+_LONG = (
+    "training/test_two_processes.py",
+    "test_notebooks_last.py",
+    "test_notebooks_first.py",
+    "training/test_experiment.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Runs the tests of long files first."""
+    items.sort(key=lambda item: not item.path.as_posix().endswith(_LONG))
 
 
 @pytest.fixture(autouse=True)

@@ -84,9 +84,9 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
     """
     _, shape = parse_topology(name)
     kind = name.partition(":")[0]
-    jax.config.update("jax_platforms", "cpu")
     if kind == "cpu":
         return _cpu_devices(name, int(shape))
+    jax.config.update("jax_platforms", "cpu")
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # no TPU is looked for, none is locked
     try:
         if kind == "h100":
